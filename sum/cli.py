@@ -1,0 +1,177 @@
+"""The command line: picks the stage, loads the config, starts logging, says what was written and what it cost.
+
+Exit codes: 0 done, 1 the input or a server is at fault, 2 the command line or params.yaml is, 130 interrupted.
+Nothing heavy is imported before the stage is known: `python -m sum --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sum.errors import ConfigError, SumError, choose
+
+if TYPE_CHECKING:
+    from sum.config import Config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A module of sum.stages; `per`: what its one positional argument names, if it has one."""
+
+    about: str
+    per: Literal["budget", "model"] | None = None
+
+
+STAGES: Mapping[str, Stage] = {
+    "demo": Stage("draw the built-in demo data sets into data/raw/demo"),
+    "ingest": Stage("read the data sets of params.yaml into one manifest"),
+    "validate": Stage("check the manifest with Great Expectations; a failure stops the run"),
+    "refine": Stage("train the mask-refinement module on human masks"),
+    "pseudo_label": Stage("let SAM label the unlabelled images"),
+    "uncertainty": Stage("give every pixel of the pseudo-labels an uncertainty"),
+    "finetune": Stage("tune SAM on one budget", per="budget"),
+    "evaluate": Stage("run the benchmark on the base or a tuned model", per="model"),
+    "register": Stage("register a tuned model; pass the gate to become champion", per="budget"),
+    "report": Stage("compare all models: data/report/index.html"),
+    "pretrain": Stage("rebuild the base weights of the tiny backbone (hours; no part of `dvc repro`)"),
+}
+COMMANDS: Mapping[str, str] = {
+    "results": "print the results table, and where the report and MLflow are",
+    "use": "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak",
+}
+QUIET = {  # no tool phones home
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; argv: without the program's name. Returns the exit code."""
+    options = _parser().parse_args(argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    _start_logging(verbose=options.verbose)
+    try:
+        _dispatch(options.stage, options.words)
+    except SumError as error:
+        _tell(f"error: {error}")
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        _tell("interrupted; run the same command again to go on from where it stopped")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, (*STAGES, *COMMANDS))) + 10
+    names = {name: f"{name} {stage.per.upper()}" if stage.per else name for name, stage in STAGES.items()}
+    names |= {name: f"{name} FILE" if name == "use" else name for name in COMMANDS}
+    abouts = {name: stage.about for name, stage in STAGES.items()} | dict(COMMANDS)
+    lines = "\n".join(f"  {names[name]:<{width}}{about}" for name, about in abouts.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m sum",
+        usage="python -m sum [-v] STAGE [NAME] [key=value ...]",
+        description=f"Run one stage of the pipeline, in the order below; `dvc repro` runs them all.\n\n{lines}",
+        epilog="key=value replaces a number of params.yaml for this run only, such as finetune.optim.steps=50.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what the tools do, too")
+    parser.add_argument("stage", metavar="STAGE", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", metavar="NAME | key=value", help=argparse.SUPPRESS)
+    return parser
+
+
+def _dispatch(name: str, words: Sequence[str]) -> None:
+    _pick((*STAGES, *COMMANDS), name, what="stage")
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
+    if name in COMMANDS:
+        _run_command(name, names, overrides)
+    else:
+        _run_stage(name, names, overrides)
+
+
+def _run_command(name: str, names: Sequence[str], overrides: Sequence[str]) -> None:
+    from sum import commands
+
+    wanted = 1 if name == "use" else 0
+    if len(names) != wanted or overrides:
+        usage = "use FILE" if wanted else name
+        raise ConfigError(f"usage: python -m sum {usage}; got {' '.join((*names, *overrides)) or 'nothing'}")
+    sys.stdout.write(commands.use(Path(names[0])) if name == "use" else commands.results())
+
+
+def _run_stage(name: str, names: Sequence[str], overrides: Sequence[str]) -> None:
+    from sum.config import load_config
+
+    config = load_config(overrides)
+    argument = _argument(name, names, config)
+    module = importlib.import_module(f"sum.stages.{name}")
+    began = time.perf_counter()
+    written = module.run(config, **argument)
+    log.info("%s: wrote %s in %.1f s, peak memory %.0f MB", name, written, time.perf_counter() - began, _peak_memory())
+
+
+def _argument(name: str, names: Sequence[str], config: Config) -> dict[str, str]:
+    """The stage's own word of the command line, checked: {} or {"budget": "small"}."""
+    per = STAGES[name].per
+    if per is None:
+        if names:
+            raise ConfigError(f"stage '{name}' takes only key=value, got '{names[0]}'")
+        return {}
+    known = (*(("base",) if per == "model" else ()), *config.budgets)
+    if len(names) != 1:
+        got = f"{len(names)}: {' '.join(names)}" if names else "none"
+        raise ConfigError(f"stage '{name}' wants one {per} of {', '.join(known)}; got {got}")
+    return {per: _pick(known, names[0], what=per)}
+
+
+def _pick(known: Sequence[str], name: str, *, what: str) -> str:
+    """`name` if it is known; else ConfigError with the nearest one, of the command line instead of params.yaml."""
+    try:
+        return choose({entry: entry for entry in known}, name, key=what)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("params.yaml: ")) from None
+
+
+def _peak_memory() -> float:
+    """MB, of this process or of its largest child."""
+    import resource
+
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+
+
+def _start_logging(*, verbose: bool) -> None:
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
+        handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
+    else:  # a file or a flow's log: one line a record, never wrapped
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("sum").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _tell(message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,76 @@
+"""What the command line can do besides running a stage: switch params.yaml, show the results."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sum.errors import ConfigError, DataError, MissingInput
+from sum.storage import write_atomic
+
+PARAMS = Path("params.yaml")
+TABLE = Path("data/report/table.md")
+REPORT = Path("data/report/index.html")
+
+
+def use(file: Path) -> str:
+    """Take `file` as params.yaml if it is valid; returns what was done.
+
+    The old content is kept next to it, under a name of its own, unless it is one of examples/. Raises ConfigError and
+    changes nothing when `file` cannot be used.
+    """
+    if not file.is_file():
+        shipped = ", ".join(str(path) for path in sorted(Path("examples").glob("*.yaml"))) or "none"
+        raise ConfigError(f"{file} does not exist; shipped: {shipped}")
+    new = file.read_bytes()
+    check(new, source=str(file))
+    old = PARAMS.read_bytes() if PARAMS.is_file() else None
+    if old == new:
+        return f"params.yaml is {file} already.\n"
+    kept = _keep(old) if old is not None else None
+    write_atomic(PARAMS, new)
+    return f"params.yaml is now {file}{f'; the old one is {kept}' if kept else ''}. Run `make repro`.\n"
+
+
+def check(content: bytes, *, source: str) -> None:
+    """Load `content` exactly as params.yaml would be. Raises ConfigError naming `source` and the key."""
+    from sum.config import check_config, compose
+
+    if b"${" in content:
+        raise ConfigError(f"{source}: ${{...}} is not allowed: DVC would record it literally and miss a change")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, PARAMS.name).write_bytes(content)
+        try:
+            tree = compose((), folder=Path(folder))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("params.yaml", source)) from error
+    check_config(tree, source=source)
+
+
+def _keep(old: bytes) -> Path | None:
+    """Save `old` under a free name, once; None when it is a shipped example."""
+    if any(path.read_bytes() == old for path in Path("examples").glob("*.yaml")):
+        return None
+    names = [Path("params.yaml.bak"), *(Path(f"params.yaml.bak{number}") for number in range(2, 1000))]
+    for path in names:
+        if not path.exists():
+            write_atomic(path, old)
+            return path
+        if path.read_bytes() == old:
+            return path
+    raise DataError("params.yaml.bak ... params.yaml.bak999 are all taken; remove the ones you do not need")
+
+
+def results() -> str:
+    """The results table, where the report is, and the command that shows the runs in MLflow."""
+    from sum.config import load_config
+
+    if not TABLE.is_file():
+        raise MissingInput(TABLE, reader="results", maker="report")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or load_config().tracking.uri
+    if uri.startswith("http"):
+        look = f"open {uri}"
+    else:
+        look = f"mlflow ui --backend-store-uri {uri}, then open http://127.0.0.1:5000/?workflowType=machine_learning (or `make ui`)"
+    return f"\n{TABLE.read_text().strip()}\n\nReport: {REPORT}\nMLflow: {look}\n"

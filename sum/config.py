@@ -1,0 +1,54 @@
+"""params.yaml plus overrides -> a checked, frozen Config. The only module that knows Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sum.errors import ConfigError, MissingInput
+from sum.settings import Config
+
+
+def load_config(overrides: Sequence[str] = (), *, root: Path | None = None) -> Config:
+    """Compose `root/params.yaml` (default: the working directory) with Hydra overrides such as `finetune.optim.steps=10`.
+
+    Raises ConfigError with the path of every unknown key, wrong type or impossible value; MissingInput without a params.yaml.
+    """
+    folder = (root or Path.cwd()).resolve()
+    return check_config(compose(overrides, folder=folder), source="params.yaml")
+
+
+def compose(overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
+    """The raw tree of `folder/params.yaml` with the overrides applied."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = folder / "params.yaml"
+    if not path.is_file():
+        raise MissingInput(path, reader="every stage", maker="git checkout")
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            tree = OmegaConf.to_container(hydra_compose("params", overrides=list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"params.yaml: {' '.join(str(error).split())}") from error
+    return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type, call-overload]  # a mapping: top level of a YAML file
+
+
+def check_config(tree: dict[str, Any], *, source: str) -> Config:
+    """A raw tree -> Config; source: the file named in the message."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        rows = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+            found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
+            rows.append(f"{source}: {where}: {item['msg'].removeprefix('Value error, ')}{found}")
+        raise ConfigError("\n".join(rows)) from error

@@ -1,0 +1,149 @@
+"""Prompts: what a simulated user would click or draw.
+
+Training draws by chance, weighted by certainty (Liu et al., NeurIPS 2024, appendix B.1): the first point or box, then
+points of the error region. Evaluation is deterministic (appendix B.3): the pixel deepest inside the mask or the error.
+Points are `(x, y)` pixel indices, boxes `(x0, y0, x1, y1)` with both ends inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+FLOAT32_DEPTH = 2000.0  # up to 2048 the float32 roots of neighbouring integers differ; deeper regions go a slower way
+
+
+def sample_points(weights: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one pixel a mask with probability `w_i / sum w`.
+
+    weights: `[B, 1, H, W]`, 0 or more; a pixel of weight 0 is never drawn. The generator may live on another device.
+    Returns xy `[B, 2]` float32 and found `[B]` bool, False (and xy 0, 0) where a mask has no weight at all.
+    """
+    chance = torch.rand(len(weights), generator=generator, device=generator.device, dtype=torch.float64)
+    draw = _draw_sparse if weights.device.type == "cpu" else _draw_dense
+    index, found = draw(weights[:, 0], _beside(chance, weights))
+    width = weights.shape[-1]
+    xy = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), dim=-1)
+    return (xy * found[:, None]).float(), found
+
+
+def jitter_boxes(
+    xyxy: Tensor, *, side: int, generator: torch.Generator, scale: float = 0.1, limit: float = 20.0
+) -> Tensor:
+    """Move each coordinate of a box by its own normal noise, as a hasty user would.
+
+    xyxy: `[B, 4]` in the model frame of `side` pixels. The noise has a standard deviation of `scale` times the box's
+    width (x) or height (y) and is cut at +-`limit` pixels (20 at side 1024: callers scale it). Returns float `[B, 4]`
+    inside 0..side - 1, with x0 <= x1 and y0 <= y1.
+    """
+    box = xyxy.to(torch.promote_types(xyxy.dtype, torch.float32))
+    noise = _beside(torch.randn(box.shape, generator=generator, device=generator.device, dtype=box.dtype), box)
+    reach = scale * (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    moved = (box + (noise * reach).clamp(-limit, limit)).clamp(0, side - 1)
+    low, high = torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])
+    return torch.cat((low, high), dim=1)
+
+
+def correction_weights(prediction: Tensor, target: Tensor, certainty: Tensor) -> Tensor:
+    """Weights of the next point: the certainty where the prediction is wrong, 0 elsewhere.
+
+    prediction: `[B, 1, H, W]`, bool, 0/1, or logits (cut at 0); target 0 or 1; certainty 0..1, 0 on padding.
+    Returns `[B, 1, H, W]` of certainty's type.
+    """
+    wrong = _cut(prediction, above=0) != _cut(target, above=0.5)
+    return torch.where(wrong, certainty, 0)
+
+
+def point_labels(target: Tensor, xy: Tensor) -> Tensor:
+    """Label of each point: 1 where the target is 1, else 0. target `[B, 1, H, W]`, xy `[B, 2]` -> int64 `[B]`."""
+    x, y = xy.round().long().unbind(1)
+    mask = torch.arange(len(xy), device=xy.device)
+    return (target[mask, 0, y, x] > 0.5).long()
+
+
+def farthest_point(region: NDArray[np.bool_]) -> tuple[int, int] | None:
+    """Pixel `(x, y)` of the region farthest (Euclidean) from the outside; None if the region is empty.
+
+    region: `[H, W]`; what lies beyond the image is outside. Among equals the first in reading order.
+    """
+    deepest = _deepest(region)
+    return deepest and deepest[1:]
+
+
+def next_click(prediction: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[int, int, int] | None:
+    """Next click `(x, y, label)` of the evaluation: the middle of the deepest error; None if there is no error.
+
+    prediction, target: `[H, W]`. Missed and added pixels are separate regions, each bounded by everything else.
+    Label 1: missed, 0: added; of two equally deep errors the missed one is clicked.
+    """
+    guess, truth = np.asarray(prediction, dtype=bool), np.asarray(target, dtype=bool)
+    missed, added = _deepest(truth & ~guess), _deepest(guess & ~truth)
+    if missed and (not added or missed[0] >= added[0]):
+        return *missed[1:], 1
+    return added and (*added[1:], 0)
+
+
+def _cut(mask: Tensor, *, above: float) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > above
+
+
+def _beside(values: Tensor, like: Tensor) -> Tensor:
+    """To the device of `like`; to a GPU without waiting for it."""
+    return values.to(like.device, non_blocking=like.is_cuda)
+
+
+def _draw_sparse(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse CDF over the positive pixels. weights `[B, H, W]`, chance `[B]` in [0, 1) -> index `[B]`, found `[B]`.
+
+    An error region is about 1 % of the image: on a CPU this is many times faster than to sum over all pixels. float64,
+    because a float32 sum over 10^6 weights stops growing. numpy, because it finds the pixels 5 times faster than torch.
+    """
+    flat = weights.detach().float().flatten()
+    spot = torch.from_numpy(np.flatnonzero(flat.numpy() > 0))
+    area = weights[0].numel() if len(weights) else 1
+    edge = torch.searchsorted(spot, torch.arange(len(weights) + 1) * area)
+    begin, end = edge[:-1], edge[1:]
+    total = torch.cat((torch.zeros(1, dtype=torch.float64), flat[spot].double().cumsum(0)))
+    aim = total[begin] + chance * (total[end] - total[begin])
+    pick = torch.searchsorted(total[1:], aim, right=True)  # right: the first pixel whose sum is above the aim
+    pick = torch.minimum(torch.maximum(pick, begin), end - 1).clamp(min=0)
+    return torch.cat((spot, spot.new_zeros(1)))[pick] % area, end > begin
+
+
+def _draw_dense(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """The same law as `_draw_sparse` without waiting for a count of the pixels: first the row, then the pixel."""
+    line = weights.clamp(min=0).sum(dim=2, dtype=torch.float64)
+    y, rest = _invert(line, chance[:, None] * line.sum(dim=1, keepdim=True))
+    row = weights[torch.arange(len(weights), device=weights.device), y].clamp(min=0).double()
+    x, _ = _invert(row, rest)
+    return y * weights.shape[2] + x, (line > 0).any(dim=1)
+
+
+def _invert(weights: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of weights `[B, K]` passes aim `[B, 1]`: index `[B]`, and what is left of the aim."""
+    total = weights.cumsum(dim=1)
+    last = torch.nextafter(total[:, -1:], torch.zeros_like(aim))  # rounding must not carry the aim past the last weight
+    aim = torch.minimum(aim.clamp(min=0), last)
+    index = torch.searchsorted(total, aim, right=True).clamp(max=weights.shape[1] - 1)
+    return index[:, 0], aim - (total - weights).gather(1, index)
+
+
+def _deepest(region: NDArray[np.bool_]) -> tuple[int, int, int] | None:
+    """(squared depth, x, y) of the deepest pixel. Integers, so that ties do not hang on the last bit of a root."""
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(region, dtype=bool).view(np.uint8))
+    if not width:
+        return None
+    part = np.zeros((height + 2, width + 2), dtype=np.uint8)
+    part[1:-1, 1:-1] = region[y : y + height, x : x + width]
+    depth: NDArray[Any] = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    if depth.max() > FLOAT32_DEPTH:
+        depth = np.asarray(ndimage.distance_transform_edt(part))
+    squared = round(float(depth.max()) ** 2)
+    row, column = divmod(int(np.argmax(depth > (squared - 0.5) ** 0.5)), width + 2)
+    return squared, x + column - 1, y + row - 1

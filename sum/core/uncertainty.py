@@ -1,0 +1,42 @@
+"""How far a pseudo-label can be trusted at each pixel: u, 0 certain .. 1 uncertain; certainty is 1 - u.
+
+A method takes SAM's logits and the refined logits, of one shape, and returns u of that shape, float32. A new method is
+a function and an entry of UNCERTAINTY. Source: Liu et al., NeurIPS 2024, section 3.2.3 and Table 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+UncertaintyMethod = Callable[[Tensor, Tensor], Tensor]
+
+
+def refinement(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
+    """The method of the paper: how far refinement moved the probability, `|sigmoid(s) - sigmoid(r)|`."""
+    return (torch.sigmoid(sam_logits.float()) - torch.sigmoid(refined_logits.float())).abs()
+
+
+def confidence(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
+    """SAM's own doubt, `1 - |2p - 1|`: 1 at p = 0.5, 0 at p = 0 or 1. The refined logits are not looked at."""
+    return 2 * torch.sigmoid(-sam_logits.float().abs())
+
+
+def none(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
+    """No doubt anywhere: pseudo-labels are trained on as if they were human masks (Vanilla)."""
+    return torch.zeros_like(sam_logits, dtype=torch.float32)
+
+
+UNCERTAINTY: dict[str, UncertaintyMethod] = {"refinement": refinement, "confidence": confidence, "none": none}
+
+
+def to_codes(values: Tensor) -> Tensor:
+    """Probabilities or uncertainties, 0..1, to one byte a pixel, rounded to the nearest. Any shape -> uint8."""
+    return (values.float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_codes(codes: Tensor) -> Tensor:
+    """The inverse of `to_codes`, within 1/510. uint8 of any shape -> float32, 0..1."""
+    return codes.float() / 255

@@ -1,0 +1,152 @@
+"""Training batches: which images and masks make step t, as a pure function of the seed and t.
+
+Because nothing is drawn from a running generator, a resumed run sees exactly the batches an uninterrupted one would have seen,
+and every process of a multi-GPU run can work out its own share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sum.core.geometry import resize_mask, resized_hw, to_frame
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and the K masks of it that are trained in this step; S: model side, L: loss side."""
+
+    image: Tensor      # [3, S, S] uint8, padded below and right
+    hw: Tensor         # [2] int64, the part of the frame that is image
+    mask: Tensor       # [K, L, L] bool
+    certainty: Tensor  # [K, L, L] float, 1 sure .. 0 unknown; 0 on padding
+    point: Tensor      # [K, 2] float xy, model frame: a point of the mask, used where no other can be drawn
+    task: int          # row of the task prompt
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """B images and their N masks, flat: mask n belongs to image `image_index[n]`."""
+
+    image: Tensor        # [B, 3, S, S] uint8
+    hw: Tensor           # [B, 2] int64, the part of the frame that is image
+    image_index: Tensor  # [N] int64
+    mask: Tensor         # [N, 1, L, L] float, 0 or 1
+    certainty: Tensor    # [N, 1, L, L] float, 1 sure .. 0 unknown; 1 on every image pixel of a human mask, 0 on padding
+    point: Tensor        # [N, 2] float xy, model frame
+    task: Tensor         # [N] int64, rows of the task prompt
+
+    def __post_init__(self) -> None:
+        count, loss_side = len(self.image_index), self.mask.shape[-1]
+        wanted = {
+            "mask": (count, 1, loss_side, loss_side),
+            "certainty": (count, 1, loss_side, loss_side),
+            "point": (count, 2),
+            "task": (count,),
+            "hw": (len(self.image), 2),
+        }
+        for name, shape in wanted.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"TrainBatch.{name} has shape {found}, wants {shape} to match image_index and mask")
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The same batch on another device."""
+        return TrainBatch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+
+
+class ImageSource(Protocol):
+    """Images of one role (human or unlabelled), by number."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
+        """Image `index` with at most `masks` of its masks, drawn by `rng`."""
+        ...
+
+
+def collate(samples: Sequence[Sample]) -> TrainBatch:
+    """Stack images, concatenate masks."""
+    counts = torch.tensor([len(s.mask) for s in samples])
+    return TrainBatch(
+        image=torch.stack([s.image for s in samples]),
+        hw=torch.stack([s.hw for s in samples]),
+        image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        mask=torch.cat([s.mask for s in samples])[:, None].float(),
+        certainty=torch.cat([s.certainty for s in samples])[:, None],
+        point=torch.cat([s.point for s in samples]),
+        task=torch.repeat_interleave(torch.tensor([s.task for s in samples]), counts),
+    )
+
+
+def masks_to_frame(masks: NDArray[np.bool_], *, loss_side: int) -> Tensor:
+    """bool `[K, H, W]`, original frame -> bool `[K, L, L]`, model frame at L pixels.
+
+    A mask too small to survive keeps the pixel nearest to its first one: an empty target would ask for nothing.
+    """
+    height, width = masks.shape[-2:]
+    inner = resized_hw(height, width, loss_side)
+    small = resize_mask(torch.from_numpy(masks), hw_out=inner)
+    for k in (~small.flatten(1).any(1)).nonzero().flatten().tolist():
+        rows, columns = masks[k].nonzero()
+        if len(rows):
+            small[k, int(rows[0]) * inner[0] // height, int(columns[0]) * inner[1] // width] = True
+    return to_frame(small, loss_side)
+
+
+def image_part(hw: tuple[int, int], *, side: int, loss_side: int) -> Tensor:
+    """float `[L, L]`: 1 where the frame is image, 0 on padding. hw: size of the image in the frame of `side`."""
+    part = torch.zeros(loss_side, loss_side)
+    part[: -(-hw[0] * loss_side // side), : -(-hw[1] * loss_side // side)] = 1
+    return part
+
+
+@dataclass(frozen=True)
+class Mixture(Dataset[TrainBatch]):
+    """The batch of step t: roles take turns in the wanted ratio, each role walks through its images in a new order every epoch.
+
+    sources and shares go together: shares (2, 1) puts two images of the first source beside one of the second.
+    rank of ranks: this process and how many share the batch.
+    """
+
+    sources: Sequence[ImageSource]
+    shares: Sequence[int]
+    images_per_batch: int
+    masks_per_image: int
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+
+    def slots(self, step: int) -> list[tuple[int, int]]:
+        """(source, image) of every image of the whole batch of `step`."""
+        turn = np.repeat(np.arange(len(self.shares)), self.shares)
+        chosen = []
+        for slot in range(step * self.images_per_batch, (step + 1) * self.images_per_batch):
+            source = int(turn[slot % len(turn)])
+            drawn = slot // len(turn) * self.shares[source] + int((turn[: slot % len(turn)] == source).sum())
+            epoch, place = divmod(drawn, len(self.sources[source]))
+            order = np.random.default_rng([self.seed, source, epoch]).permutation(len(self.sources[source]))
+            chosen.append((source, int(order[place])))
+        return chosen
+
+    def __getitem__(self, step: int) -> TrainBatch:
+        """This process's part of the batch of `step`."""
+        samples = []
+        for place, (source, index) in enumerate(self.slots(step)):
+            if place % self.ranks == self.rank:
+                rng = np.random.default_rng([self.seed, step, place])
+                samples.append(self.sources[source].sample(index, masks=self.masks_per_image, rng=rng))
+        return collate(samples)
+
+    def batches(self, *, start: int, stop: int, workers: int) -> Iterator[TrainBatch]:
+        """Batches of the steps start .. stop - 1, read ahead by `workers` processes."""
+        steps = range(start, stop)
+        loader: DataLoader[TrainBatch] = DataLoader(self, batch_size=None, sampler=steps, num_workers=workers)
+        return iter(loader)

@@ -1,0 +1,120 @@
+"""Images with coarse masks, for pre-training `tiny`: what SAM would have learnt from careless annotations."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+
+from sum.core.geometry import resize_mask, to_frame
+from sum.data.batches import Sample
+from sum.data.demo import Scene, coarsen, pretrain_scene
+from sum.data.frames import load_frame
+from sum.data.records import Manifest
+from sum.data.samples import decoded, human_sample
+from sum.progress import track
+from sum.storage import write_atomic
+
+log = logging.getLogger(__name__)
+MIN_AREA = 24  # px of a 128 frame; a smaller mask has no shape left at the 64 x 64 of the low-resolution logits
+
+
+@dataclass(frozen=True)
+class CoarseScenes:
+    """Demo scenes of the pre-training range, drawn once; turned, mirrored and re-coloured at every visit.
+
+    images `[n, S, S, 3]` uint8; masks: packed bits of all masks `[m, S * S / 8]` uint8; first `[n + 1]`: masks of scene i are
+    first[i] .. first[i + 1] - 1.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    first: NDArray[np.int64]
+    loss_side: int
+
+    @classmethod
+    def made(cls, folder: Path, *, count: int, seed: int, coarsen: int, side: int, loss_side: int) -> CoarseScenes:
+        """Read the scenes of `folder`, or draw and keep them there."""
+        path = folder / f"scenes-{count}-{seed}-{coarsen}-{side}.safetensors"
+        if not path.is_file():
+            images, masks, first = [], [], [0]
+            for index in track(range(count), title="draw scenes", unit="scene"):
+                scene = pretrain_scene(index, seed=seed, side=side)
+                rows = coarse_masks(scene, size=coarsen)
+                images.append(scene.image)
+                masks += [np.packbits(row) for row in rows]
+                first.append(len(masks))
+            tensors = {"images": np.stack(images), "masks": np.stack(masks), "first": np.array(first)}
+            write_atomic(path, save({name: torch.from_numpy(value) for name, value in tensors.items()}))
+        found = {name: value.numpy() for name, value in load_file(path).items()}
+        return cls(found["images"], found["masks"], found["first"], loss_side)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
+        """Scene `index`, seen anew, with `masks` of its masks."""
+        image = self.images[index]
+        side = image.shape[0]
+        low, high = int(self.first[index]), int(self.first[index + 1])
+        rows = rng.choice(np.arange(low, high), size=min(masks, high - low), replace=False)
+        chosen = np.unpackbits(self.masks[rows], axis=1, count=side * side).reshape(-1, side, side).astype(bool)
+        image, chosen = turn(image, chosen, rng=rng)
+        return human_sample(recolour(image, rng=rng), chosen, hw=(side, side), loss_side=self.loss_side, task=0, rng=rng)
+
+
+class CoarseManifest:
+    """The human masks of a manifest, coarsened; size scales with the image as on the demo's 128 px."""
+
+    def __init__(self, manifest: Manifest, *, coarsen: int, side: int, loss_side: int) -> None:
+        """manifest: images with at least one mask each."""
+        self.masks = manifest.masks_of()
+        self.images = [image for image in manifest.images if self.masks[image.image_id]]
+        self.coarsen, self.side, self.loss_side = coarsen, side, loss_side
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
+        """Image `index` with at most `masks` of its masks."""
+        record = self.images[index]
+        frame, inner, _ = load_frame(record.path, side=self.side)
+        found = self.masks[record.image_id]
+        order = rng.permutation(len(found))[:masks]
+        full = decoded([found[k].rle for k in order], record)
+        small = resize_mask(torch.from_numpy(full), hw_out=inner).numpy()
+        size = max(2, round(self.coarsen * self.side / 128))
+        rough = np.stack([kept if (kept := coarsen(row, size=size)).sum() >= MIN_AREA else row for row in small])
+        padded = to_frame(torch.from_numpy(rough), self.side).numpy()
+        image, turned = frame, padded
+        if inner[0] == inner[1] == self.side:
+            image, turned = turn(frame, padded, rng=rng)
+        return human_sample(image, turned, hw=inner, loss_side=self.loss_side, task=0, rng=rng)
+
+
+def coarse_masks(scene: Scene, *, size: int) -> list[NDArray[np.bool_]]:
+    """All masks of a scene at all three granularities, coarsened; those that vanish are left out. Parts lose less: they are small."""
+    rows = [coarsen(scene.salient, size=size), *(coarsen(m, size=size) for m in scene.entities)]
+    rows += [coarsen(m, size=max(2, size - 2)) for m in scene.parts]
+    return [row for row in rows if row.sum() >= MIN_AREA]
+
+
+def turn(image: NDArray[np.uint8], masks: NDArray[np.bool_], *, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """One of the eight symmetries of the square, the same for image `[S, S, 3]` and masks `[K, S, S]`."""
+    quarter, mirror = int(rng.integers(4)), bool(rng.integers(2))
+    image, masks = np.rot90(image, quarter, (0, 1)), np.rot90(masks, quarter, (1, 2))
+    if mirror:
+        image, masks = image[:, ::-1], masks[:, :, ::-1]
+    return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+
+
+def recolour(image: NDArray[np.uint8], *, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Channels in another order, each brighter or darker: colour says nothing about what belongs together, edges do."""
+    gain, shift = rng.uniform(0.8, 1.2, 3), rng.uniform(-15, 15, 3)
+    mixed = image[..., rng.permutation(3)] * gain + shift
+    return np.clip(mixed, 0, 255).astype(np.uint8)

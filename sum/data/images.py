@@ -1,0 +1,65 @@
+"""One reader of photos: upright, RGB, 8 bit, and whole."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sum.errors import DataError
+from sum.storage import NotFound, read_bytes
+
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on bytes that are not a whole image."""
+
+
+def read_image(path: str) -> np.ndarray:
+    """The photo at a local path or s3:// address as `[H, W, 3]` uint8 RGB, EXIF rotation applied.
+
+    Alpha is dropped, 16 bits become the upper 8. Raises DataError naming the file when it is missing, truncated or no photo;
+    StorageError when the disk or bucket does not answer.
+    """
+    try:
+        data = read_bytes(path)
+    except NotFound as error:
+        raise DataError(f"{path}: the image is missing") from error
+    return decode_image(data, name=path)
+
+
+def decode_image(data: bytes, *, name: str) -> np.ndarray:
+    """The bytes of an image file as `[H, W, 3]` uint8 RGB; name: the file, for the DataError."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()  # the whole file, so that a truncated one is found here
+            image = ImageOps.exif_transpose(opened)
+            return _rgb(image)
+    except DECODE_ERRORS as error:
+        raise DataError(f"{name}: not a readable image ({error})") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """`[H, W, 3]` uint8 of any Pillow mode. ValueError for one that has no plain meaning as a photo."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"integer pixels {values.min()}..{values.max()}, wanted 0..65535")
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed white")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a transparent palette entry keeps its colour
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,148 @@
+"""How a data set lies on disk or in a bucket. LAYOUTS: `datasets.NAME.kind` -> function from a Source to jobs, one an image.
+
+A layout lists and pairs names; its jobs, which may run in threads, read the files. A folder or list that cannot be used at all
+is a DataError at once; a single bad file is a Problem, so that all of them can be reported together.
+"""
+
+from __future__ import annotations
+
+from sum.data.coco import coco_layout
+from sum.data.rasters import decode_raster
+from sum.data.records import encode_mask
+from sum.data.sources import (
+    Item,
+    Job,
+    Layout,
+    Note,
+    Problem,
+    Sample,
+    Source,
+    is_image_name,
+    make_mask,
+    read_photo,
+    stem_of,
+    told,
+)
+from sum.errors import DataError
+from sum.storage import join, list_files, read_bytes
+
+STRAY = "file that is no image by its suffix passed over"
+
+
+def raster_layout(source: Source) -> list[Job]:
+    """A folder of photos and a folder of masks, paired by name without suffix; one mask an image."""
+    photos, jobs = _by_stem(source, source.images)
+    masks, others = _by_stem(source, source.masks)
+    wanted = _names(source) or sorted(photos.keys() | masks.keys())
+    jobs += others
+    for stem in wanted:
+        missing = [folder for folder, found in ((source.images, photos), (source.masks, masks)) if stem not in found]
+        if missing:
+            place = join(source.root, missing[0], stem)
+            listed = (
+                f"it is listed in {source.names}"
+                if source.names
+                else f"its partner is in '{source.masks if stem in masks else source.images}'"
+            )
+            jobs.append(
+                told(
+                    Problem(
+                        place, f"no such {'image' if missing[0] == source.images else 'mask'} file; {listed}", _PAIR
+                    )
+                )
+            )
+        else:
+            jobs.append(_raster_job(source, photos[stem], masks[stem]))
+    return jobs
+
+
+def images_layout(source: Source) -> list[Job]:
+    """A folder of photos without masks."""
+    photos, jobs = _by_stem(source, source.images)
+    for stem in _names(source) or sorted(photos):
+        if stem in photos:
+            jobs.append(_photo_job(source, photos[stem]))
+        else:
+            place = join(source.root, source.images, stem)
+            jobs.append(told(Problem(place, f"no such image file; it is listed in {source.names}", _PAIR)))
+    return jobs
+
+
+LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
+_PAIR = "add the file, or take the name out"
+
+
+def _by_stem(source: Source, folder: str) -> tuple[dict[str, str], list[Job]]:
+    """Image files of a folder by name without suffix, and jobs that tell what is wrong with the rest."""
+    place = join(source.root, folder)
+    found, jobs = dict[str, str](), list[Job]()
+    for relative in list_files(place):
+        path, stem = join(place, relative), stem_of(relative)
+        if not is_image_name(relative):
+            jobs.append(told(Note(STRAY, path)))
+        elif stem in found:
+            jobs.append(
+                told(
+                    Problem(
+                        path,
+                        f"has the same name as {found[stem]} but for the suffix",
+                        "rename or delete one of the two",
+                    )
+                )
+            )
+        else:
+            found[stem] = relative
+    if not found:
+        raise DataError(f"data set '{source.name}': {place} holds no image file")
+    return found, jobs
+
+
+def _names(source: Source) -> list[str]:
+    """The names of the source's list, each once, without image suffix; none when it has no list."""
+    if source.names is None:
+        return []
+    path = join(source.root, source.names)
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file with one name a line ({error})") from error
+    names = [stem_of(line.strip()) if is_image_name(line.strip()) else line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{path}: the list is empty")
+    return sorted(set(names))
+
+
+def _photo_job(source: Source, relative: str) -> Job:
+    def job() -> list[Item]:
+        image = read_photo(source, relative)
+        return [image if isinstance(image, Problem) else Sample(image, ())]
+
+    return job
+
+
+def _raster_job(source: Source, photo: str, mask: str) -> Job:
+    return lambda: _read_pair(source, photo, mask)
+
+
+def _read_pair(source: Source, photo: str, mask: str) -> list[Item]:
+    """One photo and its one mask."""
+    image, file = read_photo(source, photo), join(source.root, source.masks, mask)
+    if isinstance(image, Problem):
+        return [image]
+    try:
+        pixels, remark = decode_raster(read_bytes(file), name=file, threshold=source.threshold)
+    except DataError as error:
+        return [
+            Problem(
+                file,
+                str(error).removeprefix(f"{file}: "),
+                "export the mask again: one grey channel, object above the threshold",
+            )
+        ]
+    if pixels.shape != (image.height, image.width):
+        reason = f"the mask is {pixels.shape[0]} x {pixels.shape[1]} (height x width), its photo {image.height} x {image.width} upright"
+        turned = pixels.shape == (image.width, image.height)
+        remedy = "turn the mask as the photo's EXIF tag says" if turned else "export the mask at the photo's size"
+        return [Problem(file, reason, remedy)]
+    record = make_mask(image, encode_mask(pixels), number=0, category=source.task, file=file)
+    return [Sample(image, (record,)), *([Note(remark, file)] if remark else [])]

@@ -1,0 +1,202 @@
+"""The manifest: a row an image, a row a mask. `data/manifest/{images,masks}.parquet` are written and read here only."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pycocotools import mask as coco
+
+from sum.errors import DataError, MissingInput
+from sum.storage import replace_file
+
+ROWS = 16_384  # a row group of the Parquet files: what is held in memory while writing
+IMAGES, MASKS = "images.parquet", "masks.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One photo. Sizes are in pixels after EXIF rotation."""
+
+    image_id: str  # DATASET/relative/path/without/suffix, unique
+    dataset: str
+    path: str  # below the data set's root as configured: relative to the project, or s3://...
+    sha256: str  # of the file's bytes
+    height: int
+    width: int
+    task: str  # unspecified | salient | entity | part
+    split: str  # train | test | unlabelled
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRecord:
+    """One human mask at the image's original size."""
+
+    mask_id: str  # image_id#NUMBER, unique
+    image_id: str
+    dataset: str
+    task: str
+    split: str
+    area: int  # px
+    x0: int  # the box, pixels inclusive
+    y0: int
+    x1: int
+    y1: int
+    rle: str  # COCO compressed RLE counts
+    category: str
+    source: str  # the file it came from
+
+
+Row = TypeVar("Row", ImageRecord, MaskRecord)
+
+
+class Manifest:
+    """All images and masks of a run, in the order of their ids."""
+
+    def __init__(self, images: list[ImageRecord], masks: list[MaskRecord]) -> None:
+        """images, masks: in any order."""
+        self.images = sorted(images, key=lambda image: image.image_id)
+        self.masks = sorted(masks, key=lambda mask: (mask.image_id, mask_number(mask.mask_id)))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: the same whatever the order in which it was read."""
+        digest = hashlib.sha256()
+        for row in (*self.images, *self.masks):
+            digest.update(json.dumps(astuple(row)).encode() + b"\n")
+        return digest.hexdigest()
+
+    def masks_of(self) -> dict[str, list[MaskRecord]]:
+        """image_id -> its masks; every image has an entry."""
+        found: dict[str, list[MaskRecord]] = {image.image_id: [] for image in self.images}
+        for mask in self.masks:
+            found.setdefault(mask.image_id, []).append(mask)
+        return found
+
+    def select(self, *, datasets: Collection[str] | None = None, split: str | None = None) -> Manifest:
+        """The part with one of these data sets and this split; None leaves all."""
+
+        def wanted(row: ImageRecord | MaskRecord) -> bool:
+            return (datasets is None or row.dataset in datasets) and (split is None or row.split == split)
+
+        return Manifest(
+            [image for image in self.images if wanted(image)], [mask for mask in self.masks if wanted(mask)]
+        )
+
+
+class ManifestWriter:
+    """Takes one image with its masks after the other; never holds more than a row group."""
+
+    def __init__(self, images: pq.ParquetWriter, masks: pq.ParquetWriter) -> None:
+        """Use `manifest_writer`."""
+        self._images, self._masks = _Table(images, ImageRecord), _Table(masks, MaskRecord)
+
+    def add(self, image: ImageRecord | None, masks: Iterable[MaskRecord]) -> None:
+        """Append an image (or none) and masks."""
+        if image is not None:
+            self._images.add(image)
+        for mask in masks:
+            self._masks.add(mask)
+
+    def flush(self) -> None:
+        """Write what is left."""
+        self._images.flush()
+        self._masks.flush()
+
+
+class _Table:
+    """Rows of one record type on their way into one Parquet file."""
+
+    def __init__(self, writer: pq.ParquetWriter, kind: type) -> None:
+        self._writer, self._names, self._rows = writer, [field.name for field in fields(kind)], list[tuple[Any, ...]]()
+
+    def add(self, row: ImageRecord | MaskRecord) -> None:
+        self._rows.append(tuple(getattr(row, name) for name in self._names))
+        if len(self._rows) >= ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            columns = dict(zip(self._names, map(list, zip(*self._rows, strict=True)), strict=True))
+            self._writer.write_table(pa.Table.from_pydict(columns, schema=self._writer.schema))
+            self._rows.clear()
+
+
+@contextmanager
+def manifest_writer(folder: Path) -> Iterator[ManifestWriter]:
+    """A writer of `folder`'s two Parquet files, which appear when the block ends well and not otherwise."""
+    with ExitStack() as stack:
+        writers = []
+        for name, kind in ((IMAGES, ImageRecord), (MASKS, MaskRecord)):
+            partial = stack.enter_context(replace_file(folder / name))
+            writers.append(stack.enter_context(pq.ParquetWriter(partial, _schema(kind), compression="zstd")))
+        writer = ManifestWriter(*writers)
+        yield writer
+        writer.flush()
+
+
+def write_manifest(folder: Path, images: Iterable[ImageRecord], masks: Iterable[MaskRecord]) -> None:
+    """Write `folder`/images.parquet and masks.parquet, each whole or not at all."""
+    with manifest_writer(folder) as writer:
+        for image in images:
+            writer.add(image, ())
+        writer.add(None, masks)
+
+
+def read_manifest(folder: Path, *, reader: str) -> Manifest:
+    """The manifest in `folder`; reader: the stage that asks, for the MissingInput when stage ingest has not run.
+
+    Raises DataError when a file is not what ingest writes.
+    """
+    return Manifest(
+        _read(folder / IMAGES, ImageRecord, reader=reader), _read(folder / MASKS, MaskRecord, reader=reader)
+    )
+
+
+def _read(path: Path, kind: type[Row], *, reader: str) -> list[Row]:
+    if not path.is_file():
+        raise MissingInput(path, reader=reader, maker="ingest")
+    names = [field.name for field in fields(kind)]
+    try:
+        table = pq.read_table(path, columns=names).cast(_schema(kind))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a table that stage 'ingest' writes ({error}). Run `dvc repro ingest`.") from error
+    return [kind(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
+
+
+def _schema(kind: type) -> pa.Schema:
+    return pa.schema([(field.name, pa.int64() if field.type == "int" else pa.string()) for field in fields(kind)])
+
+
+def mask_number(mask_id: str) -> int:
+    """The number of a mask within its image."""
+    return int(mask_id.rpartition("#")[2])
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """`[H, W]` bool or 0/1 -> counts of a COCO compressed RLE."""
+    return str(coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"], "ascii")
+
+
+def decode_mask(rle: str, *, height: int, width: int) -> np.ndarray:
+    """Counts of a COCO compressed RLE -> `[H, W]` bool. Raises DataError when they do not fill height x width."""
+    try:
+        return coco.decode({"size": [height, width], "counts": rle.encode("ascii")}).astype(bool)
+    except ValueError as error:
+        raise DataError(f"RLE does not describe a {height} x {width} mask ({error})") from error
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Inclusive pixel box x0, y0, x1, y1 of a `[H, W]` bool mask that is not empty."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])

@@ -1,0 +1,195 @@
+"""Evaluation rows, and every reported number as a group-by over them.
+
+A row is a mask, a round and an output of one model. Means are over the masks of a data set, then over the sets of a
+task, and over all sets (paper appendix B.3): a set counts as much as another, whatever its size. Values are 0..1; only
+printed tables are in per cent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sum.errors import DataError, MissingInput
+
+METRICS: dict[str, str] = {"iou": "mIoU", "boundary_iou": "mBIoU"}
+TASK_ORDER = ("salient", "entity", "part")
+ROWS = "rows.parquet"
+PREDICTIONS = "predictions.parquet"
+MAPS = "uncertainty.parquet"
+
+TEXT, REAL, WHOLE = pa.string(), pa.float64(), pa.int32()
+ROW_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("model", "dataset", "task", "image_id", "mask_id"), TEXT),
+        "round": WHOLE,
+        "output": TEXT,
+        **dict.fromkeys(("iou", "boundary_iou", "predicted_iou"), REAL),
+        **dict.fromkeys(("click_x", "click_y", "click_label"), WHOLE),  # null: a box, or nothing was wrong any more
+    }
+)
+PREDICTION_SCHEMA = pa.schema({"mask_id": TEXT, "round": WHOLE, "output": TEXT, "rle": TEXT})
+MAP_SCHEMA = pa.schema({"mask_id": TEXT, "png": pa.binary()})  # [L, L] grey over the model frame; 255: uncertainty 1
+
+AVERAGES: dict[str, str] = {
+    "averages": "over the masks of a data set, then over the data sets of a task, and over all data sets",
+    "intervals": "95 %, bootstrap over the images of each data set; differences between models are paired mask by mask",
+}
+KEY = ["dataset", "task", "image_id", "mask_id"]
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
+    """Rows to one Parquet file, the same bytes for the same rows."""
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+
+
+def join_tables(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:
+    """Parquet files of one schema, one after the other, to one file; holds one part at a time."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=schema))
+
+
+def read_table(path: Path, schema: pa.Schema, *, reader: str, maker: str) -> pd.DataFrame:
+    """A file that `write_table` made. Raises MissingInput without it, DataError when it is something else."""
+    if not path.is_file():
+        raise MissingInput(path, reader=reader, maker=maker)
+    try:
+        frame: pd.DataFrame = pq.read_table(path, columns=schema.names).cast(schema).to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a table that stage '{maker}' writes ({error}). Run `dvc repro {maker}`."
+        ) from error
+    return frame
+
+
+def read_rows(folder: Path, *, reader: str) -> pd.DataFrame:
+    """The rows of data/evaluation/MODEL, columns of ROW_SCHEMA. Errors as `read_table`."""
+    return read_table(folder / ROWS, ROW_SCHEMA, reader=reader, maker=f"evaluate@{folder.name}")
+
+
+def spread(rows: pd.DataFrame, *, rounds: Sequence[int], output: str = "oracle") -> pd.DataFrame:
+    """One row a mask (index dataset, task, image_id, mask_id), one column a (metric, round).
+
+    Raises DataError when a mask lacks one of the rounds.
+    """
+    chosen = rows[(rows["output"] == output) & rows["round"].isin(list(rounds))]
+    wide = chosen.pivot(index=KEY, columns="round", values=list(METRICS)).sort_index()
+    wanted = pd.MultiIndex.from_product([list(METRICS), list(rounds)], names=["metric", "round"])
+    wide = wide.reindex(columns=wanted)
+    lacking = int(wide.isna().any(axis=1).sum())
+    if lacking or wide.empty:
+        have = sorted({int(number) for number in chosen["round"]})
+        raise DataError(
+            f"evaluation rows: {lacking or 'all'} masks lack a round of {list(rounds)} for output '{output}', "
+            f"found rounds {have}. Run `dvc repro evaluate`."
+        )
+    return wide
+
+
+def estimates(
+    rows: pd.DataFrame, *, rounds: Sequence[int], output: str = "oracle", resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Mean and 95 % interval of every metric and round: overall, by task and by data set.
+
+    Columns scope (overall, task or dataset), name, metric, round, masks, images, mean, low, high.
+    """
+    return averages(spread(rows, rounds=rounds, output=output), resamples=resamples, seed=seed)
+
+
+def differences(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    *,
+    rounds: Sequence[int],
+    output: str = "oracle",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`estimates` of first - second, mask by mask: the interval is of the paired difference.
+
+    Raises DataError when the two were not evaluated on the same masks.
+    """
+    one, other = (spread(rows, rounds=rounds, output=output) for rows in (first, second))
+    if not one.index.equals(other.index):
+        alone, lost = len(one.index.difference(other.index)), len(other.index.difference(one.index))
+        raise DataError(
+            f"two evaluations differ in their masks: {alone} only in the first, {lost} only in the second. "
+            "Run `dvc repro evaluate`."
+        )
+    return averages(one - other, resamples=resamples, seed=seed)
+
+
+def averages(wide: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
+    """Means over masks within a set, over the sets of a task, over all sets, with intervals; columns as `estimates`.
+
+    wide: as `spread` returns. Images are drawn again within their set, the same draws for all columns.
+    """
+    draws = {
+        str(name): _draws(part, name=str(name), seed=seed, resamples=resamples)
+        for name, part in wide.groupby(level="dataset")
+    }
+    tasks = wide.index.to_frame(index=False).drop_duplicates("dataset").set_index("dataset")["task"]
+    groups = [("overall", "all", list(draws))]
+    groups += [("task", task, [name for name in draws if tasks[name] == task]) for task in task_names(tasks)]
+    groups += [("dataset", name, [name]) for name in draws]
+    found = []
+    for scope, name, members in groups:
+        means = np.mean([draws[member] for member in members], axis=0)
+        low, high = np.quantile(means[1:], (0.025, 0.975), axis=0)
+        frame = pd.DataFrame({"mean": means[0], "low": low, "high": high}, index=wide.columns).reset_index()
+        ids = wide.index[wide.index.isin(members, level="dataset")]
+        images = ids.get_level_values("image_id").nunique()
+        found.append(frame.assign(scope=scope, name=name, masks=len(ids), images=images))
+    order = ["scope", "name", "metric", "round", "masks", "images", "mean", "low", "high"]
+    return pd.concat(found, ignore_index=True)[order]
+
+
+def comparison_table(
+    rows_by_model: Mapping[str, pd.DataFrame],
+    *,
+    rounds: Sequence[int],
+    base: str = "base",
+    output: str = "oracle",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`estimates` of every model beside what it gained on `base`, paired.
+
+    Adds the columns model, gain, gain_low, gain_high (NaN for the base itself). Errors as `differences`.
+    """
+    found = []
+    for model, rows in rows_by_model.items():
+        frame = estimates(rows, rounds=rounds, output=output, resamples=resamples, seed=seed)
+        frame[["gain", "gain_low", "gain_high"]] = np.nan
+        if model != base:
+            gain = differences(rows, rows_by_model[base], rounds=rounds, output=output, resamples=resamples, seed=seed)
+            frame[["gain", "gain_low", "gain_high"]] = gain[["mean", "low", "high"]].to_numpy()
+        frame.insert(0, "model", model)
+        found.append(frame)
+    return pd.concat(found, ignore_index=True)
+
+
+def task_names(tasks: Iterable[object]) -> list[str]:
+    """The distinct tasks in the order of the paper's tables."""
+    known = {str(task) for task in tasks}
+    return [task for task in TASK_ORDER if task in known] + sorted(known - set(TASK_ORDER))
+
+
+def _draws(part: pd.DataFrame, *, name: str, seed: int, resamples: int) -> NDArray[np.float64]:
+    """`[1 + resamples, columns]` means of one data set: the real one, then those of images drawn with replacement."""
+    by_image = part.groupby(level="image_id")
+    sums, counts = by_image.sum().to_numpy(dtype=np.float64), by_image.size().to_numpy()
+    images = len(counts)
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))  # a set's interval does not hang on the other sets
+    times = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
+    times = np.concatenate((np.ones((1, images), dtype=times.dtype), times))
+    means: NDArray[np.float64] = times @ sums / (times @ counts)[:, None]
+    return means

@@ -1,0 +1,122 @@
+"""What every layout takes and gives: a Source in, jobs out; a job reads one image and tells what it found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pycocotools import mask as coco
+
+from sum.data.images import decode_image
+from sum.data.records import ImageRecord, MaskRecord
+from sum.errors import DataError
+from sum.storage import NotFound, join, read_bytes
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One entry of the data set table; sum.settings.DatasetConfig says what the fields mean."""
+
+    name: str
+    root: str
+    split: str
+    task: str
+    licence: str
+    images: str = "images"
+    masks: str = "masks"
+    annotations: str = "annotations.json"
+    names: str | None = None
+    threshold: int = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image that can be used, with its masks."""
+
+    image: ImageRecord
+    masks: tuple[MaskRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that cannot be used; `ingest.on_bad` decides what follows."""
+
+    file: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something left out or read in a special way by rule; it is counted, and never stops the stage."""
+
+    reason: str
+    file: str
+
+
+Item = Sample | Problem | Note
+Job = Callable[[], Iterable[Item]]
+Layout = Callable[[Source], list[Job]]
+
+
+def told(item: Item) -> Job:
+    """A job that only says what the listing found out."""
+    return lambda: [item]
+
+
+def stem_of(relative: str) -> str:
+    """`a/b.c.jpg` -> `a/b.c`."""
+    return PurePosixPath(relative).with_suffix("").as_posix()
+
+
+def is_image_name(relative: str) -> bool:
+    """Whether the suffix, in any case, is that of an image."""
+    return PurePosixPath(relative).suffix.lower() in SUFFIXES
+
+
+def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
+    """Read and decode a photo of the source as a whole; relative: its path below the folder of photos."""
+    path = join(source.root, source.images, relative)
+    try:
+        data = read_bytes(path)
+        height, width, _ = decode_image(data, name=path).shape
+    except NotFound:
+        return Problem(path, "the image is missing", "add the file, or take its entry out of the list")
+    except DataError as error:
+        return Problem(path, str(error).removeprefix(f"{path}: "), "download or export the file again, or delete it")
+    return ImageRecord(
+        image_id=f"{source.name}/{stem_of(relative)}",
+        dataset=source.name,
+        path=path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        height=height,
+        width=width,
+        task=source.task,
+        split=source.split,
+        licence=source.licence,
+    )
+
+
+def make_mask(image: ImageRecord, rle: str, *, number: int, category: str, file: str) -> MaskRecord:
+    """The record of a mask that is not empty; rle: COCO compressed counts at the image's size, file: where it came from."""
+    code = {"size": [image.height, image.width], "counts": rle.encode("ascii")}
+    x, y, width, height = (int(edge) for edge in coco.toBbox(code))
+    return MaskRecord(
+        mask_id=f"{image.image_id}#{number}",
+        image_id=image.image_id,
+        dataset=image.dataset,
+        task=image.task,
+        split=image.split,
+        area=int(coco.area(code)),
+        x0=x,
+        y0=y,
+        x1=x + width - 1,
+        y1=y + height - 1,
+        rle=rle,
+        category=category,
+        source=file,
+    )

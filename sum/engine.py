@@ -1,0 +1,198 @@
+"""The training loop over a model, a step and batches; stops at any moment and goes on as if nothing had happened.
+
+A checkpoint is one safetensors file: parameters, AdamW's moments, the averaged weights, and the history so far. The batch, the
+random numbers and the learning rate of step t are functions of t, so nothing else has to be remembered.
+The only module that knows Accelerate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sum.data.batches import TrainBatch
+from sum.models.groups import parameter_groups
+from sum.progress import track
+from sum.storage import write_atomic
+
+log = logging.getLogger(__name__)
+
+Step = Callable[["Loop", TrainBatch, torch.Generator], dict[str, Tensor]]
+Row = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Numbers of the loop; see OptimConfig for units."""
+
+    steps: int
+    lr: float
+    layer_decay: float
+    weight_decay: float
+    warmup_steps: int
+    decay_steps: int
+    clip_norm: float
+    ema: float
+    precision: str
+    checkpoint_every: int
+    seed: int
+    device: str = "auto"
+
+
+def learning_rate(step: int, options: LoopOptions) -> float:
+    """Learning rate of `step` (0-based): linear warm-up, constant, linear to 0 over the last `decay_steps`."""
+    rise = min(1.0, (step + 1) / (options.warmup_steps + 1))
+    fall = min(1.0, (options.steps - step) / (options.decay_steps + 1))
+    return options.lr * min(rise, fall)
+
+
+class Loop:
+    """State of one training: model, optimizer, average, history. `run` brings it from where it is to the last step."""
+
+    def __init__(self, model: nn.Module, *, options: LoopOptions, folder: Path) -> None:
+        """folder: where checkpoints live; the newest good one in it is where `run` begins."""
+        self.options, self.folder = options, folder
+        self.accelerator = Accelerator(
+            cpu=options.device == "cpu", mixed_precision="bf16" if options.precision == "bf16" else "no"
+        )
+        self.model = model.to(self.accelerator.device)
+        groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
+        self.names = {id(p): n for n, p in model.named_parameters()}
+        self.average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
+        self.history: list[Row] = []
+        self.step = 0
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def ranks(self) -> int:
+        """How many processes share a batch."""
+        return int(self.accelerator.num_processes)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which encoder and decoder run."""
+        context: AbstractContextManager[object] = self.accelerator.autocast()
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`."""
+        self.accelerator.backward(loss)
+
+    def run(self, batches: Callable[[int], Iterator[TrainBatch]], compute: Step, *, title: str, on_row: Callable[[Row], None] | None = None) -> None:
+        """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns scalars to log.
+
+        on_row gets every new row of the history at each checkpoint, also those of the run before that were not reported.
+        """
+        self.resume()
+        reported = 0
+        device = self.accelerator.device
+        stream = batches(self.step)
+        began = time.perf_counter()
+        for _ in track(range(self.options.steps), start=self.step, title=title, unit="step", quiet=not self.accelerator.is_main_process):
+            generator = torch.Generator().manual_seed((self.options.seed << 32) + self.step * self.ranks + self.rank)
+            rate = learning_rate(self.step, self.options)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            scalars = compute(self, next(stream).to(device), generator)
+            norm = self._update()
+            now = time.perf_counter()
+            self.history.append(
+                {"step": self.step, "lr": rate, "grad_norm": norm, "seconds": round(now - began, 4), **{k: float(v) for k, v in scalars.items()}}
+            )
+            began = now
+            self.step += 1
+            if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
+                self.save()
+                if on_row is not None:
+                    for row in self.history[reported:]:
+                        on_row(row)
+                reported = len(self.history)
+
+    def finish(self) -> nn.Module:
+        """The trained model: with the averaged weights if there is an average."""
+        with torch.no_grad():
+            for name, value in self.model.named_parameters():
+                if name in self.average:
+                    value.copy_(self.average[name])
+        return self.model
+
+    def _update(self) -> float:
+        """One optimizer step over the gradients of all processes; returns the gradient norm before clipping."""
+        values = [p for group in self.optimizer.param_groups for p in group["params"]]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in values]
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), reduction="mean")
+            for p, piece in zip(values, torch.split(flat, [p.numel() for p in values]), strict=True):
+                p.grad = piece.view_as(p).clone()
+        limit = self.options.clip_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(values, limit))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+            for group in self.optimizer.param_groups:
+                for name, value in zip(group["names"], group["params"], strict=True):
+                    self.average[name].lerp_(value.detach(), 1 - decay)
+        return norm
+
+    def save(self) -> None:
+        """Write the checkpoint of this step atomically and keep the one before it."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors |= {f"average.{n}": t for n, t in self.average.items()}
+        for value, state in self.optimizer.state.items():
+            tensors |= {f"adam.{key}.{self.names[id(value)]}": t for key, t in state.items()}
+        tensors = {name: t.contiguous().cpu() for name, t in tensors.items()}
+        header = {"step": str(self.step), "history": json.dumps(self.history)}
+        write_atomic(self.folder / f"checkpoint-{self.step:07d}.safetensors", save(tensors, metadata=header))
+        for old in sorted(self.folder.glob("checkpoint-*.safetensors"))[:-2]:
+            old.unlink()
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint that can be read; a damaged one is named in the log and passed over."""
+        for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    header = file.metadata()
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            except (SafetensorError, OSError) as error:
+                log.warning("%s cannot be read (%s): going back to the checkpoint before it", path, error)
+                continue
+            self._restore(tensors, header)
+            log.info("resumed at step %d from %s", self.step, path)
+            return
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+        parameters = dict(self.model.named_parameters())
+        moments: dict[str, dict[str, Any]] = {}
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                kind, _, name = key.partition(".")
+                if kind == "model":
+                    parameters[name].copy_(tensor)
+                elif kind == "average":
+                    self.average[name].copy_(tensor)
+                else:
+                    part, _, name = name.partition(".")
+                    home = "cpu" if part == "step" else parameters[name].device
+                    moments.setdefault(name, {})[part] = tensor.to(home)
+        for name, state in moments.items():
+            self.optimizer.state[parameters[name]] = state
+        self.step, self.history = int(header["step"]), json.loads(header["history"])

@@ -1,0 +1,69 @@
+"""Errors a user can meet, and the one way to pick an entry of a table.
+
+    SumError
+    |-- ConfigError        params.yaml or the command line: unknown key, wrong type, impossible value (exit 2)
+    |-- DataError          an image, a mask or an annotation file that cannot be used
+    |   `-- MissingInput   a stage was started before the stage that makes its input
+    |-- CheckpointError    weights of another model, truncated, or not weights at all
+    |-- StorageError       a disk or bucket that does not take or give bytes
+    |-- ValidationFailed   the data broke an expectation; the report names rows and files
+    `-- TrackingError      the MLflow server does not answer or refuses
+
+Every message says what, where, expected, found, and which command helps.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class SumError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+
+
+class ConfigError(SumError, ValueError):
+    """A key or value of params.yaml (or of an override) cannot be used."""
+
+
+class DataError(SumError, ValueError):
+    """An input file cannot be used as what it was declared to be."""
+
+
+class MissingInput(DataError, FileNotFoundError):
+    """A stage was started before the stage that makes its input."""
+
+    def __init__(self, path: object, *, reader: str, maker: str) -> None:
+        """path: what is missing; reader: the stage that wants it; maker: the stage that writes it."""
+        super().__init__(f"{path} is missing: stage '{reader}' reads it, stage '{maker}' writes it. Run `dvc repro {maker}`.")
+
+
+class CheckpointError(SumError, ValueError):
+    """A weights file is of another model, truncated, or not weights at all."""
+
+
+class StorageError(SumError, OSError):
+    """Bytes could not be read from or written to a disk or a bucket."""
+
+
+class ValidationFailed(SumError, ValueError):
+    """The data broke an expectation of the validate stage."""
+
+
+class TrackingError(SumError, RuntimeError):
+    """The MLflow tracking server is absent or refuses."""
+
+
+def choose(table: Mapping[str, T], name: str, *, key: str) -> T:
+    """Return `table[name]`; a wrong name raises ConfigError with the nearest and all known names.
+
+    key: the path of the setting in params.yaml, for the message.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ConfigError(f"params.yaml: {key}: unknown '{name}'.{hint} Known: {', '.join(sorted(table))}.")

@@ -1,0 +1,101 @@
+"""Weights on disk: ours in safetensors, Meta's .pth read safely. A file of another model is refused by name, before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sum.errors import CheckpointError, choose
+from sum.models.backbones import BACKBONES
+from sum.models.segmenter import Segmenter
+
+TASK_PROMPT = "task_prompt"
+
+
+def load_segmenter(path: str | Path, *, backbone: str) -> Segmenter:
+    """A Segmenter with the weights of a local file: our .safetensors or Meta's .pth.
+
+    A file without a task prompt (every stock SAM) gets a zero one. Raises CheckpointError with the first keys or shapes that differ.
+    """
+    built = choose(BACKBONES, backbone, key="model.backbone").build()
+    model = Segmenter(built, backbone=backbone)
+    tensors = read_tensors(Path(path))
+    stock = {name: value for name, value in tensors.items() if name != TASK_PROMPT}
+    fill(model.sam, stock, path=path, owner=f"backbone '{backbone}'")
+    if TASK_PROMPT in tensors:
+        fill(model, {TASK_PROMPT: tensors[TASK_PROMPT]}, path=path, owner="the task prompt", only={TASK_PROMPT})
+    return model.eval()
+
+
+def save_segmenter(path: Path, model: Segmenter, *, about: Mapping[str, str]) -> str:
+    """Write stock SAM's keys and the task prompt to one safetensors file, atomically; returns its sha256.
+
+    about: what the header tells a reader (recipe, data hash ...), beside the backbone's name.
+    """
+    tensors = dict(model.sam.state_dict()) | {TASK_PROMPT: model.task_prompt}
+    return save_tensors(path, tensors, about={"backbone": model.backbone, **about})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[str, str]) -> str:
+    """Write tensors and a header of strings, atomically; returns the file's sha256. Refuses NaN and infinity."""
+    from sum.storage import write_atomic
+
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    for name, value in ready.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; nothing was written")
+    data = save(ready, metadata=dict(about))
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a weights file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors or .pth file. Nothing in the file can run code."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file. Set model.checkpoint in params.yaml; `python -m sum pretrain` makes those of 'tiny'")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds more than tensors, refused: a weights file must not run code") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: wants a flat table of tensors as Meta's checkpoints are, found {type(found).__name__}")
+    return found
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str | Path, owner: str, only: set[str] | None = None) -> None:
+    """Copy tensors into a module after comparing every key and shape; owner: what the module is, for the message.
+
+    only: the keys to fill; None for all of the module.
+    """
+    wanted = {name: value for name, value in module.state_dict().items() if only is None or name in only}
+    wrong = [f"misses '{name}'" for name in wanted if name not in tensors]
+    wrong += [f"has unknown '{name}'" for name in tensors if name not in wanted]
+    wrong += [
+        f"'{name}' has shape {tuple(tensors[name].shape)}, wants {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path} is not of {owner}: {'; '.join(wrong[:3])}{more}. Check model.backbone and model.checkpoint")
+    module.load_state_dict(dict(tensors), strict=only is None)

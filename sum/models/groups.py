@@ -1,0 +1,45 @@
+"""Which parameters learn how fast: layer-wise learning-rate decay over the encoder's blocks (Appendix B.1: 0.8)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+_BLOCK = re.compile(r"(?:^|\.)image_encoder\.blocks\.(\d+)\.")
+_EARLY = re.compile(r"(?:^|\.)image_encoder\.(?:patch_embed|pos_embed)")
+
+
+def layer_of(name: str, *, blocks: int) -> int:
+    """Layer of a parameter: 0 the patch embedding, i + 1 encoder block i, blocks + 1 neck, prompt encoder, decoder, task prompt."""
+    if _EARLY.search(name):
+        return 0
+    block = _BLOCK.search(name)
+    return int(block.group(1)) + 1 if block else blocks + 1
+
+
+def parameter_groups(model: nn.Module, *, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW, one a layer and kind; `scale` is the group's share of the learning rate.
+
+    Layer l of n has scale `layer_decay ** (n - l)`. Vectors (biases, norms) and embeddings are not decayed.
+    Each group also lists its parameter `names`. Frozen parameters are left out.
+    """
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    blocks = 1 + max((int(m.group(1)) for m in map(_BLOCK.search, dict(model.named_parameters())) if m), default=-1)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, value in named:
+        layer = layer_of(name, blocks=blocks)
+        plain = value.ndim <= 1 or "embed" in name or "token" in name or "task_prompt" in name
+        group = groups.setdefault(
+            (layer, plain),
+            {
+                "params": [],
+                "names": [],
+                "scale": layer_decay ** (blocks + 1 - layer),
+                "weight_decay": 0.0 if plain else weight_decay,
+            },
+        )
+        group["params"].append(value)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]

@@ -1,0 +1,107 @@
+"""The mask-refinement module (paper 3.2.3): SAM's prompt encoder and mask decoder, tuned, on the embedding of SAM's frozen image encoder.
+
+It is asked with everything known of a pseudo-label at once: SAM's logits as mask prompt, the box and the generating point.
+How far its answer lies from SAM's is the uncertainty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from sum.errors import CheckpointError
+from sum.models.checkpoint import fill, read_tensors, save_tensors
+from sum.models.segmenter import POSITIVE, Prompts, Segmenter
+
+KIND = "refiner"
+_PARTS = ("prompt_encoder.", "mask_decoder.")
+_POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # SAM's random frequencies: never trained, so a base's name
+_UNREACHED = (  # what point + box + mask prompts with one output never touch
+    "prompt_encoder.no_mask_embed.",
+    "prompt_encoder.not_a_point_embed.",
+    "prompt_encoder.point_embeddings.0.",
+    "mask_decoder.iou_prediction_head.",
+    *(f"mask_decoder.output_hypernetworks_mlps.{i}." for i in (1, 2, 3)),
+)
+
+
+class _NoImages(nn.Module):
+    """Stands where the image encoder of a Sam is: knows the side of the model frame, encodes nothing."""
+
+    def __init__(self, img_size: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+
+
+class Refiner(nn.Module):
+    """A copy of a Segmenter's prompt encoder and mask decoder; at birth it answers as that SAM does.
+
+    Parameters that its prompts never reach are frozen, so that every trainable one gets a gradient in every step.
+    """
+
+    def __init__(self, base: Segmenter) -> None:
+        super().__init__()
+        sam = Sam(
+            image_encoder=_NoImages(base.side),  # type: ignore[arg-type]  # stands in for SAM's class
+            prompt_encoder=deepcopy(base.sam.prompt_encoder),
+            mask_decoder=deepcopy(base.sam.mask_decoder),
+        )
+        self.core = Segmenter(sam, backbone=base.backbone)
+        self.core.task_prompt.requires_grad_(False)
+        for name, value in sam.named_parameters():
+            value.requires_grad_(not name.startswith(_UNREACHED))
+        self.to(base.task_prompt.device)
+
+    def forward(self, embedding: Tensor, image_index: Tensor, *, sam_logits: Tensor, box: Tensor, point: Tensor) -> Tensor:
+        """Refine N masks on B images.
+
+        embedding `[B, C, h, w]`; image_index `[N]`; sam_logits `[N, 1, L, L]`; box `[N, 4]` xyxy and point `[N, 2]` xy, model frame.
+        Returns refined logits `[N, 1, L, L]`.
+        """
+        positive = torch.full_like(image_index, POSITIVE)
+        prompts = Prompts.from_boxes(box).with_point(point, positive, logits=sam_logits)
+        return self.core.decode(embedding, image_index, prompts, multimask=False).logits
+
+    def weights(self) -> dict[str, Tensor]:
+        """Name -> tensor of both parts, by stock SAM's names."""
+        return {name: value for name, value in self.core.sam.state_dict().items() if name.startswith(_PARTS)}
+
+
+def save_refiner(path: Path, refiner: Refiner, *, about: Mapping[str, str]) -> str:
+    """Write the two tuned parts to one safetensors file, atomically; returns its sha256. about: what the header tells a reader."""
+    return save_tensors(path, refiner.weights(), about={"kind": KIND, "backbone": refiner.core.backbone, **about})
+
+
+def load_refiner(path: Path, *, base: Segmenter) -> Refiner:
+    """The refiner of `base` from a local file, in eval mode on the base's device.
+
+    Raises CheckpointError by name when the file is no refiner, is of another backbone, or was tuned from another SAM than `base`.
+    """
+    tensors = read_tensors(path)
+    about = _header(path)
+    if about.get("kind") != KIND:
+        raise CheckpointError(f"{path}: wants a refinement module, found {about.get('kind', 'a whole model')}. Run `dvc repro refine`.")
+    if about.get("backbone") != base.backbone:
+        raise CheckpointError(
+            f"{path}: refines backbone '{about.get('backbone')}', model.backbone is '{base.backbone}'. Run `dvc repro refine`."
+        )
+    refiner = Refiner(base)
+    fill(refiner.core.sam, tensors, path=path, owner=f"the refiner of backbone '{base.backbone}'", only=set(refiner.weights()))
+    if not torch.equal(tensors[_POSITIONS], base.sam.state_dict()[_POSITIONS].cpu()):
+        raise CheckpointError(f"{path}: tuned from another SAM than model.checkpoint ('{_POSITIONS}' differs). Run `dvc repro refine`.")
+    return refiner.eval()
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file; none for another kind of file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}

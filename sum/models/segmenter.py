@@ -1,0 +1,140 @@
+"""SAM with a task prompt: many images and many prompts in one call.
+
+Frames: `xy` and `xyxy` are pixels of the model frame, the S x S square after the longest side was resized to S.
+L is the side of low-resolution logits (S/4 for SAM, S/2 for `tiny`); N counts prompts over all images of the call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+TASKS: dict[str, int] = {"unspecified": 0, "salient": 1, "entity": 2, "part": 3}  # rows of the task prompt (paper 3.2.4)
+
+PAD, NEGATIVE, POSITIVE, BOX_FIRST, BOX_SECOND = -1, 0, 1, 2, 3  # SAM's point labels; a box is its two corners
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of N masks, padded to one length.
+
+    xy `[N, T, 2]` float, model frame; label `[N, T]` long: 1 on the object, 0 off it, 2 and 3 the two corners of a box, -1 padding
+    (SAM always adds one padding point where there is no box); logits `[N, 1, L, L]` of the round before, or None.
+    """
+
+    xy: Tensor
+    label: Tensor
+    logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.xy.shape != (*self.label.shape, 2):
+            raise ValueError(f"Prompts.xy has shape {tuple(self.xy.shape)}, wants {(*self.label.shape, 2)} to match label")
+        if self.logits is not None and self.logits.shape[:2] != (len(self.xy), 1):
+            raise ValueError(f"Prompts.logits has shape {tuple(self.logits.shape)}, wants ({len(self.xy)}, 1, L, L)")
+
+    @classmethod
+    def from_points(cls, xy: Tensor, label: Tensor, *, logits: Tensor | None = None) -> Prompts:
+        """Points without a box: xy `[N, T, 2]`, label `[N, T]`; adds SAM's padding point."""
+        none = torch.full_like(label[:, :1], PAD)
+        return cls(torch.cat([xy, torch.zeros_like(xy[:, :1])], 1), torch.cat([label, none], 1), logits)
+
+    @classmethod
+    def from_boxes(cls, xyxy: Tensor, *, logits: Tensor | None = None) -> Prompts:
+        """One box a mask: `[N, 4]`."""
+        label = torch.tensor([BOX_FIRST, BOX_SECOND], device=xyxy.device).expand(len(xyxy), 2)
+        return cls(xyxy.view(-1, 2, 2), label, logits)
+
+    def with_point(self, xy: Tensor, label: Tensor, *, logits: Tensor | None) -> Prompts:
+        """One more point a mask (`[N, 2]`, `[N]`), and the logits the model gave last."""
+        return Prompts(torch.cat([xy[:, None], self.xy], 1), torch.cat([label[:, None].long(), self.label], 1), logits)
+
+    def with_logits(self, logits: Tensor) -> Prompts:
+        """The same points with the logits the model gave last."""
+        return Prompts(self.xy, self.label, logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the decoder says of N prompts: logits `[N, M, L, L]` and predicted IoU `[N, M]`, M = 3 (multimask) or 1."""
+
+    logits: Tensor
+    iou: Tensor
+
+    def pick(self, index: Tensor) -> Prediction:
+        """Keep output `index` `[N]` of each prompt: M becomes 1."""
+        rows = torch.arange(len(index), device=index.device)
+        return Prediction(self.logits[rows, index][:, None], self.iou[rows, index][:, None])
+
+
+class Segmenter(nn.Module):
+    """A stock SAM plus four task vectors `[4, C]`, zero at birth, so that an untuned Segmenter equals SAM bit for bit.
+
+    Row 0 (unspecified) is never trained: unlabelled images must keep asking for SAM's own behaviour.
+    """
+
+    def __init__(self, sam: Sam, *, backbone: str) -> None:
+        super().__init__()
+        self.sam = sam
+        self.backbone = backbone
+        self.task_prompt = nn.Parameter(torch.zeros(len(TASKS), sam.prompt_encoder.embed_dim))
+
+    @property
+    def side(self) -> int:
+        """S, px of the model frame."""
+        return int(self.sam.image_encoder.img_size)
+
+    @property
+    def low_side(self) -> int:
+        """L, px of low-resolution logits."""
+        return 4 * int(self.sam.prompt_encoder.image_embedding_size[0])
+
+    def encode(self, image: Tensor, hw: Tensor) -> Tensor:
+        """image `[B, 3, S, S]` uint8 or float 0..255, hw `[B, 2]` the part of the frame that is image -> `[B, C, h, w]`.
+
+        The padding becomes zero after normalisation, as in SAM.
+        """
+        x = (image.to(self.sam.pixel_mean.dtype) - self.sam.pixel_mean) / self.sam.pixel_std
+        edge = torch.arange(self.side, device=x.device)
+        inside = (edge[None, :, None] < hw[:, 0, None, None]) & (edge[None, None, :] < hw[:, 1, None, None])
+        features: Tensor = self.sam.image_encoder(x * inside[:, None])
+        return features
+
+    def embed_points(self, prompts: Prompts) -> Tensor:
+        """Sparse prompt embedding `[N, T, C]`, equal to SAM's for points, boxes and padding alike."""
+        encoder = self.sam.prompt_encoder
+        xy = (prompts.xy.float() + 0.5) / self.side  # + 0.5: SAM shifts to the centre of the pixel
+        position = encoder.pe_layer._pe_encoding(xy)
+        label = prompts.label[..., None]
+        position = torch.where(label == PAD, torch.zeros_like(position), position)
+        table = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
+        return position + table[prompts.label + 1]
+
+    def decode(
+        self, embedding: Tensor, image_index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor | None = None
+    ) -> Prediction:
+        """Answer N prompts on B images.
+
+        embedding `[B, C, h, w]`; image_index `[N]`: the image of each prompt; task `[N]`: rows of the task prompt, None for none.
+        multimask: three outputs (after one prompt), else the single-mask output.
+        """
+        encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
+        count = len(image_index)
+        source = embedding[image_index]
+        if task is not None:
+            frozen_first = torch.cat([self.task_prompt[:1].detach() * 0, self.task_prompt[1:]])
+            source = source + frozen_first[task][:, :, None, None]
+        if prompts.logits is None:
+            source = source + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        else:
+            source = source + encoder.mask_downscaling(prompts.logits)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
+        tokens = torch.cat([own, self.embed_points(prompts)], 1)
+        states, pixels = decoder.transformer(source, encoder.get_dense_pe().expand(count, -1, -1, -1), tokens)
+        fine = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
+        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
+        planes = torch.stack([decoder.output_hypernetworks_mlps[i](states[:, 1 + i]) for i in wanted], 1)
+        logits = (planes @ fine.flatten(2)).view(count, len(wanted), *fine.shape[-2:])
+        return Prediction(logits, decoder.iou_prediction_head(states[:, 0])[:, list(wanted)])

@@ -1,0 +1,65 @@
+"""Where a result comes from: commit, DVC's lock, versions, machine.
+
+Facts that cannot be had read 'unknown'; nothing raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+UNKNOWN = "unknown"
+SHOWN = ("torch", "torchvision", "segment-anything", "numpy", "accelerate", "safetensors", "mlflow", "dvc")
+
+
+def provenance(root: Path | None = None) -> dict[str, str]:
+    """Short facts for the tags of a run; root: the project (default: the working directory)."""
+    folder = root or Path.cwd()
+    commit, changed = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    lock = folder / "dvc.lock"
+    return {
+        "git.commit": commit or UNKNOWN,
+        "git.dirty": UNKNOWN if changed is None else str(bool(changed)).lower(),
+        "dvc.lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else UNKNOWN,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": _device(),
+        **{f"version.{name}": _version(name) for name in SHOWN},
+        "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", "none"),
+    }
+
+
+def environment() -> str:
+    """Every installed distribution with its version, one a line, as `pip freeze` writes them."""
+    found = {dist.name.lower(): f"{dist.name}=={dist.version}" for dist in metadata.distributions() if dist.name}
+    lines = [f"# Python {platform.python_version()}, {platform.platform()}", *(found[name] for name in sorted(found))]
+    return "\n".join(lines) + "\n"
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    """What git answers; None without git, a repository or a commit."""
+    try:
+        answer = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return UNKNOWN
+
+
+def _device() -> str:
+    """What computes here, if torch is in use already; asking does not start CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return f"cpu x{os.cpu_count()}"
+    return f"{torch.cuda.get_device_name()} x{torch.cuda.device_count()}"

@@ -1,0 +1,142 @@
+"""The interactive rounds of one batch (Appendix B.1): prompt, predict, lose, prompt where it was wrong.
+
+Gradients of a round are released before the next one begins; the image encoder is run once and receives the sum of all rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sum.core.geometry import mask_to_box
+from sum.core.losses import LossWeights, best_of, iou_loss, mask_iou, mask_losses
+from sum.core.prompts import correction_weights, jitter_boxes, point_labels, sample_points
+from sum.data.batches import TrainBatch
+from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
+
+Backward = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How a batch is prompted and what it loses; the defaults are the paper's."""
+
+    count: int = 7                                              # rounds
+    idle_last: bool = True                                      # the last round only feeds the logits back
+    box_odds: float = 0.5                                       # share of masks that start with a box
+    box_noise: float = 0.1                                      # sd, share of the box's side
+    box_noise_limit: float = 20.0                               # px of a 1024 frame
+    task_prompt: Literal["first", "all", "off"] = "first"       # the rounds in which the task prompt is added
+    iou_of_all: bool = False                                    # the IoU head learns from all three outputs, as SAM 2's
+    weights: LossWeights = field(default_factory=LossWeights)
+
+
+def train_rounds(
+    model: Segmenter,
+    batch: TrainBatch,
+    *,
+    rounds: Rounds,
+    generator: torch.Generator,
+    backward: Backward,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, Tensor]:
+    """Run all rounds of a batch and leave the gradients in the model's parameters.
+
+    backward takes a scalar loss; the losses of all rounds add up to the mean over masks and rounds.
+    Returns scalars on the model's device: loss, and the IoU with the label after the first and the last round.
+    """
+    with autocast():
+        features = model.encode(batch.image, batch.hw)
+    embedding = features.detach().requires_grad_(features.requires_grad)
+    prompts = first_prompts(batch, side=model.side, rounds=rounds, generator=generator)
+    log: dict[str, Tensor] = {"loss": torch.zeros((), device=features.device)}
+    for number in range(rounds.count):
+        with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
+        with autocast():
+            prediction = model.decode(
+                embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
+            )
+        loss, best, fine, iou = round_loss(prediction, batch, rounds=rounds)
+        backward(loss / rounds.count)
+        log["loss"] += loss.detach() / rounds.count
+        if number in (0, rounds.count - 1):
+            log["iou_first" if number == 0 else "iou_last"] = iou.mean()
+        if number + 1 < rounds.count:
+            idle = rounds.idle_last and number + 2 == rounds.count
+            last = best.logits.detach().float()
+            prompts = prompts.with_logits(last) if idle else correct(prompts, fine, batch, logits=last, side=model.side, generator=generator)
+    if embedding.grad is not None:
+        features.backward(embedding.grad)  # type: ignore[no-untyped-call]
+    return log
+
+
+def round_loss(prediction: Prediction, batch: TrainBatch, *, rounds: Rounds) -> tuple[Tensor, Prediction, Tensor, Tensor]:
+    """Loss of a round, averaged over masks, of the best output of each mask.
+
+    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and its IoU `[N]`.
+    """
+    side = batch.mask.shape[-1]
+    fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
+    losses = mask_losses(fine, batch.mask, batch.certainty, rounds.weights)
+    index = best_of(losses.detach())
+    rows = torch.arange(len(index), device=index.device)
+    chosen = fine.detach()[rows, index][:, None]
+    valid = valid_pixels(batch)
+    iou = mask_iou(chosen, batch.mask, valid)
+    if rounds.iou_of_all and prediction.iou.shape[1] > 1:
+        every = torch.stack([mask_iou(plane[:, None], batch.mask, valid) for plane in fine.detach().unbind(1)], 1)
+        quality = iou_loss(prediction.iou.float().flatten(), every.flatten()).view_as(every).mean(1)
+    else:
+        quality = iou_loss(prediction.iou[rows, index].float(), iou)
+    total = (losses[rows, index] + rounds.weights.iou * quality).mean()
+    return total, prediction.pick(index), chosen, iou
+
+
+def valid_pixels(batch: TrainBatch) -> Tensor:
+    """Which pixels at the loss side are image: bool `[N, 1, L, L]`."""
+    loss_side, side = batch.mask.shape[-1], batch.image.shape[-1]
+    edge = torch.arange(loss_side, device=batch.mask.device) * side
+    hw = batch.hw[batch.image_index] * loss_side
+    inside = (edge[None, :, None] < hw[:, 0, None, None]) & (edge[None, None, :] < hw[:, 1, None, None])
+    return inside[:, None]
+
+
+def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, generator: torch.Generator) -> Prompts:
+    """A noisy box or a point for each mask; the point is drawn over the mask by certainty."""
+    loss_side = batch.mask.shape[-1]
+    scale = side / loss_side
+    box = mask_to_box(batch.mask[:, 0] > 0.5).float()
+    box = torch.cat([box[:, :2] * scale, (box[:, 2:] + 1) * scale - 1], 1)
+    box = jitter_boxes(
+        box, side=side, generator=generator, scale=rounds.box_noise, limit=rounds.box_noise_limit * side / 1024
+    ).view(-1, 2, 2)
+    xy, found = sample_points(batch.mask * batch.certainty, generator=generator)
+    xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
+    point = torch.stack([xy, torch.zeros_like(xy)], 1)
+    boxed = torch.rand(len(xy), generator=generator, device=generator.device).to(xy.device) < rounds.box_odds
+    corners = torch.tensor([BOX_FIRST, BOX_SECOND], device=xy.device)
+    single = torch.tensor([POSITIVE, PAD], device=xy.device)
+    return Prompts(
+        torch.where(boxed[:, None, None], box, point), torch.where(boxed[:, None], corners, single)
+    )
+
+
+def correct(
+    prompts: Prompts, fine: Tensor, batch: TrainBatch, *, logits: Tensor, side: int, generator: torch.Generator
+) -> Prompts:
+    """One more point where the prediction is wrong, drawn by certainty, and the logits fed back.
+
+    fine: the prediction's logits `[N, 1, L, L]` at the loss side. Without a certain error the mask's own point is repeated.
+    """
+    weights = correction_weights(fine, batch.mask, batch.certainty)
+    xy, found = sample_points(weights, generator=generator)
+    label = torch.where(found, point_labels(batch.mask, xy), torch.ones_like(found, dtype=torch.int64))
+    scale = side / batch.mask.shape[-1]
+    xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
+    return prompts.with_point(xy, label, logits=logits)

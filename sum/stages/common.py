@@ -1,0 +1,54 @@
+"""What several stages need: settings into plain options, and the name of a piece of work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, is_dataclass
+from typing import Literal
+
+from sum.config import Config
+from sum.core.losses import LossWeights
+from sum.engine import LoopOptions
+from sum.rounds import Rounds
+from sum.settings import OptimConfig, RoundsConfig
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hexadecimal digits naming settings and inputs: a work folder of this name was made from exactly these."""
+    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
+    """The loop's numbers from a section's `optim`."""
+    return LoopOptions(
+        steps=optim.steps,
+        lr=optim.lr,
+        layer_decay=optim.layer_decay,
+        weight_decay=optim.weight_decay,
+        warmup_steps=optim.warmup_steps,
+        decay_steps=optim.decay_steps,
+        clip_norm=optim.clip_norm,
+        ema=optim.ema,
+        precision=optim.precision,
+        checkpoint_every=optim.checkpoint_every,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def round_options(rounds: RoundsConfig, *, task_prompt: Literal["first", "all", "off"]) -> Rounds:
+    """How batches are prompted, from a section's `rounds`."""
+    return Rounds(
+        count=rounds.rounds,
+        idle_last=rounds.idle_last,
+        box_odds=rounds.box_odds,
+        box_noise=rounds.box_noise,
+        box_noise_limit=rounds.box_noise_limit,
+        task_prompt=task_prompt,
+        iou_of_all=rounds.iou_of_all,
+        weights=LossWeights(
+            focal=rounds.focal_weight, dice=rounds.dice_weight, iou=rounds.iou_weight, theta=rounds.theta
+        ),
+    )

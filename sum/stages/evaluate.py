@@ -1,0 +1,274 @@
+"""Stage evaluate: one model through the benchmark, a row a mask, round and output. A killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from sum import tracking
+from sum.config import Config
+from sum.data.frames import load_frame
+from sum.data.records import ImageRecord, Manifest, MaskRecord, decode_mask, encode_mask, read_manifest
+from sum.data.scores import (
+    AVERAGES,
+    MAP_SCHEMA,
+    MAPS,
+    PREDICTION_SCHEMA,
+    PREDICTIONS,
+    ROW_SCHEMA,
+    ROWS,
+    estimates,
+    join_tables,
+    read_rows,
+    write_table,
+)
+from sum.errors import ConfigError, DataError, MissingInput
+from sum.models import checkpoint
+from sum.models.checkpoint import load_segmenter
+from sum.models.interact import Answer, Protocol, choices, doubts, encode_frame, play
+from sum.models.refiner import Refiner, load_refiner
+from sum.models.segmenter import TASKS, Segmenter
+from sum.progress import track
+from sum.settings import EvaluateConfig
+from sum.stages.common import fingerprint
+from sum.storage import S3, fetch, replace_file, replace_folder, write_json
+
+MANIFEST = Path("data/manifest")
+REFINER = Path("data/refiner/model.safetensors")
+OUT = Path("data/evaluation")
+WORK = Path("work/evaluate")
+BASE = "base"
+SHARD = 16  # images a shard: what a kill can cost
+TABLES = {ROWS: ROW_SCHEMA, PREDICTIONS: PREDICTION_SCHEMA, MAPS: MAP_SCHEMA}  # rows first: see `_finish_shard`
+Records = dict[str, list[dict[str, object]]]  # file name -> rows
+
+
+def run(config: Config, *, model: str) -> Path:
+    """Evaluate `model` (base or a budget) on every data set of split test; returns data/evaluation/MODEL.
+
+    Raises MissingInput, CheckpointError, DataError; TrackingError when MLflow does not take the figures already written.
+    """
+    settings = config.evaluate
+    protocol = _protocol(settings)
+    benchmark = _benchmark()
+    weights = _weights(config, model)
+    device = _device(config.device)
+    segmenter = load_segmenter(weights, backbone=config.model.backbone).to(device).eval()
+    sha256 = checkpoint.fingerprint(weights)
+    with_maps = model == BASE and REFINER.is_file()
+    refiner = load_refiner(REFINER, base=segmenter) if with_maps else None
+    inputs = (model, sha256, benchmark.fingerprint, checkpoint.fingerprint(REFINER) if with_maps else None)
+    work = WORK / fingerprint(protocol, sorted(settings.report_rounds), config.model.backbone, *inputs)
+    bench = Bench(model, segmenter, refiner, protocol, frozenset(settings.report_rounds))
+    shards = _play_all(bench, benchmark, work=work)
+    with replace_folder(OUT / model) as folder:
+        for name in TABLES if with_maps else (ROWS, PREDICTIONS):
+            join_tables([shard / name for shard in shards], folder / name, TABLES[name])
+        summary = _summary(folder, settings, seed=config.seed)
+        write_json(folder / "summary.json", summary)
+        facts = {"model": model, "weights_sha256": sha256, "benchmark": benchmark.fingerprint, "device": str(device)}
+        write_json(folder / "protocol.json", {**facts, **_describe(config, protocol)})
+    _log_to_mlflow(config, model, weights=weights, sha256=sha256, summary=summary, digest=benchmark.fingerprint)
+    shutil.rmtree(work)
+    return OUT / model
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A model on the bench, and what is kept of its answers."""
+
+    name: str
+    model: Segmenter
+    refiner: Refiner | None  # for the uncertainty of the base's first answers
+    protocol: Protocol
+    keep: frozenset[int]  # rounds whose oracle predictions are stored
+
+    def image(self, image: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
+        """All rows of one image, in the order of its masks."""
+        frame, inner, (height, width) = load_frame(image.path, side=self.model.side)
+        if (height, width) != (image.height, image.width):
+            raise DataError(
+                f"{image.path} is {width} x {height} pixels, the manifest says {image.width} x {image.height}: "
+                "the file has changed. Run `dvc repro ingest`."
+            )
+        truths = [decode_mask(mask.rle, height=height, width=width) for mask in masks]
+        embedding = encode_frame(self.model, frame, inner)
+        found: Records = {name: [] for name in TABLES}
+        # task ids differ between data sets, never within an image: every image belongs to one set
+        answers = play(self.model, embedding, truths, task=TASKS[image.task], protocol=self.protocol)
+        firsts: list[Answer] = []
+        for answer in answers:
+            mask = masks[answer.mask]
+            found[ROWS].append(_row(self.name, mask, answer))
+            if answer.output == "oracle" and answer.round in self.keep:
+                place = {"mask_id": mask.mask_id, "round": answer.round, "output": answer.output}
+                found[PREDICTIONS].append({**place, "rle": encode_mask(answer.prediction)})
+            if answer.output == "oracle" and answer.round == 1:
+                firsts.append(answer)
+        if self.refiner is not None:
+            codes = doubts(self.refiner, embedding, firsts, truths, step=self.protocol.batch_masks)
+            found[MAPS] += [
+                {"mask_id": mask.mask_id, "png": cv2.imencode(".png", code)[1].tobytes()}
+                for mask, code in zip(masks, codes, strict=True)
+            ]
+        order = {mask.mask_id: number for number, mask in enumerate(masks)}
+        for name in (ROWS, PREDICTIONS):
+            found[name].sort(key=lambda row: (order[str(row["mask_id"])], row["round"], row["output"]))
+        return found
+
+
+def _row(model: str, mask: MaskRecord, answer: Answer) -> dict[str, object]:
+    x, y, label = answer.click or (None, None, None)
+    return {
+        "model": model,
+        "dataset": mask.dataset,
+        "task": mask.task,
+        "image_id": mask.image_id,
+        "mask_id": mask.mask_id,
+        "round": answer.round,
+        "output": answer.output,
+        "iou": answer.iou,
+        "boundary_iou": answer.boundary_iou,
+        "predicted_iou": answer.predicted_iou,
+        "click_x": x,
+        "click_y": y,
+        "click_label": label,
+    }
+
+
+def _play_all(bench: Bench, benchmark: Manifest, *, work: Path) -> list[Path]:
+    """The folders of all shards below `work`, in the order of the images; finished ones are not played again."""
+    masks = benchmark.masks_of()
+    images = [image for image in benchmark.images if masks[image.image_id]]
+    shards = [images[start : start + SHARD] for start in range(0, len(images), SHARD)]
+    folders = [work / f"{number:05d}" for number in range(len(shards))]
+    todo = [number for number, folder in enumerate(folders) if not (folder / ROWS).is_file()]
+    pending = ((number, image) for number in todo for image in shards[number])
+    done = len(images) - sum(len(shards[number]) for number in todo)
+    found: Records = {name: [] for name in TABLES}
+    left = {number: len(shards[number]) for number in todo}
+    for number, image in track(pending, title=f"evaluate {bench.name}", unit="images", total=len(images) - done):
+        for name, rows in bench.image(image, masks[image.image_id]).items():
+            found[name] += rows
+        left[number] -= 1
+        if not left[number]:
+            _finish_shard(folders[number], found)
+            found = {name: [] for name in TABLES}
+    return folders
+
+
+def _finish_shard(folder: Path, found: Records) -> None:
+    """Write a shard's tables; rows last, because their presence says that the shard is whole."""
+    for name in reversed(TABLES):
+        with replace_file(folder / name) as partial:
+            write_table(partial, found[name], TABLES[name])
+
+
+def _protocol(settings: EvaluateConfig) -> Protocol:
+    late = [number for number in settings.report_rounds if not 1 <= number <= settings.rounds]
+    if late:
+        raise ConfigError(
+            f"params.yaml: evaluate.report_rounds: {late} lie outside 1..{settings.rounds} (evaluate.rounds)"
+        )
+    return Protocol(settings.rounds, settings.first_prompt, settings.boundary_ratio, settings.batch_masks)
+
+
+def _benchmark() -> Manifest:
+    benchmark = read_manifest(MANIFEST, reader="evaluate").select(split="test")
+    if not benchmark.masks:
+        raise DataError(
+            f"{MANIFEST} has no mask of split 'test': there is nothing to evaluate on. Add a data set with "
+            "`split: test` to `datasets` in params.yaml and run `dvc repro ingest`."
+        )
+    empty = [mask.mask_id for mask in benchmark.masks if not mask.area]
+    if empty:
+        raise DataError(
+            f"{len(empty)} test masks are empty, such as {empty[0]}. Run `dvc repro validate` for all of them."
+        )
+    return benchmark
+
+
+def _weights(config: Config, model: str) -> Path:
+    """The local weights file of `model`."""
+    if model == BASE:
+        uri = config.model.checkpoint
+        return fetch(uri, Path("work/weights")) if uri.startswith(S3) else Path(uri)
+    path = Path("data/models") / model / "model.safetensors"
+    if not path.is_file():
+        raise MissingInput(path, reader=f"evaluate@{model}", maker=f"finetune@{model}")
+    return path
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _summary(folder: Path, settings: EvaluateConfig, *, seed: int) -> dict[str, Any]:
+    """scope -> name -> metric@round -> mean, low, high, 0..1, oracle output; and how much was evaluated."""
+    rows = read_rows(folder, reader="evaluate")
+    table = estimates(rows, rounds=sorted(settings.report_rounds), resamples=settings.resamples, seed=seed)
+    found: dict[str, Any] = {"masks": int(rows["mask_id"].nunique()), "images": int(rows["image_id"].nunique())}
+    for row in table.to_dict("records"):
+        place = found.setdefault(row["scope"], {})
+        place = place if row["scope"] == "overall" else place.setdefault(row["name"], {})
+        place[f"{row['metric']}@{row['round']}"] = {key: round(row[key], 6) for key in ("mean", "low", "high")}
+    return found
+
+
+def _describe(config: Config, protocol: Protocol) -> dict[str, object]:
+    """Every choice that a number depends on, in words and numbers."""
+    settings = config.evaluate
+    packages = ("torch", "segment-anything", "opencv-python-headless", "numpy")
+    return {
+        **asdict(protocol),
+        "backbone": config.model.backbone,
+        "report_rounds": sorted(settings.report_rounds),
+        "resamples": settings.resamples,
+        "choices": {**choices(protocol), **AVERAGES},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _log_to_mlflow(
+    config: Config, model: str, *, weights: Path, sha256: str, summary: dict[str, Any], digest: str
+) -> None:
+    """Put the figures on the logged model of these weights, the benchmark as its data set."""
+    metrics = {"all": summary["overall"], **{f"task-{name}": values for name, values in summary["task"].items()}}
+    metrics |= summary["dataset"]
+    plain = {  # MLflow refuses `@` in names
+        name: {key.replace("@", "_at_"): value["mean"] for key, value in values.items()}
+        for name, values in metrics.items()
+    }
+    with _run_of(config, model, sha256=sha256) as mlflow_run:
+        if mlflow_run.model_id is None:
+            about = {"model": model, "backbone": config.model.backbone}
+            mlflow_run.log_model(weights, name=model, fingerprint=sha256, params=about, tags=about)
+        mlflow_run.log_evaluation(plain, digest=digest)
+
+
+def _run_of(config: Config, model: str, *, sha256: str) -> tracking.Run:
+    """The run that made these weights; one of its own for the base, or when the server does not know the run."""
+    settings = config.tracking
+    note = Path("data/models") / model / "run.json"
+    known = json.loads(note.read_text())["run_id"] if model != BASE and note.is_file() else None
+    if known is None:
+        client = tracking.connect(settings.uri)
+        experiment = tracking.experiment_id(client, settings.experiment)
+        logged = tracking.find_model(client, experiment, fingerprint=sha256)
+        known = logged.source_run_id if logged is not None else None
+    found = tracking.resume_run(settings.uri, known) if known else None
+    if found is not None:
+        return found
+    about = {"model": model, "backbone": config.model.backbone, "checkpoint": config.model.checkpoint}
+    return tracking.start_run(uri=settings.uri, experiment=settings.experiment, name=model, params=about, tags={})

@@ -1,0 +1,208 @@
+"""Fine-tune the base model for one budget (paper sections 3.2 and 4, Appendix B.1).
+
+The methods are sets of options of this one path: what makes a batch, whether maps and task prompts are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sum import tracking
+from sum.config import Config
+from sum.data.batches import ImageSource, Mixture, TrainBatch
+from sum.data.labels import LabelStore
+from sum.data.records import Manifest, read_manifest
+from sum.data.samples import HumanImages, PseudoImages
+from sum.engine import Loop, Row
+from sum.errors import DataError, choose
+from sum.models.checkpoint import fingerprint as file_fingerprint
+from sum.models.checkpoint import load_segmenter, save_segmenter
+from sum.models.segmenter import TASKS, Segmenter
+from sum.rounds import train_rounds
+from sum.settings import BudgetConfig
+from sum.stages.common import fingerprint, loop_options, round_options
+from sum.storage import replace_folder, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+
+MANIFEST, LABELS, MAPS, MODELS = (Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty", "models"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What a method of the paper's comparison switches (method.md section 8)."""
+
+    pseudo_labels: bool = True                             # mix in unlabelled images
+    uncertainty: bool = True                               # weigh losses and points by certainty
+    task_prompt: Literal["first", "all", "off"] = "first"
+
+
+METHODS: Mapping[str, MethodOptions] = {
+    "sum": MethodOptions(),
+    "vanilla": MethodOptions(uncertainty=False, task_prompt="off"),
+    "human_only": MethodOptions(pseudo_labels=False, uncertainty=False, task_prompt="off"),
+}
+
+
+def run(config: Config, *, budget: str) -> Path:
+    """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder."""
+    entry = choose(config.budgets, budget, key="budgets")
+    method = choose(METHODS, config.finetune.method, key="finetune.method")
+    manifest = read_manifest(MANIFEST, reader="finetune")
+    base = Path(config.model.checkpoint)
+    model = load_segmenter(base, backbone=config.model.backbone)
+    facts = {
+        "budget": budget,
+        "method": config.finetune.method,
+        "base": file_fingerprint(base),
+        "data": manifest.select(datasets={*entry.human, *entry.unlabelled}).fingerprint,
+        "labels": folders_fingerprint(LABELS, MAPS) if method.pseudo_labels else "none",
+    }
+    work = Path("work/finetune") / f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
+    sources = image_sources(config, entry, method=method, manifest=manifest, model=model)
+    loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
+    record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
+    began = time.perf_counter()
+    with record or nullcontext():
+        train(config, loop, sources, entry=entry, method=method, on_row=log_row(record))
+        if record is not None:
+            publish(config, loop, budget=budget, facts=facts, record=record, seconds=time.perf_counter() - began)
+    return MODELS / budget
+
+
+def image_sources(
+    config: Config, entry: BudgetConfig, *, method: MethodOptions, manifest: Manifest, model: Segmenter
+) -> list[ImageSource]:
+    """The human images and, unless the method does without, the pseudo-labelled ones."""
+    side, loss_side = model.side, config.finetune.rounds.loss_side or model.side
+    human = HumanImages(manifest.select(datasets=entry.human), side=side, loss_side=loss_side, tasks=TASKS)
+    if not len(human):
+        raise DataError(f"budgets: {', '.join(entry.human)} hold no image with a human mask. See `dvc repro ingest`.")
+    if not method.pseudo_labels:
+        return [human]
+    store = LabelStore(LABELS, MAPS if method.uncertainty else None, reader="finetune")
+    pseudo = PseudoImages(manifest.select(datasets=entry.unlabelled), store, side=side, loss_side=loss_side)
+    if not len(pseudo):
+        raise DataError(
+            f"{LABELS}: no pseudo-label for any image of {', '.join(entry.unlabelled)}. "
+            "Lower pseudo_label.pred_iou_thresh or stability_thresh, or use finetune.method=human_only."
+        )
+    log.info("%d images with human masks, %d with pseudo-labels (%d without any)", len(human), len(pseudo), pseudo.empty)
+    return [human, pseudo]
+
+
+def train(
+    config: Config, loop: Loop, sources: list[ImageSource], *, entry: BudgetConfig, method: MethodOptions, on_row: Callable[[Row], None]
+) -> None:
+    """Bring the loop to its last step."""
+    optim = config.finetune.optim
+    shares = [entry.human_per_unlabelled, 1][: len(sources)]
+    mixture = Mixture(sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks)
+    rounds = round_options(config.finetune.rounds, task_prompt=method.task_prompt)
+
+    def batches(start: int) -> Iterator[TrainBatch]:
+        return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)
+
+    def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert isinstance(state.model, Segmenter)
+        return train_rounds(
+            state.model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
+        )
+
+    loop.run(batches, step, title="finetune", on_row=on_row)
+
+
+def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracking.Run:
+    """The MLflow run of this training: the one begun before a kill, or a new one."""
+    note = work / "mlflow.json"
+    if note.is_file():
+        found = tracking.resume_run(config.tracking.uri, json.loads(note.read_text())["run_id"])
+        if found is not None:
+            return found
+        log.warning("the MLflow run of %s is gone: its metrics go to a new run", note)
+    licences = sorted({config.datasets[name].licence for name in used_sets(config, facts["budget"])})
+    record = tracking.start_run(
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment,
+        name=f"ft-{facts['budget']}",
+        params={"finetune": asdict(config.finetune), "model": asdict(config.model), "seed": config.seed, **facts},
+        tags={**facts, "licences": "; ".join(licences)},
+    )
+    write_json(note, {"run_id": record.id})
+    return record
+
+
+def used_sets(config: Config, budget: str) -> list[str]:
+    """Names of the data sets of a budget."""
+    entry = config.budgets[budget]
+    return [*entry.human, *entry.unlabelled]
+
+
+def log_row(record: tracking.Run | None) -> Callable[[Row], None]:
+    """Where a row of the history goes: to MLflow, from the first process only."""
+
+    def send(row: Row) -> None:
+        if record is not None:
+            record.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+    return send
+
+
+def publish(config: Config, loop: Loop, *, budget: str, facts: dict[str, str], record: tracking.Run, seconds: float) -> None:
+    """Write data/models/BUDGET whole: weights, history, summary, and where MLflow has them."""
+    model = loop.finish()
+    assert isinstance(model, Segmenter)
+    history = pd.DataFrame(loop.history)
+    about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
+    summary = {**facts, "steps": loop.step, "trained": sum_parameters(model), "final": tail_means(history)}
+    cost = {"seconds_this_session": seconds, "seconds": float(history["seconds"].sum()), "peak_memory_mb": peak_memory_mb()}
+    with replace_folder(MODELS / budget) as folder:
+        weights = folder / "model.safetensors"
+        digest = save_segmenter(weights, model, about=about)
+        history.drop(columns="seconds").to_csv(folder / "history.csv", index=False)
+        write_json(folder / "summary.json", summary)
+        record.log_metrics(cost, step=loop.step)
+        for name in ("history.csv", "summary.json"):
+            record.log_file(folder / name)
+        model_id = record.log_model(weights, name=f"ft-{budget}", fingerprint=digest, params=about, tags={"budget": budget})
+        write_json(folder / "run.json", {"run_id": record.id, "model_id": model_id, "fingerprint": digest, **cost})
+
+
+def tail_means(history: pd.DataFrame, *, rows: int = 20) -> dict[str, float]:
+    """Means of the last steps of what was logged: deterministic, so DVC can compare them."""
+    last = history.tail(rows).drop(columns=["step", "seconds", "lr"])
+    return {str(name): round(float(value), 6) for name, value in last.mean().items()}
+
+
+def sum_parameters(model: Segmenter) -> int:
+    """How many numbers were trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process: on the accelerator where there is one, else resident (MiB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def folders_fingerprint(*folders: Path) -> str:
+    """sha256 over names and contents of the files of some stages' folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.glob("*")):
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()

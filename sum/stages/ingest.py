@@ -1,0 +1,140 @@
+"""Stage ingest: the data set table -> data/manifest, a row an image and a row a mask."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sum.data.layouts import LAYOUTS
+from sum.data.records import ManifestWriter, manifest_writer, read_manifest
+from sum.data.sources import Item, Job, Problem, Sample, Source
+from sum.errors import DataError, choose
+from sum.progress import track
+from sum.settings import Config, DatasetConfig
+from sum.storage import exists, replace_folder, write_json
+
+OUT = Path("data/manifest")
+PROBLEMS = Path("work/ingest/problems.json")
+DEMO = Path("data/raw/demo")
+SHOWN = 10  # problems in a message
+AHEAD = 64  # jobs a thread may be ahead of the writer
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one data set gave."""
+
+    images: int = 0
+    masks: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+def run(config: Config) -> Path:
+    """Read every data set of the table; returns the manifest's folder.
+
+    Raises DataError for missing roots (all at once) and, with `ingest.on_bad: fail`, for unusable files; StorageError.
+    """
+    _require_roots(config.datasets)
+    with replace_folder(OUT) as folder:
+        with manifest_writer(folder) as writer:
+            tallies = {name: _read_set(name, entry, writer=writer) for name, entry in config.datasets.items()}
+        _print(tallies)
+        bad = [{"dataset": name, **asdict(problem)} for name, tally in tallies.items() for problem in tally.problems]
+        write_json(PROBLEMS, bad)
+        if bad and config.ingest.on_bad == "fail":
+            raise DataError(_complaint(bad))
+        for name, tally in tallies.items():
+            if not tally.images:
+                raise DataError(
+                    f"data set '{name}' ({config.datasets[name].root}) gave no usable image; see {PROBLEMS}"
+                )
+        write_json(folder / "skipped.json", bad)
+        fingerprint = read_manifest(folder, reader="ingest").fingerprint
+        write_json(folder / "summary.json", _summary(config.datasets, tallies, fingerprint=fingerprint))
+    return OUT
+
+
+def _require_roots(datasets: dict[str, DatasetConfig]) -> None:
+    """One error for all roots that do not exist."""
+    rows = []
+    for name, entry in datasets.items():
+        if not exists(entry.root):
+            ours = Path(entry.root).is_relative_to(DEMO)
+            remedy = (
+                "Run `dvc repro demo`." if ours else f"Put the data there, or mend datasets.{name}.root in params.yaml."
+            )
+            rows.append(f"data set '{name}': {entry.root} does not exist. {remedy}")
+    if rows:
+        raise DataError("\n".join(rows))
+
+
+def _read_set(name: str, entry: DatasetConfig, *, writer: ManifestWriter) -> Tally:
+    """Run the jobs of one data set in threads and write what they find in their order."""
+    layout = choose(LAYOUTS, entry.kind, key=f"datasets.{name}.kind")
+    jobs = layout(Source(name=name, **{key: value for key, value in asdict(entry).items() if key != "kind"}))
+    tally = Tally()
+    for items in track(_in_threads(jobs), title=f"ingest {name}", unit="images", total=len(jobs)):
+        for item in items:
+            if isinstance(item, Sample):
+                tally.images += 1
+                tally.masks += len(item.masks)
+                writer.add(item.image, item.masks)
+            elif isinstance(item, Problem):
+                tally.problems.append(item)
+            else:
+                tally.notes[item.reason] += 1
+    return tally
+
+
+def _in_threads(jobs: list[Job]) -> Iterator[list[Item]]:
+    """What each job found, in the order of the jobs; reading waits for disk or bucket, decoding frees the interpreter."""
+    with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
+        for start in range(0, len(jobs), AHEAD):
+            yield from pool.map(lambda job: list(job()), jobs[start : start + AHEAD])
+
+
+def _complaint(bad: list[dict[str, str]]) -> str:
+    rows = [f"  {row['dataset']}: {row['file']}: {row['reason']} ({row['remedy']})" for row in bad[:SHOWN]]
+    more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    head = f"{len(bad)} file(s) or annotation(s) cannot be used; all are listed in {PROBLEMS}:"
+    return (
+        "\n".join((head, *rows))
+        + f"{more}\nMend them, or set ingest.on_bad: skip in params.yaml to go on without them."
+    )
+
+
+def _summary(datasets: dict[str, DatasetConfig], tallies: dict[str, Tally], *, fingerprint: str) -> dict[str, object]:
+    """Counts a data set, and of the manifest."""
+    sets = {
+        name: {
+            "split": datasets[name].split,
+            "task": datasets[name].task,
+            "images": tally.images,
+            "masks": tally.masks,
+            "skipped": len(tally.problems),
+            "notes": dict(tally.notes),
+        }
+        for name, tally in tallies.items()
+    }
+    total = {key: sum(int(getattr(tally, key)) for tally in tallies.values()) for key in ("images", "masks")}
+    return {"datasets": sets, "fingerprint": fingerprint, **total}
+
+
+def _print(tallies: dict[str, Tally]) -> None:
+    """The counts for a reader."""
+    table = Table("data set", title="ingest", title_justify="left")
+    for head in ("images", "masks", "skipped"):
+        table.add_column(head, justify="right")
+    table.add_column("notes")
+    for name, tally in tallies.items():
+        notes = "; ".join(f"{count} x {reason}" for reason, count in sorted(tally.notes.items()))
+        table.add_row(name, f"{tally.images:,}", f"{tally.masks:,}", f"{len(tally.problems):,}", notes)
+    Console().print(table)

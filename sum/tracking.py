@@ -1,0 +1,306 @@
+"""MLflow: runs, logged models, registered models. The only module that imports it.
+
+A run is one finetune (or one base model). Its weights are a *logged model* of plain files, nothing pickled. The figures of
+the benchmark are metrics of that logged model on the benchmark as data set, and of the run under `dataset/metric`: so both
+tables of the UI line up. Client calls only, no global active run. sum.registry has versions and aliases.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sum.errors import TrackingError
+from sum.provenance import UNKNOWN, environment, provenance
+
+log = logging.getLogger(__name__)
+
+WEIGHTS_TAG = "sum.weights"          # fingerprint of the weights: how a model is found again
+BATCH = 900                          # metrics a request; MLflow takes 1000
+PATIENCE = 30.0                      # seconds before a server that failed is asked again during training
+PARAM_LENGTH = 6000                  # characters MLflow keeps of a parameter
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # default 7, with growing pauses: minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+T = TypeVar("T")
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Run:
+    """One MLflow run; `model_id`: its logged model, once there is one. As a context it finishes by how the block ends."""
+
+    def __init__(self, client: Any, run_id: str, *, model_id: str | None = None, logged_until: int = -1) -> None:
+        """logged_until: the last step whose metrics the server has; earlier steps are not sent again."""
+        self.client, self.id, self.model_id = client, run_id, model_id
+        self._logged_until = logged_until
+        self._waiting: list[Any] = []
+        self._silent_until = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.finish()
+            return
+        try:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        except TrackingError as second:  # the first error is the one to tell
+            log.warning("%s", second)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Keep the metrics of a step for the next batch. A server that is away is asked again later: training goes on."""
+        if step <= self._logged_until:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        if len(self._waiting) >= BATCH and time.monotonic() >= self._silent_until:
+            try:
+                self.flush()
+            except TrackingError as error:
+                self._silent_until = time.monotonic() + PATIENCE
+                log.warning("%s; %d metrics wait, training goes on", error, len(self._waiting))
+
+    def flush(self) -> None:
+        """Send what waits. Raises TrackingError and keeps it when the server is away."""
+        while self._waiting:
+            batch = self._waiting[:BATCH]
+            with refusals("the metrics"):
+                self.client.log_batch(self.id, metrics=batch)
+            self._waiting = self._waiting[len(batch) :]
+
+    def log_file(self, path: Path, *, folder: str | None = None) -> None:
+        """Keep a copy of a file with the run, below `folder`."""
+        with refusals(str(path)):
+            self.client.log_artifact(self.id, str(path), folder)
+
+    def log_text(self, text: str, *, name: str) -> None:
+        """Keep a text with the run as the file `name`."""
+        with refusals(name):
+            self.client.log_text(self.id, text, name)
+
+    def log_image(self, image: NDArray[np.uint8], *, name: str) -> None:
+        """Keep an `[H, W, 3]` picture with the run as the file `name` (such as pictures/0001.png)."""
+        with refusals(name):
+            self.client.log_image(self.id, image, artifact_file=name)
+
+    def log_model(self, weights: Path, *, name: str, fingerprint: str, params: Mapping[str, Any]) -> str:
+        """Log a weights file as model `name`; returns (and keeps) its id. Of the same fingerprint it is logged once.
+
+        The file goes as it is, with model.json beside it, which tells name and params. Never a pickle.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        with refusals(f"model {name}"):
+            experiment = self.client.get_run(self.id).info.experiment_id
+            model = find_model(self.client, experiment, fingerprint=fingerprint, run_id=self.id)
+            if model is None:
+                about, flat = {WEIGHTS_TAG: fingerprint}, flatten(params)
+                model = self.client.create_logged_model(experiment, name, self.id, about, flat, "segment-anything")
+                self.client.log_model_artifact(model.model_id, str(weights))
+                _log_json(self.client, model.model_id, {"name": name, "weights": fingerprint, "params": flat})
+                self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, 0)])
+                self.client.finalize_logged_model(model.model_id, "READY")
+        self.model_id = str(model.model_id)
+        return self.model_id
+
+    def log_evaluation(self, metrics: Mapping[str, Mapping[str, float]], *, digest: str) -> None:
+        """Log the benchmark: data set name -> metric -> value, on the logged model and on the run.
+
+        digest: the benchmark's, the same for all models, so that all lie in one column. Raises TrackingError without a
+        logged model.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+        if self.model_id is None:
+            raise TrackingError(f"run {self.id} has no logged model to evaluate")
+        now, short = int(time.time() * 1000), digest[:36]
+        rows, inputs = [], []
+        for dataset, values in metrics.items():
+            about = Dataset(dataset, short, source_type="local", source=json.dumps({"uri": "data/manifest"}))
+            inputs.append(DatasetInput(about, [InputTag("mlflow.data.context", "eval")]))
+            for key, value in values.items():
+                rows.append(Metric(key, float(value), now, 0, self.model_id, dataset, short, self.id))
+                rows.append(Metric(f"{dataset}/{key}", float(value), now, 0))
+        with refusals("the evaluation"):
+            self.client.log_inputs(self.id, datasets=inputs)
+            for start in range(0, len(rows), BATCH):
+                self.client.log_batch(self.id, metrics=rows[start : start + BATCH])
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Send what waits and close the run."""
+        self.flush()
+        with refusals(f"the end of run {self.id}"):
+            self.client.set_terminated(self.id, status)
+
+
+def start_run(*, uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
+    """Open a new run with its parameters, tags and where it comes from (commit, lock, versions).
+
+    params: may be nested, keys are joined by dots. Raises TrackingError within about ten seconds without a server.
+    """
+    client = connect(uri)
+    facts = provenance()
+    if facts["git.commit"] != UNKNOWN:
+        facts["mlflow.source.git.commit"] = facts["git.commit"]
+    about = {"mlflow.source.type": "LOCAL", "mlflow.source.name": name, **facts, **tags}
+    with refusals(f"run {name}"):
+        from mlflow.entities import Param
+
+        created = client.create_run(experiment_id(client, experiment), tags=about, run_name=name)
+        run = Run(client, created.info.run_id)
+        rows = [Param(key, value) for key, value in flatten(params).items()]
+        for start in range(0, len(rows), 100):  # the most MLflow takes at once
+            client.log_batch(run.id, params=rows[start : start + 100])
+    run.log_text(environment(), name="environment.txt")
+    return run
+
+
+def resume_run(uri: str, run_id: str) -> Run | None:
+    """The unfinished run of this id, set going again; None when the server does not know it (a new database, say)."""
+    client = connect(uri)
+    with refusals(f"run {run_id}"):
+        found = or_none(lambda: client.get_run(run_id))
+        if found is None or found.info.lifecycle_stage == "deleted":
+            return None
+        client.update_run(run_id, status="RUNNING")
+        steps = [metric.step for metric in found.data._metric_objs if "/" not in metric.key]
+        models = [output.model_id for output in found.outputs.model_outputs] if found.outputs else []
+    return Run(client, run_id, model_id=models[-1] if models else None, logged_until=max(steps, default=-1))
+
+
+def connect(uri: str) -> Any:
+    """A client for `uri`, or for MLFLOW_TRACKING_URI if that is set. Raises TrackingError when nobody answers there."""
+    where = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    if where.startswith(("http://", "https://")):
+        _knock(where)
+    return _client(where, str(Path.cwd()))
+
+
+@functools.cache
+def _client(uri: str, folder: str) -> Any:
+    """One client a URI; folder: a relative sqlite file is another one elsewhere."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with refusals(uri):
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)  # creates or checks the database
+    return client
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The id of experiment `name`, made if need be; below an SQLite file its files lie in mlruns/ next to it."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            mend = f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+            raise TrackingError(f"experiment '{name}' is deleted; another tracking.experiment, or {mend}")
+        return str(found.experiment_id)
+    uri, place = str(client.tracking_uri), None
+    if uri.startswith("sqlite:///"):
+        place = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns" / name).as_uri()
+    return str(client.create_experiment(name, artifact_location=place))
+
+
+def find_model(client: Any, experiment: str, *, fingerprint: str, run_id: str | None = None) -> Any:
+    """The newest finished logged model of these weights (and this run), or None."""
+    condition = f"tags.`{WEIGHTS_TAG}` = '{fingerprint}'" + (f" AND source_run_id = '{run_id}'" if run_id else "")
+    order = [{"field_name": "creation_timestamp", "ascending": False}]
+    found = client.search_logged_models([experiment], filter_string=condition, order_by=order)
+    return next((model for model in found if str(model.status) in ("READY", "LoggedModelStatus.READY")), None)
+
+
+def flatten(tree: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
+    """Nested settings -> {"optim.lr": "0.001"}; a list is one value."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        path = f"{above}{key}"
+        flat |= flatten(value, above=f"{path}.") if isinstance(value, Mapping) else {path: str(value)[:PARAM_LENGTH]}
+    return flat
+
+
+def run_of_weights(
+    weights: Path, *, uri: str, experiment: str, name: str, fingerprint: str, run_id: str | None = None
+) -> Run:
+    """The run and logged model of a weights file, to add an evaluation to; its status is left alone.
+
+    It is run `run_id` if the server knows it with these weights, else the newest run of these weights, else a new one:
+    base weights have no finetune, and weights that came by `dvc pull` were logged to another server.
+    """
+    client = connect(uri)
+    with refusals(f"model {name}"):
+        where = experiment_id(client, experiment)
+        model = find_model(client, where, fingerprint=fingerprint, run_id=run_id) if run_id else None
+        model = model or find_model(client, where, fingerprint=fingerprint)
+    if model is not None and model.source_run_id:
+        return Run(client, model.source_run_id, model_id=model.model_id)
+    run = start_run(uri=uri, experiment=experiment, name=name, params={}, tags={WEIGHTS_TAG: fingerprint})
+    run.log_model(weights, name=name, fingerprint=fingerprint, params={})
+    run.finish()
+    return run
+
+
+def _log_json(client: Any, model_id: str, value: Mapping[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.json")
+        path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        client.log_model_artifact(model_id, str(path))
+
+
+def _knock(uri: str) -> None:
+    """Ask a server whether it is there, once; MLflow's own client would try for minutes."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):  # noqa: S310  # http or https, checked by the caller
+            return
+    except urllib.error.HTTPError:  # somebody answers: MLflow's client says more
+        return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingError(
+            f"no MLflow server answers at {uri} ({reason}). Start it (`mlflow server`), or unset MLFLOW_TRACKING_URI "
+            "and set tracking.uri in params.yaml to sqlite:///mlflow.db."
+        ) from error
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Whatever MLflow raises while `what` is logged -> TrackingError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow did not take {what}: {' '.join(str(error).split())[:500]}") from error
+
+
+def or_none(ask: Callable[[], T]) -> T | None:
+    """What `ask` returns; None when MLflow does not know the thing asked for."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise

@@ -1,0 +1,215 @@
+"""Aggregation against tables worked out by hand, and the files that hold the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sum.core.metrics import bootstrap_interval, paired_interval
+from sum.data.grids import make_grid, to_csv, to_markdown
+from sum.data.scores import (
+    ROW_SCHEMA,
+    ROWS,
+    comparison_table,
+    differences,
+    estimates,
+    join_tables,
+    read_rows,
+    spread,
+    write_table,
+)
+from sum.errors import DataError, MissingInput
+
+# (set, task): one list of IoUs an image
+SETS = {("a", "part"): [[1.0, 1.0, 1.0], [0.0]], ("b", "part"): [[0.2]], ("c", "salient"): [[0.5], [0.7]]}
+
+
+def made(
+    values: dict[tuple[str, str], list[list[float]]] = SETS, *, model: str = "base", shift: float = 0.0
+) -> list[dict[str, object]]:
+    """Rows of rounds 1 and 3 (IoU 0.1 better), output oracle, and a worse output single; boundary IoU is half the IoU."""
+    rows: list[dict[str, object]] = []
+    for (dataset, task), images in values.items():
+        for image, ious in enumerate(images):
+            for mask, value in enumerate(ious):
+                place = {
+                    "dataset": dataset,
+                    "task": task,
+                    "image_id": f"{dataset}/{image}",
+                    "mask_id": f"{dataset}/{image}#{mask}",
+                }
+                for number in (1, 3):
+                    for output in ("oracle", "single"):
+                        iou = value + shift + 0.05 * (number - 1) - 0.3 * (output == "single")
+                        row = {
+                            "round": number,
+                            "output": output,
+                            "iou": iou,
+                            "boundary_iou": iou / 2,
+                            "predicted_iou": 0.5,
+                        }
+                        rows.append({"model": model, **place, **row, "click_x": 1, "click_y": 2, "click_label": 1})
+    return rows
+
+
+def table(**options: object) -> pd.DataFrame:
+    return pd.DataFrame(made(**options))  # type: ignore[arg-type]
+
+
+def mean_of(found: pd.DataFrame, scope: str, name: str, number: int = 1, metric: str = "iou") -> float:
+    row = found[
+        (found["scope"] == scope) & (found["name"] == name) & (found["round"] == number) & (found["metric"] == metric)
+    ]
+    assert len(row) == 1
+    return float(row["mean"].iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "want"),
+    [
+        ("dataset", "a", 3 / 4),  # over masks, not over images: (1 + 1 + 1 + 0) / 4
+        ("dataset", "b", 0.2),
+        ("dataset", "c", 0.6),
+        ("task", "part", (0.75 + 0.2) / 2),  # a set of one mask counts as much as one of four
+        ("task", "salient", 0.6),
+        ("overall", "all", (0.75 + 0.2 + 0.6) / 3),  # over sets, not over tasks and not over masks
+    ],
+)
+def test_means_over_masks_then_sets(scope: str, name: str, want: float) -> None:
+    found = estimates(table(), rounds=[1, 3], resamples=20)
+    assert mean_of(found, scope, name) == pytest.approx(want)
+    assert mean_of(found, scope, name, 3) == pytest.approx(want + 0.1)
+    assert mean_of(found, scope, name, metric="boundary_iou") == pytest.approx(want / 2)
+    single = estimates(table(), rounds=[1], output="single", resamples=20)
+    assert mean_of(single, scope, name) == pytest.approx(want - 0.3)
+
+
+def test_masks_and_images_are_counted_once() -> None:
+    found = estimates(table(), rounds=[1, 3], resamples=5).set_index(["scope", "name", "metric", "round"])
+    assert found.loc[("overall", "all", "iou", 3), ["masks", "images"]].tolist() == [7, 5]
+    assert found.loc[("task", "part", "iou", 1), ["masks", "images"]].tolist() == [5, 3]
+
+
+def many(seed: int, images: int = 40) -> list[list[float]]:
+    rng = np.random.default_rng(seed)
+    return [list(np.clip(rng.normal(rng.uniform(0.3, 0.8), 0.1, rng.integers(1, 6)), 0, 1)) for _ in range(images)]
+
+
+def test_intervals_agree_with_the_plain_bootstrap_over_images() -> None:
+    images = many(0)
+    found = estimates(table(values={("a", "part"): images}), rounds=[1], resamples=4000)
+    flat = [value for ious in images for value in ious]
+    clusters = [image for image, ious in enumerate(images) for _ in ious]
+    want = bootstrap_interval(flat, clusters, resamples=4000)
+    for scope in ("overall", "task", "dataset"):
+        row = found[(found["scope"] == scope) & (found["metric"] == "iou")].iloc[0]
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx(want, abs=0.004)
+
+
+def test_paired_interval_of_a_difference_is_narrow_where_the_values_are_not() -> None:
+    values = {("a", "part"): many(1), ("b", "salient"): many(2)}
+    rows, better = table(values=values), table(values=values, shift=0.02)
+    found = differences(better, rows, rounds=[1], resamples=200)
+    assert found["mean"].tolist() == pytest.approx([0.02, 0.01] * 5)
+    assert (found["high"] - found["low"]).max() < 1e-9
+    noisy = better.assign(iou=better["iou"] + np.random.default_rng(0).normal(0, 0.1, len(better)))
+    first, second = (spread(part, rounds=[1]).xs("a")["iou", 1] for part in (noisy, rows))
+    want = paired_interval(first, second, first.index.get_level_values("image_id"), resamples=4000)
+    row = (
+        differences(noisy, rows, rounds=[1], resamples=4000)
+        .query("scope == 'dataset' and name == 'a' and metric == 'iou'")
+        .iloc[0]
+    )
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(want, abs=0.004)
+
+
+def test_the_interval_of_a_set_does_not_depend_on_the_others_or_on_the_order() -> None:
+    both = estimates(table(), rounds=[1], resamples=50)
+    alone = estimates(table(values={("a", "part"): SETS["a", "part"]}), rounds=[1], resamples=50)
+    turned = estimates(table().sample(frac=1, random_state=0), rounds=[1], resamples=50)
+    pick = "scope == 'dataset' and name == 'a'"
+    pd.testing.assert_frame_equal(both.query(pick).reset_index(drop=True), alone.query(pick).reset_index(drop=True))
+    pd.testing.assert_frame_equal(both, turned)
+
+
+def test_refusals_say_what_differs() -> None:
+    with pytest.raises(DataError, match=r"7 masks lack a round of \[1, 2\] for output 'oracle', found rounds \[1\]"):
+        spread(table(), rounds=[1, 2])
+    with pytest.raises(DataError, match="all masks lack"):
+        spread(table(), rounds=[1], output="confident")
+    fewer = table(values={("a", "part"): SETS["a", "part"]})
+    with pytest.raises(DataError, match="0 only in the first, 3 only in the second"):
+        differences(fewer, table(), rounds=[1])
+
+
+def compared() -> pd.DataFrame:
+    rows = {"base": table(), "small": table(model="small", shift=0.1), "large": table(model="large", shift=-0.1)}
+    return comparison_table(rows, rounds=[1, 3], resamples=50)
+
+
+def test_comparison_has_the_gain_on_the_base() -> None:
+    found = compared().query("scope == 'task' and name == 'part' and metric == 'iou' and round == 1").set_index("model")
+    assert found["mean"].to_dict() == pytest.approx({"base": 0.475, "small": 0.575, "large": 0.375})
+    assert found["gain"].drop("base").to_dict() == pytest.approx({"small": 0.1, "large": -0.1})
+    assert np.isnan(found["gain"]["base"])
+
+
+def test_markdown_is_what_a_person_reads() -> None:
+    text = to_markdown(make_grid(compared()))
+    lines = text.splitlines()
+    head = [part.strip() for part in lines[0].split("|")[1:-1]]
+    assert head == [
+        "points",
+        "model",
+        "salient mIoU",
+        "salient mBIoU",
+        "part mIoU",
+        "part mBIoU",
+        "all mIoU",
+        "all mBIoU",
+    ]
+    first = [part.strip() for part in lines[2].split("|")[1:-1]]
+    assert first[:2] == ["1", "base"]
+    assert first[2].startswith("60.0 ±")
+    assert [line.split("|")[2].strip() for line in lines[2:8]] == ["base", "small", "large"] * 2
+    changes = [line for line in lines if line.startswith("| ") and "±0.0" in line]
+    assert "+10.0 ±0.0 ▲" in changes[0]
+    assert "-10.0 ±0.0 ▼" in changes[1]
+    assert len({len(line) for line in lines[:8]}) == 1
+
+
+def test_csv_has_a_row_a_model_in_per_cent(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(to_csv(make_grid(compared())))
+    found = pd.read_csv(path, index_col="model")
+    assert list(found.index) == ["base", "small", "large"]
+    assert found.loc["small", "part mIoU@1"] == pytest.approx(57.5)
+    assert found.loc["small", "part mIoU@1 gain"] == pytest.approx(10)
+    assert np.isnan(found.loc["base", "part mIoU@1 gain"])
+    assert len(found.columns) == 3 * 2 * 2 * 6
+
+
+def test_rows_come_back_from_disk(tmp_path: Path) -> None:
+    rows = made()
+    rows[0] |= {"click_x": None, "click_y": None, "click_label": None}
+    folder = tmp_path / "base"
+    folder.mkdir()
+    write_table(tmp_path / "0.parquet", rows[:5], ROW_SCHEMA)
+    write_table(tmp_path / "1.parquet", rows[5:], ROW_SCHEMA)
+    join_tables([tmp_path / "0.parquet", tmp_path / "1.parquet"], folder / ROWS, ROW_SCHEMA)
+    found = read_rows(folder, reader="report")
+    assert list(found.columns) == ROW_SCHEMA.names
+    assert found["click_x"].isna().tolist() == [True] + [False] * (len(rows) - 1)
+    assert found["iou"].tolist() == [row["iou"] for row in rows]
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"stage 'evaluate@small' writes it"):
+        read_rows(tmp_path / "small", reader="report")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / ROWS).write_text("no table")
+    with pytest.raises(DataError, match=r"rows.parquet: not a table that stage 'evaluate@small' writes"):
+        read_rows(tmp_path / "small", reader="report")

@@ -1,0 +1,291 @@
+"""The benchmark's rounds: against a scripted model, and against segment_anything.SamPredictor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+from torch import Tensor, nn
+
+from sum.core.geometry import logits_to_image, resized_hw
+from sum.core.metrics import boundary_iou, iou
+from sum.core.prompts import next_click
+from sum.data.frames import to_square
+from sum.models.backbones import build_tiny
+from sum.models.interact import Answer, Mask, Protocol, encode_frame, play
+from sum.models.segmenter import PAD, TASKS, Prediction, Prompts, Segmenter
+
+HW = (24, 48)  # of the scripted tests; side 32 makes the frame 16 x 32
+SIDE, LOW = 32, 16
+
+
+@dataclass
+class Call:
+    """What the model was asked."""
+
+    prompts: Prompts
+    multimask: bool
+    task: list[int] | None
+    said: Prediction
+
+
+@dataclass(eq=False)
+class Scripted:
+    """Stands in for a Segmenter: `script(call number, count, outputs)` gives the logits."""
+
+    script: Callable[[int, int, int], Tensor]
+    iou: list[float] = field(default_factory=lambda: [0.2, 0.9, 0.4])
+    side: int = SIDE
+    calls: list[Call] = field(default_factory=list)
+
+    def decode(
+        self, embedding: Tensor, image_index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor | None = None
+    ) -> Prediction:
+        assert torch.is_inference_mode_enabled()
+        assert len(image_index) == len(prompts.xy)
+        outputs = 3 if multimask else 1
+        logits = self.script(len(self.calls), len(image_index), outputs)
+        said = Prediction(logits, torch.tensor(self.iou[:outputs]).expand(len(image_index), outputs))
+        self.calls.append(Call(prompts, multimask, None if task is None else task.tolist(), said))
+        return said
+
+
+def low_logits(mask: Mask) -> Tensor:
+    """Logits `[L, L]` whose enlargement, cut at 0, is roughly `mask` `[H, W]`."""
+    part = torch.from_numpy(mask)[None, None].float()
+    height, width = resized_hw(*mask.shape, SIDE)
+    small = torch.nn.functional.interpolate(part, (height * LOW // SIDE, width * LOW // SIDE), mode="area")[0, 0]
+    frame = torch.full((LOW, LOW), -4.0)
+    frame[: small.shape[0], : small.shape[1]] = small * 8 - 4
+    return frame
+
+
+def to_mask(low: Tensor, hw: tuple[int, int] = HW, side: int = SIDE) -> Mask:
+    """The reference way from logits `[L, L]` to `[H, W]` bool."""
+    return (logits_to_image(low[None, None], resized=resized_hw(*hw, side), hw=hw, side=side) > 0)[0, 0].numpy()
+
+
+def block(y0: int, y1: int, x0: int, x1: int, hw: tuple[int, int] = HW) -> Mask:
+    mask = np.zeros(hw, dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def run(model: object, truths: list[Mask], *, task: int = 0, **options: object) -> list[Answer]:
+    embedding = torch.zeros(1, 4, 2, 2)
+    return list(play(model, embedding, truths, task=task, protocol=Protocol(**options)))  # type: ignore[arg-type]
+
+
+def noise(number: int, count: int, outputs: int) -> Tensor:
+    """Smooth blobs, other ones in every call."""
+    grid = torch.randn(count, outputs, 5, 5, generator=torch.Generator().manual_seed(number))
+    return torch.nn.functional.interpolate(grid, (LOW, LOW), mode="bilinear")
+
+
+def brute_click(prediction: Mask, truth: Mask) -> tuple[int, int, int] | None:
+    """By definition: the error pixel farthest from everything that is not its own kind of error."""
+    best: tuple[int, int, int, int] | None = None
+    for label, region in ((1, truth & ~prediction), (0, prediction & ~truth)):
+        padded = np.pad(region, 1)
+        outside = np.argwhere(~padded)
+        for y, x in np.argwhere(region):
+            depth = int(((outside - (y + 1, x + 1)) ** 2).sum(1).min())
+            if best is None or depth > best[0]:
+                best = (depth, int(x), int(y), label)
+    return best and best[1:]
+
+
+TRUTHS = [block(2, 12, 4, 30), block(10, 24, 20, 48)]
+
+
+def test_oracle_is_the_best_of_three_at_the_original_size() -> None:
+    plan = [block(0, 6, 0, 8), TRUTHS[0], block(2, 12, 4, 20)]
+    three = torch.stack([low_logits(mask) for mask in plan])[None]
+    model = Scripted(lambda _, count, outputs: three[:, :outputs].expand(count, -1, -1, -1), iou=[0.9, 0.1, 0.3])
+    answers = {answer.output: answer for answer in run(model, TRUTHS[:1], rounds=1)}
+    ious = [iou(to_mask(low), TRUTHS[0]) for low in three[0]]
+    assert answers["oracle"].iou == max(ious) == ious[1]
+    assert answers["oracle"].predicted_iou == pytest.approx(0.1)
+    assert answers["confident"].iou == ious[0]
+    assert answers["confident"].predicted_iou == pytest.approx(0.9)
+    np.testing.assert_array_equal(answers["oracle"].prediction, to_mask(three[0, 1]))
+    assert answers["oracle"].boundary_iou == boundary_iou(to_mask(three[0, 1]), TRUTHS[0])
+
+
+def test_clicks_follow_the_definition_and_each_output_has_its_own() -> None:
+    answers = run(Scripted(noise), TRUTHS, rounds=4)
+    last: dict[tuple[str, int], Mask] = {}
+    for answer in answers:
+        truth = TRUTHS[answer.mask]
+        before = last.get((answer.output, answer.mask), np.zeros(HW, dtype=bool))
+        assert answer.click == brute_click(before, truth)
+        last[answer.output, answer.mask] = answer.prediction
+    second = [answer.click for answer in answers if answer.round == 2]
+    assert second[:2] != second[2:]
+
+
+def test_prompts_task_and_feedback_of_every_call() -> None:
+    model = Scripted(noise)
+    answers = run(model, TRUTHS, task=TASKS["part"], rounds=3)
+    assert [call.multimask for call in model.calls] == [True] + [False] * 5
+    assert [call.task for call in model.calls] == [[3, 3], [3, 3], None, None, None, None]
+    three, single, *_ = model.calls
+    assert three.prompts.logits is None
+    assert single.prompts.logits is None
+    for first, later in ((three, model.calls[2::2]), (single, model.calls[3::2])):
+        output = "oracle" if first.multimask else "single"
+        mine = [answer for answer in answers if answer.output == output]
+        for number, call in enumerate(later, start=2):
+            fed = call.prompts.logits
+            assert fed is not None
+            said = [answer.logits for answer in mine if answer.round == number - 1]
+            assert torch.equal(fed, torch.stack(said))
+            clicks = [answer.click for answer in mine if answer.round <= number and answer.mask == 0]
+            pixels = (call.prompts.xy[0] * HW[1] / SIDE).round().int().tolist()
+            asked = zip(pixels, call.prompts.label[0].tolist(), strict=True)
+            assert sorted((*pixel, label) for pixel, label in asked if label != PAD) == sorted(
+                click for click in clicks if click
+            )
+
+
+def test_perfect_masks_keep_their_answer_and_are_not_asked_again() -> None:
+    good = low_logits(TRUTHS[0])
+    truths = [to_mask(good), TRUTHS[1]]
+
+    def script(number: int, count: int, outputs: int) -> Tensor:
+        logits = noise(number, count, outputs)
+        if count == 2:
+            logits[0] = good
+        return logits
+
+    model = Scripted(script)
+    answers = run(model, truths, rounds=3)
+    assert [len(call.prompts.xy) for call in model.calls] == [2, 2, 1, 1, 1, 1]
+    mine = [answer for answer in answers if answer.mask == 0 and answer.output == "oracle"]
+    assert [answer.iou for answer in mine] == [1, 1, 1]
+    assert [answer.click is None for answer in mine] == [False, True, True]
+    other = [answer for answer in answers if answer.mask == 1 and answer.output == "oracle"]
+    assert all(answer.click for answer in other)
+
+
+def test_everything_perfect_asks_nothing_more() -> None:
+    good = low_logits(TRUTHS[0])
+    model = Scripted(lambda _, count, outputs: good.expand(count, outputs, -1, -1))
+    answers = run(model, [to_mask(good)], rounds=6)
+    assert len(model.calls) == 2
+    assert len(answers) == 3 + 2 * 5
+
+
+def test_box_first() -> None:
+    model = Scripted(noise)
+    answers = run(model, TRUTHS, rounds=2, first_prompt="box")
+    first = model.calls[0].prompts
+    scale = SIDE / HW[1]
+    assert first.xy[0].flatten().tolist() == pytest.approx([4 * scale, 2 * scale, 29 * scale, 11 * scale])
+    assert first.label.tolist() == [[2, 3], [2, 3]]
+    assert [answer.click for answer in answers if answer.round == 1] == [None] * 6
+    assert model.calls[2].prompts.label.shape == (2, 3)
+    assert model.calls[2].prompts.label[:, 1:].tolist() == [[2, 3], [2, 3]]
+
+
+def test_rows_of_every_mask_round_and_output() -> None:
+    answers = run(Scripted(noise), TRUTHS * 2 + TRUTHS[:1], rounds=2, batch_masks=2)
+    seen = [(answer.mask, answer.round, answer.output) for answer in answers]
+    want = {(mask, number, output) for mask in range(5) for number in (1, 2) for output in ("oracle", "single")}
+    assert set(seen) == want | {(mask, 1, "confident") for mask in range(5)}
+    assert len(set(seen)) == len(seen)
+
+
+def test_empty_mask_is_refused_by_number() -> None:
+    with pytest.raises(ValueError, match="mask 1 of 2 is empty"):
+        run(Scripted(noise), [TRUTHS[0], np.zeros(HW, dtype=bool)])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Segmenter:
+    """A random tiny whose masks are neither empty nor full."""
+    torch.manual_seed(3)
+    model = Segmenter(build_tiny(side=64, channels=32), backbone="tiny").eval()
+    with torch.no_grad():
+        for mlp in model.sam.mask_decoder.output_hypernetworks_mlps:
+            nn.init.zeros_(mlp.layers[-1].bias)
+        model.task_prompt[1:] = torch.randn(3, 32)
+    return model
+
+
+def picture(hw: tuple[int, int] = (60, 97)) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (*hw, 3), dtype=np.uint8)
+
+
+def shapes(count: int, hw: tuple[int, int] = (60, 97)) -> list[Mask]:
+    rng = np.random.default_rng(1)
+    rows, columns = np.mgrid[: hw[0], : hw[1]]
+    found = []
+    for _ in range(count):
+        y, x, radius = rng.uniform(10, hw[0] - 10), rng.uniform(10, hw[1] - 10), rng.uniform(4, 25)
+        found.append((rows - y) ** 2 + (columns - x) ** 2 < radius**2)
+    return found
+
+
+def table(answers: list[Answer]) -> dict[tuple[int, int, str], tuple[float, float, float]]:
+    return {(a.mask, a.round, a.output): (a.iou, a.boundary_iou, a.predicted_iou) for a in answers}
+
+
+def test_equal_to_a_plain_loop_over_sam_predictor(tiny: Segmenter) -> None:
+    image, truths = picture(), shapes(4)
+    frame, inner, _ = to_square(image, side=tiny.side)
+    found = table(list(play(tiny, encode_frame(tiny, frame, inner), truths, task=0, protocol=Protocol(rounds=4))))
+    predictor = SamPredictor(tiny.sam)
+    predictor.set_image(image)
+    for number, truth in enumerate(truths):
+        for output in ("oracle", "single"):
+            for count, (value, edge, own) in enumerate(
+                predictor_loop(predictor, truth, output=output, rounds=4), start=1
+            ):
+                assert found[number, count, output] == pytest.approx((value, edge, own), abs=1e-5)
+
+
+def predictor_loop(
+    predictor: SamPredictor, truth: Mask, *, output: str, rounds: int
+) -> list[tuple[float, float, float]]:
+    """IoU, boundary IoU and predicted IoU by the public API of segment_anything, one mask, one output."""
+    prediction, low, clicks, found = np.zeros_like(truth), None, [], []
+    for number in range(rounds):
+        click = next_click(prediction, truth)
+        assert click is not None
+        clicks.append(click)
+        points = np.array(clicks, dtype=float)
+        multimask = number == 0 and output == "oracle"
+        masks, scores, lows = predictor.predict(points[:, :2], points[:, 2], mask_input=low, multimask_output=multimask)
+        best = int(np.argmax([iou(mask, truth) for mask in masks]))
+        prediction, low = masks[best], lows[[best]]
+        found.append((iou(prediction, truth), boundary_iou(prediction, truth), float(scores[best])))
+    return found
+
+
+def test_batches_and_order_do_not_matter(tiny: Segmenter) -> None:
+    truths = shapes(5)
+    frame, inner, _ = to_square(picture(), side=tiny.side)
+    embedding = encode_frame(tiny, frame, inner)
+    want = table(list(play(tiny, embedding, truths, task=2, protocol=Protocol(rounds=3))))
+    order = [3, 0, 4, 1, 2]
+    moved = play(tiny, embedding, [truths[i] for i in order], task=2, protocol=Protocol(rounds=3, batch_masks=2))
+    found = table(list(moved))
+    assert found == {
+        (order.index(mask), number, output): pytest.approx(row, abs=1e-5)
+        for (mask, number, output), row in want.items()
+    }
+
+
+def test_the_task_changes_the_first_round(tiny: Segmenter) -> None:
+    truths = shapes(3)
+    frame, inner, _ = to_square(picture(), side=tiny.side)
+    embedding = encode_frame(tiny, frame, inner)
+    plain, asked = (
+        table(list(play(tiny, embedding, truths, task=task, protocol=Protocol(rounds=1)))) for task in (0, 3)
+    )
+    assert plain != asked
