@@ -1,6 +1,7 @@
 """The command line: picks the stage, loads the config, starts logging, says what was written and what it cost.
 
-Exit codes: 0 done, 1 the input or a server is at fault, 2 the command line or params.yaml is, 130 interrupted.
+Exit codes: 0 done, 1 the input is at fault, 2 the command line or params.yaml is, 75 a disk, bucket or server (trying
+again may help), 130 interrupted.
 Nothing heavy is imported before the stage is known: `python -m sum --help` must answer at once.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sum.errors import ConfigError, SumError, choose
+from sum.errors import ConfigError, StorageError, SumError, TrackingError, choose
 
 if TYPE_CHECKING:
     from sum.config import Config
@@ -69,11 +70,17 @@ def main(argv: Sequence[str]) -> int:
         _dispatch(options.stage, options.words)
     except SumError as error:
         _tell(f"error: {error}")
-        return 2 if isinstance(error, ConfigError) else 1
+        return _exit_code(error)
     except KeyboardInterrupt:
         _tell("interrupted; run the same command again to go on from where it stopped")
         return 130
     return 0
+
+
+def _exit_code(error: SumError) -> int:
+    if isinstance(error, ConfigError):
+        return 2
+    return 75 if isinstance(error, StorageError | TrackingError) else 1  # EX_TEMPFAIL of sysexits.h
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sum",
         usage="python -m sum [-v] STAGE [NAME] [key=value ...]",
         description=f"Run one stage of the pipeline, in the order below; `dvc repro` runs them all.\n\n{lines}",
-        epilog="key=value replaces a number of params.yaml for this run only, such as finetune.optim.steps=50.",
+        epilog="key=value replaces a number of params.yaml for this run only, such as finetune.optim.lr=0.001.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what the tools do, too")

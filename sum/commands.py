@@ -37,8 +37,14 @@ def check(content: bytes, *, source: str) -> None:
     """Load `content` exactly as params.yaml would be. Raises ConfigError naming `source` and the key."""
     from sum.config import check_config, compose
 
-    if b"${" in content:
-        raise ConfigError(f"{source}: ${{...}} is not allowed: DVC would record it literally and miss a change")
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: no UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if "${" in line.partition("#")[0]:
+            reason = "DVC would record it literally and miss a change"
+            raise ConfigError(f"{source}: line {number}: ${{...}} is not allowed: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, PARAMS.name).write_bytes(content)
         try:
@@ -72,5 +78,6 @@ def results() -> str:
     if uri.startswith("http"):
         look = f"open {uri}"
     else:
-        look = f"mlflow ui --backend-store-uri {uri}, then open http://127.0.0.1:5000/?workflowType=machine_learning (or `make ui`)"
+        page = "http://127.0.0.1:5000/?workflowType=machine_learning"
+        look = f"`make ui` (mlflow ui --backend-store-uri {uri}), then open {page}"
     return f"\n{TABLE.read_text().strip()}\n\nReport: {REPORT}\nMLflow: {look}\n"

@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, DVC's lock, versions, machine.
+"""Where a result comes from: settings, commit, DVC's lock, versions, machine.
 
 Facts that cannot be had read 'unknown'; nothing raises.
 """
@@ -10,10 +10,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 UNKNOWN = "unknown"
+LONGEST = 6000  # characters MLflow keeps of a parameter
 SHOWN = ("torch", "torchvision", "segment-anything", "numpy", "accelerate", "safetensors", "mlflow", "dvc")
 
 
@@ -36,9 +39,18 @@ def provenance(root: Path | None = None) -> dict[str, str]:
 
 def environment() -> str:
     """Every installed distribution with its version, one a line, as `pip freeze` writes them."""
-    found = {dist.name.lower(): f"{dist.name}=={dist.version}" for dist in metadata.distributions() if dist.name}
-    lines = [f"# Python {platform.python_version()}, {platform.platform()}", *(found[name] for name in sorted(found))]
-    return "\n".join(lines) + "\n"
+    folders = (path for place in sys.path for path in Path(place).glob("*.dist-info"))
+    found = sorted(path.stem.replace("-", "==", 1) for path in folders)  # names in dist-info have no hyphen
+    return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *found]) + "\n"
+
+
+def flatten(tree: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
+    """Nested settings -> {"optim.lr": "0.001"}; a list is one value."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        path = f"{above}{key}"
+        flat |= flatten(value, above=f"{path}.") if isinstance(value, Mapping) else {path: str(value)[:LONGEST]}
+    return flat
 
 
 def _git(folder: Path, *command: str) -> str | None:

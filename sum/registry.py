@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from sum.tracking import connect, or_none, refusals
+from sum.tracking import URI, connect, or_none, refusals
 
 SHOWN_TAG = "mlflow.modelVersions"  # on a logged model: what the UI's Models table links to
 
@@ -30,8 +32,8 @@ class Registry:
         self.client = connect(uri)
 
     def register(self, model_id: str, *, run_id: str, name: str, tags: Mapping[str, str]) -> Version:
-        """The version of registered model `name` that is logged model `model_id`: found or made, its tags up to date."""
-        with refusals(f"registered model {name}"):
+        """The version of registered model `name` that is logged model `model_id`: found or made; tags up to date."""
+        with refusals(f"registered model {name}"), _as_default(self.client):
             if or_none(lambda: self.client.get_registered_model(name)) is None:
                 self.client.create_registered_model(name)
             source = f"models:/{model_id}"
@@ -77,6 +79,19 @@ class Registry:
         model: Any = self.client.get_logged_model(model_id)
         shown = [*json.loads(model.tags.get(SHOWN_TAG, "[]")), {"name": name, "version": int(number)}]
         self.client.set_logged_model_tags(model_id, {SHOWN_TAG: json.dumps(shown)})
+
+
+@contextmanager
+def _as_default(client: Any) -> Iterator[None]:
+    """MLflow's registry looks up logged models at the default server, whatever the client's: make them the same."""
+    before = os.environ.get(URI)
+    os.environ[URI] = client.tracking_uri
+    try:
+        yield
+    finally:
+        os.environ.pop(URI)
+        if before is not None:
+            os.environ[URI] = before
 
 
 def compare_link(name: str, runs: Mapping[str, str]) -> str:

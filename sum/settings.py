@@ -175,6 +175,7 @@ class PretrainConfig:
     coarsen: int = 5                                             # px of a 128 frame: thinner structures and smaller holes are lost
     manifest: str | None = None                                  # also the human train masks of this manifest, coarsened: half of each batch
     output: str = "sum/models/weights/tiny.safetensors"
+    single_round_steps: int = 0                                  # first steps with one prompt only: twice as fast, and most is learnt there
     optim: OptimConfig
     rounds: RoundsConfig
 

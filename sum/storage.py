@@ -1,7 +1,8 @@
-"""Bytes in and out: a local path or s3://bucket/key read, listed and fetched; local files and folders written whole or not at all.
+"""Bytes in and out: local paths and s3://bucket/key read alike; local files and folders written whole or not at all.
 
-The only module that knows boto3. Bytes that cannot be had raise StorageError; what does not exist raises its child NotFound.
-S3 takes its settings from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, AWS_MAX_ATTEMPTS.
+No other module knows boto3. Bytes that cannot be had raise StorageError; what does not exist raises its child NotFound.
+S3 takes its settings from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3,
+AWS_MAX_ATTEMPTS (5).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sum.errors import StorageError
+from sum.errors import StorageError, SumError
 
 S3 = "s3://"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -64,7 +65,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def fetch(uri: str, cache: Path) -> Path:
-    """A local path with the content of `uri`: itself when local, else a copy below `cache` that is kept while the object stays the same."""
+    """A local path with the content of `uri`: itself when local, or a copy below `cache`, kept while it is valid."""
     if not uri.startswith(S3):
         if not Path(uri).exists():
             raise NotFound(f"{uri} does not exist.")
@@ -119,9 +120,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary sibling to fill; on success it takes the place of `folder`, on error it goes and `folder` stays.
+    """Yield an empty temporary sibling to fill; on success it takes the place of `folder`, on error it goes.
 
-    A kill leaves the old folder, or, between two renames, none (then the reader says which stage to run); never a mixture.
+    A kill leaves the old folder, or between two renames none (then the reader says what to run), never a mixture.
     """
     folder = folder.absolute()
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
@@ -161,7 +162,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     """An OSError about `path` -> StorageError with the free space when that is the trouble; our own errors pass."""
     try:
         yield
-    except StorageError:
+    except SumError:
         raise
     except FileNotFoundError as error:
         raise NotFound(f"{error.filename or path} does not exist.") from error
@@ -228,8 +229,8 @@ def _client() -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _make_client(endpoint: str | None, attempts: int, account: str | None, process: int) -> Any:
-    """One client for all threads of a process; a forked reader must not share its parent's sockets, so `process` is part of the key."""
-    import boto3
+    """One client for all threads; `process` is part of the key, as a forked reader must not use old sockets."""
+    from boto3.session import Session  # not boto3.client, whose shared session remembers credentials
     from botocore.config import Config
 
     settings = Config(
@@ -238,7 +239,7 @@ def _make_client(endpoint: str | None, attempts: int, account: str | None, proce
         connect_timeout=5,
         read_timeout=30,
     )
-    return boto3.client("s3", endpoint_url=endpoint, config=settings)
+    return Session().client("s3", endpoint_url=endpoint, config=settings)
 
 
 @contextmanager
@@ -273,10 +274,12 @@ def _raise_refusal(uri: str, error: Any) -> None:
 
 def _no_answer(uri: str, error: Exception) -> str:
     """The request did not get as far as an answer."""
+    from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError, NoCredentialsError, PartialCredentialsError
 
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return f"{uri}: no S3 credentials. Set {_KEYS} (and AWS_ENDPOINT_URL_S3 for a server that is not AWS)."
-    if isinstance(error, HTTPClientError):
-        return f"{uri}: no answer from the S3 server {_endpoint() or 'AWS'}. Start it, or set AWS_ENDPOINT_URL_S3. ({error})"
+    if isinstance(error, HTTPClientError | NoConnection):
+        server = _endpoint() or "AWS"
+        return f"{uri}: no answer from the S3 server {server}. Start it, or set AWS_ENDPOINT_URL_S3. ({error})"
     return f"{uri}: {error}"

@@ -1,8 +1,8 @@
 """MLflow: runs, logged models, registered models. The only module that imports it.
 
-A run is one finetune (or one base model). Its weights are a *logged model* of plain files, nothing pickled. The figures of
-the benchmark are metrics of that logged model on the benchmark as data set, and of the run under `dataset/metric`: so both
-tables of the UI line up. Client calls only, no global active run. sum.registry has versions and aliases.
+A run is one finetune (or one base model). Its weights are a *logged model* of plain files, nothing pickled. The figures
+of the benchmark are metrics of that logged model on the benchmark as data set, and of the run under `dataset/metric`:
+so both tables of the UI line up. Client calls only, no global active run. sum.registry has versions and aliases.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,14 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sum.errors import TrackingError
-from sum.provenance import UNKNOWN, environment, provenance
+from sum.provenance import UNKNOWN, environment, flatten, provenance
 
 log = logging.getLogger(__name__)
 
+URI = "MLFLOW_TRACKING_URI"           # of the environment: wins over tracking.uri
 WEIGHTS_TAG = "sum.weights"          # fingerprint of the weights: how a model is found again
 BATCH = 900                          # metrics a request; MLflow takes 1000
+KNOCK = 5.0                          # seconds a server may take to say that it is there
 PATIENCE = 30.0                      # seconds before a server that failed is asked again during training
-PARAM_LENGTH = 6000                  # characters MLflow keeps of a parameter
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # default 7, with growing pauses: minutes
@@ -42,7 +42,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Run:
-    """One MLflow run; `model_id`: its logged model, once there is one. As a context it finishes by how the block ends."""
+    """One MLflow run; `model_id`: its logged model, once there is one. As a context it finishes as the block ends."""
 
     def __init__(self, client: Any, run_id: str, *, model_id: str | None = None, logged_until: int = -1) -> None:
         """logged_until: the last step whose metrics the server has; earlier steps are not sent again."""
@@ -64,7 +64,7 @@ class Run:
             log.warning("%s", second)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Keep the metrics of a step for the next batch. A server that is away is asked again later: training goes on."""
+        """Keep the metrics of a step for the next batch. A server that is away is asked again later."""
         if step <= self._logged_until:
             return
         from mlflow.entities import Metric
@@ -101,10 +101,18 @@ class Run:
         with refusals(name):
             self.client.log_image(self.id, image, artifact_file=name)
 
-    def log_model(self, weights: Path, *, name: str, fingerprint: str, params: Mapping[str, Any]) -> str:
+    def log_model(
+        self,
+        weights: Path,
+        *,
+        name: str,
+        fingerprint: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
         """Log a weights file as model `name`; returns (and keeps) its id. Of the same fingerprint it is logged once.
 
-        The file goes as it is, with model.json beside it, which tells name and params. Never a pickle.
+        The file goes as it is (ours tell the backbone in their header), never as a pickle.
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -112,10 +120,9 @@ class Run:
             experiment = self.client.get_run(self.id).info.experiment_id
             model = find_model(self.client, experiment, fingerprint=fingerprint, run_id=self.id)
             if model is None:
-                about, flat = {WEIGHTS_TAG: fingerprint}, flatten(params)
-                model = self.client.create_logged_model(experiment, name, self.id, about, flat, "segment-anything")
+                about = {**(tags or {}), WEIGHTS_TAG: fingerprint}
+                model = self.client.create_logged_model(experiment, name, self.id, about, flatten(params), "SAM")
                 self.client.log_model_artifact(model.model_id, str(weights))
-                _log_json(self.client, model.model_id, {"name": name, "weights": fingerprint, "params": flat})
                 self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, 0)])
                 self.client.finalize_logged_model(model.model_id, "READY")
         self.model_id = str(model.model_id)
@@ -131,9 +138,9 @@ class Run:
 
         if self.model_id is None:
             raise TrackingError(f"run {self.id} has no logged model to evaluate")
-        now, short = int(time.time() * 1000), digest[:36]
+        start, short = int(time.time() * 1000), digest[:36]
         rows, inputs = [], []
-        for dataset, values in metrics.items():
+        for now, (dataset, values) in enumerate(metrics.items(), start):  # MLflow wants (metric, time) once a model
             about = Dataset(dataset, short, source_type="local", source=json.dumps({"uri": "data/manifest"}))
             inputs.append(DatasetInput(about, [InputTag("mlflow.data.context", "eval")]))
             for key, value in values.items():
@@ -182,13 +189,13 @@ def resume_run(uri: str, run_id: str) -> Run | None:
             return None
         client.update_run(run_id, status="RUNNING")
         steps = [metric.step for metric in found.data._metric_objs if "/" not in metric.key]
-        models = [output.model_id for output in found.outputs.model_outputs] if found.outputs else []
-    return Run(client, run_id, model_id=models[-1] if models else None, logged_until=max(steps, default=-1))
+        model = find_model(client, found.info.experiment_id, run_id=run_id)
+    return Run(client, run_id, model_id=model and model.model_id, logged_until=max(steps, default=-1))
 
 
 def connect(uri: str) -> Any:
     """A client for `uri`, or for MLFLOW_TRACKING_URI if that is set. Raises TrackingError when nobody answers there."""
-    where = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    where = os.environ.get(URI) or uri
     if where.startswith(("http://", "https://")):
         _knock(where)
     return _client(where, str(Path.cwd()))
@@ -223,21 +230,13 @@ def experiment_id(client: Any, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=place))
 
 
-def find_model(client: Any, experiment: str, *, fingerprint: str, run_id: str | None = None) -> Any:
-    """The newest finished logged model of these weights (and this run), or None."""
-    condition = f"tags.`{WEIGHTS_TAG}` = '{fingerprint}'" + (f" AND source_run_id = '{run_id}'" if run_id else "")
+def find_model(client: Any, experiment: str, *, fingerprint: str | None = None, run_id: str | None = None) -> Any:
+    """The newest finished logged model of these weights and of this run, or None."""
+    wanted = {f"tags.`{WEIGHTS_TAG}`": fingerprint, "source_run_id": run_id}
+    condition = " AND ".join(f"{key} = '{value}'" for key, value in wanted.items() if value is not None)
     order = [{"field_name": "creation_timestamp", "ascending": False}]
     found = client.search_logged_models([experiment], filter_string=condition, order_by=order)
     return next((model for model in found if str(model.status) in ("READY", "LoggedModelStatus.READY")), None)
-
-
-def flatten(tree: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
-    """Nested settings -> {"optim.lr": "0.001"}; a list is one value."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        path = f"{above}{key}"
-        flat |= flatten(value, above=f"{path}.") if isinstance(value, Mapping) else {path: str(value)[:PARAM_LENGTH]}
-    return flat
 
 
 def run_of_weights(
@@ -261,26 +260,16 @@ def run_of_weights(
     return run
 
 
-def _log_json(client: Any, model_id: str, value: Mapping[str, Any]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.json")
-        path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-        client.log_model_artifact(model_id, str(path))
-
-
 def _knock(uri: str) -> None:
     """Ask a server whether it is there, once; MLflow's own client would try for minutes."""
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):  # noqa: S310  # http or https, checked by the caller
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=KNOCK):  # noqa: S310  # http(s) only
             return
     except urllib.error.HTTPError:  # somebody answers: MLflow's client says more
         return
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise TrackingError(
-            f"no MLflow server answers at {uri} ({reason}). Start it (`mlflow server`), or unset MLFLOW_TRACKING_URI "
-            "and set tracking.uri in params.yaml to sqlite:///mlflow.db."
-        ) from error
+        hint = f"Start it (`mlflow server`), or unset {URI} and set tracking.uri in params.yaml to sqlite:///mlflow.db."
+        raise TrackingError(f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}). {hint}") from error
 
 
 @contextmanager

@@ -23,14 +23,14 @@ class Verdict:
 
 
 def decide(base: Figures, tuned: Figures, *, min_gain: float, tolerance: float) -> Verdict:
-    """Promote if the mean over all data sets rises by more than `min_gain` and no task's falls by more than `tolerance`.
+    """Promote if the mean over all data sets rises by more than `min_gain` and no task falls by more than `tolerance`.
 
-    A data set weighs the same whatever its size, within its task and over all (paper B.3). Raises ValueError when the two
-    were measured on different data sets or on none: such figures cannot be compared.
+    A data set weighs the same whatever its size, within its task and over all (paper B.3). Raises ValueError when the
+    two were measured on different data sets or on none: such figures cannot be compared.
     """
-    sets = _names(base)
-    if not sets or sets != _names(tuned):
-        raise ValueError(f"measured on different data sets: base on {sets or 'none'}, tuned on {_names(tuned) or 'none'}")
+    one, other = _names(base), _names(tuned)
+    if not one or one != other:
+        raise ValueError(f"measured on different data sets: base on {one or 'none'}, tuned on {other or 'none'}")
     tasks = {task: (_mean(base[task]), _mean(tuned[task])) for task in sorted(base)}
     before, after = _overall(base), _overall(tuned)
     change = f"overall {before:.4f} -> {after:.4f}: gain {after - before:+.4f}"

@@ -38,11 +38,12 @@ def focal_loss(logits: Tensor, target: Tensor, certainty: Tensor, *, alpha: floa
     logits, target, certainty: `[B, 1, H, W]`; target is 0 or 1, certainty is 1 - uncertainty, in 0..1.
     Returns `[B]`: one loss a mask.
     """
-    inside = target > 0.5
-    margin = torch.where(inside, _wide(logits), -_wide(logits))  # above 0: on the right side
-    surprise = -F.logsigmoid(margin)
-    hardness = torch.sigmoid(-margin) ** gamma  # 1 - exp(-surprise) would be 0 for every margin above 17
-    side = torch.where(inside, alpha, 1 - alpha)
+    wide = _wide(logits)
+    label = (target > 0.5).to(wide.dtype)
+    wrong = wide * (1 - 2 * label)  # above 0: on the wrong side
+    surprise = -F.logsigmoid(-wrong)
+    hardness = torch.sigmoid(wrong) ** gamma  # 1 - exp(-surprise) would be 0 wherever wrong is below -17
+    side = alpha * label + (1 - alpha) * (1 - label)
     return (side * hardness * surprise * _wide(certainty)).flatten(1).mean(1)
 
 

@@ -66,6 +66,8 @@ def bootstrap_interval(
     if not data.size:
         raise ValueError("bootstrap_interval: no values to average")
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if member.shape != data.shape:
+        raise ValueError(f"bootstrap_interval: {data.size} values, {member.size} clusters")
     sums, counts = np.bincount(member, weights=data), np.bincount(member)
     means = _resampled_means(sums, counts, resamples=resamples, rng=np.random.default_rng(seed))
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))

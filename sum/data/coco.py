@@ -1,4 +1,4 @@
-"""COCO annotation files: polygons, compressed and uncompressed run lengths -> masks at the photo's size, by pycocotools' own rule."""
+"""COCO annotation files: polygons and run lengths -> masks at the photo's size, by pycocotools' own rule."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def coco_layout(source: Source) -> list[Job]:
     known = {entry["id"] for entry in file.images}
     for key, rows in file.annotations.items():
         if key not in known:
-            reason = f"{len(rows)} annotation(s), the first with id {rows[0].get('id')}, are of image id {key!r}, which 'images' lacks"
+            reason = f"{len(rows)} annotation(s) are of image id {key!r}, which 'images' lacks"
             jobs.append(told(Problem(file.path, reason, _MEND)))
     return jobs
 
@@ -68,82 +68,90 @@ def _image(source: Source, file: _File, entry: dict[str, Any]) -> list[Item]:
     image = read_photo(source, entry["file_name"])
     if isinstance(image, Problem):
         return [image]
-    stated = (entry.get("height", image.height), entry.get("width", image.width))
+    stated = (entry.get("height") or image.height, entry.get("width") or image.width)
     if stated != (image.height, image.width):
-        reason = f"{file.path} says {stated[0]} x {stated[1]} (height x width), the photo is {image.height} x {image.width} upright"
+        reason = f"{file.path} says height, width {stated}, the upright photo has {(image.height, image.width)}"
         return [Problem(image.path, reason, "make both the same: masks of another frame cannot be used")]
     masks, others = list[MaskRecord](), list[Item]()
     for number, row in enumerate(rows):
-        item = _mask(image, row, number=number, file=file)
-        if isinstance(item, MaskRecord):
-            masks.append(item)
-        else:
-            others.append(item)
+        mask, items = _mask(image, row, number=number, file=file)
+        masks += [mask] if mask else []
+        others += items
     return [Sample(image, tuple(masks)), *others] if masks else [*others, Note(BARE, image.path)]
 
 
-def _mask(image: ImageRecord, row: dict[str, Any], *, number: int, file: _File) -> MaskRecord | Problem | Note:
+def _mask(
+    image: ImageRecord, row: dict[str, Any], *, number: int, file: _File
+) -> tuple[MaskRecord | None, list[Problem | Note]]:
+    """One annotation: its mask, if it has one, and what there is to tell about it."""
     where = f"annotation {row.get('id')} of {image.path}"
     if row.get("iscrowd"):
-        return Note(CROWD, where)
+        return None, [Note(CROWD, where)]
     category = row.get("category_id")
-    if file.categories and category not in file.categories:
-        return Problem(file.path, f"{where}: category_id {category!r} is not in 'categories'", _MEND)
+    if file.categories and not (isinstance(category, int | str) and category in file.categories):
+        return None, [Problem(file.path, f"{where}: category_id {category!r} is not in 'categories'", _MEND)]
     try:
-        rle = to_rle(row.get("segmentation"), height=image.height, width=image.width)
+        rle, remark = to_rle(row.get("segmentation"), height=image.height, width=image.width)
     except ValueError as error:
-        return Problem(file.path, f"{where}: {error}", _MEND)
-    if isinstance(rle, Note):
-        return Note(rle.reason, where)
-    return make_mask(image, rle, number=number, category=file.categories.get(category, ""), file=file.path)
+        return None, [Problem(file.path, f"{where}: {error}", _MEND)]
+    notes: list[Problem | Note] = [Note(remark, where)] if remark else []
+    if not rle:
+        return None, notes
+    name = file.categories.get(category, "")
+    return make_mask(image, rle, number=number, category=name, file=file.path), notes
 
 
-def to_rle(segmentation: object, *, height: int, width: int) -> str | Note:
-    """A COCO `segmentation` -> compressed RLE counts of a `[height, width]` mask, or the reason for leaving it out.
+def to_rle(segmentation: object, *, height: int, width: int) -> tuple[str, str]:
+    """A COCO `segmentation` -> compressed RLE counts of a `[height, width]` mask ('' for none), and a remark or ''.
 
     Raises ValueError on anything that is not a segmentation of that size.
     """
     if not segmentation:
-        return Note(EMPTY, "")
+        return "", EMPTY
+    remark = ""
     if isinstance(segmentation, dict):
-        counts = _counts(segmentation, height=height, width=width)
-        code = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        code = _runs(segmentation, height=height, width=width)
     else:
-        polygons = [polygon for polygon in _polygons(segmentation) if len(polygon) >= 6]
+        found = _polygons(segmentation, reach=10 * max(height, width))
+        polygons = [polygon for polygon in found if len(polygon) >= 6]
+        remark = FEW_POINTS if len(polygons) < len(found) else ""
         if not polygons:
-            return Note(FEW_POINTS, "")
+            return "", remark
         code = coco.merge(coco.frPyObjects(polygons, height, width))
-    return str(code["counts"], "ascii") if coco.area(code) else Note(EMPTY, "")
+    return (str(code["counts"], "ascii"), remark) if coco.area(code) else ("", EMPTY)
 
 
-def _polygons(segmentation: object) -> list[list[float]]:
-    """The polygons of a segmentation, each a flat list x, y, x, y, ..."""
+def _polygons(segmentation: object, *, reach: int) -> list[list[float]]:
+    """The polygons of a segmentation, each a flat list x, y, x, y, ... with no point beyond `reach` pixels."""
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         raise ValueError("segmentation is neither a list of polygons nor an RLE")
     for polygon in segmentation:
         if len(polygon) % 2 or not all(type(value) in (int, float) and np.isfinite(value) for value in polygon):
             raise ValueError("a polygon is not a flat list of numbers x, y, x, y, ...")
+        if any(abs(value) > reach for value in polygon):  # pycocotools would walk all the way there
+            raise ValueError("a polygon has a point far outside the photo")
     return segmentation
 
 
-def _counts(segmentation: dict[str, Any], *, height: int, width: int) -> np.ndarray:
-    """Run lengths of an RLE, checked: pycocotools itself would read beyond a bad one."""
+def _runs(segmentation: dict[str, Any], *, height: int, width: int) -> dict[str, Any]:
+    """An RLE, compressed; its runs are checked before pycocotools, which would read beyond bad ones, sees it."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
+    pixels = height * width
     if size != [height, width]:
         raise ValueError(f"RLE of size {size}, the photo is {[height, width]} (height, width) upright")
     if isinstance(counts, str):
-        runs = parse_counts(counts)
-    elif isinstance(counts, list) and all(type(value) is int for value in counts):
-        runs = np.asarray(counts, dtype=np.int64)
+        runs, code = parse_counts(counts), {"size": size, "counts": counts.encode("ascii")}
+    elif isinstance(counts, list) and all(type(value) is int and 0 <= value <= pixels for value in counts):
+        runs, code = np.asarray(counts, dtype=np.int64), coco.frPyObjects(segmentation, height, width)
     else:
-        raise ValueError("RLE counts are neither a string nor a list of whole numbers")
-    if (runs < 0).any() or int(runs.sum()) != height * width:
+        raise ValueError("RLE counts are neither a string nor a list of run lengths")
+    if (runs < 0).any() or int(runs.sum()) != pixels:
         raise ValueError(f"RLE runs do not add up to {height} x {width} pixels")
-    return runs
+    return code
 
 
 def parse_counts(code: str) -> np.ndarray:
-    """Run lengths of COCO's compressed RLE string: base 32 with a sign, each from the third on relative to the one two before."""
+    """Run lengths of a COCO compressed RLE string: signed base 32, from the fourth on relative to the last but one."""
     raw = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - 48
     if not len(raw) or raw.min() < 0 or raw.max() > 63 or raw[-1] & 32:
         raise ValueError("RLE counts are not a COCO compressed string")

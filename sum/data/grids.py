@@ -35,7 +35,7 @@ class Cell:
         if self.gain is None:
             return "–"
         half = (self.gain_high - self.gain_low) / 2
-        return f"{self.gain:+.1f} ±{half:.1f} {MARKS[self.verdict]}".rstrip()
+        return f"{round(self.gain, 1) + 0.0:+.1f} ±{half:.1f} {MARKS[self.verdict]}".rstrip()  # + 0.0: no -0.0
 
     @property
     def verdict(self) -> str:

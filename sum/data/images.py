@@ -30,8 +30,8 @@ DECODE_ERRORS = (
 def read_image(path: str) -> np.ndarray:
     """The photo at a local path or s3:// address as `[H, W, 3]` uint8 RGB, EXIF rotation applied.
 
-    Alpha is dropped, 16 bits become the upper 8. Raises DataError naming the file when it is missing, truncated or no photo;
-    StorageError when the disk or bucket does not answer.
+    Alpha is dropped, 16 bits become the upper 8. Raises DataError naming the file when it is missing, truncated or no
+    photo; StorageError when the disk or bucket does not answer.
     """
     try:
         data = read_bytes(path)

@@ -1,7 +1,7 @@
-"""How a data set lies on disk or in a bucket. LAYOUTS: `datasets.NAME.kind` -> function from a Source to jobs, one an image.
+"""How a data set lies on disk or in a bucket. LAYOUTS: `datasets.NAME.kind` -> function from a Source to jobs.
 
-A layout lists and pairs names; its jobs, which may run in threads, read the files. A folder or list that cannot be used at all
-is a DataError at once; a single bad file is a Problem, so that all of them can be reported together.
+A layout lists and pairs names; its jobs, one an image, read the files and may run in threads. A folder or list that
+cannot be used at all is a DataError at once; a single bad file is a Problem, so that all are reported together.
 """
 
 from __future__ import annotations
@@ -36,23 +36,10 @@ def raster_layout(source: Source) -> list[Job]:
     wanted = _names(source) or sorted(photos.keys() | masks.keys())
     jobs += others
     for stem in wanted:
-        missing = [folder for folder, found in ((source.images, photos), (source.masks, masks)) if stem not in found]
-        if missing:
-            place = join(source.root, missing[0], stem)
-            listed = (
-                f"it is listed in {source.names}"
-                if source.names
-                else f"its partner is in '{source.masks if stem in masks else source.images}'"
-            )
-            jobs.append(
-                told(
-                    Problem(
-                        place, f"no such {'image' if missing[0] == source.images else 'mask'} file; {listed}", _PAIR
-                    )
-                )
-            )
+        if stem in photos and stem in masks:
+            jobs.append(_pair_job(source, photos[stem], masks[stem]))
         else:
-            jobs.append(_raster_job(source, photos[stem], masks[stem]))
+            jobs.append(_absent(source, stem, folder=source.masks if stem in photos else source.images))
     return jobs
 
 
@@ -60,16 +47,14 @@ def images_layout(source: Source) -> list[Job]:
     """A folder of photos without masks."""
     photos, jobs = _by_stem(source, source.images)
     for stem in _names(source) or sorted(photos):
-        if stem in photos:
-            jobs.append(_photo_job(source, photos[stem]))
-        else:
-            place = join(source.root, source.images, stem)
-            jobs.append(told(Problem(place, f"no such image file; it is listed in {source.names}", _PAIR)))
+        found = stem in photos
+        jobs.append(_photo_job(source, photos[stem]) if found else _absent(source, stem, folder=source.images))
     return jobs
 
 
 LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
 _PAIR = "add the file, or take the name out"
+_EXPORT = "export the mask again: one grey channel, the object above the threshold"
 
 
 def _by_stem(source: Source, folder: str) -> tuple[dict[str, str], list[Job]]:
@@ -112,6 +97,12 @@ def _names(source: Source) -> list[str]:
     return sorted(set(names))
 
 
+def _absent(source: Source, stem: str, *, folder: str) -> Job:
+    """A job that says that a file is not there which a list or a partner asks for."""
+    asked = f"it is listed in {source.names}" if source.names else "the file of that name in the other folder needs it"
+    return told(Problem(join(source.root, folder, stem), f"no image file of this name; {asked}", _PAIR))
+
+
 def _photo_job(source: Source, relative: str) -> Job:
     def job() -> list[Item]:
         image = read_photo(source, relative)
@@ -120,7 +111,7 @@ def _photo_job(source: Source, relative: str) -> Job:
     return job
 
 
-def _raster_job(source: Source, photo: str, mask: str) -> Job:
+def _pair_job(source: Source, photo: str, mask: str) -> Job:
     return lambda: _read_pair(source, photo, mask)
 
 
@@ -132,15 +123,9 @@ def _read_pair(source: Source, photo: str, mask: str) -> list[Item]:
     try:
         pixels, remark = decode_raster(read_bytes(file), name=file, threshold=source.threshold)
     except DataError as error:
-        return [
-            Problem(
-                file,
-                str(error).removeprefix(f"{file}: "),
-                "export the mask again: one grey channel, object above the threshold",
-            )
-        ]
+        return [Problem(file, str(error).removeprefix(f"{file}: "), _EXPORT)]
     if pixels.shape != (image.height, image.width):
-        reason = f"the mask is {pixels.shape[0]} x {pixels.shape[1]} (height x width), its photo {image.height} x {image.width} upright"
+        reason = f"the mask has height, width {pixels.shape}, its upright photo {(image.height, image.width)}"
         turned = pixels.shape == (image.width, image.height)
         remedy = "turn the mask as the photo's EXIF tag says" if turned else "export the mask at the photo's size"
         return [Problem(file, reason, remedy)]

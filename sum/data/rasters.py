@@ -1,4 +1,4 @@
-"""Masks drawn as image files: one grey picture a mask. What cannot be one (a photo, another size, nothing in it) is refused by name."""
+"""Masks drawn as image files, one grey picture a mask. What cannot be one (a photo, an empty one) is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ SPREAD = "the mask's pixels are only 0 and 1: read as background and object"
 def decode_raster(data: bytes, *, name: str, threshold: int) -> tuple[np.ndarray, str]:
     """The bytes of a mask file -> (`[H, W]` bool, a remark or ''). EXIF tags of masks are not followed.
 
-    A pixel is in the mask when its grey value is above threshold (0..254); a file with only 0 and 1 is read as 0 and 1 and says so.
+    A pixel is in the mask when its grey value is above threshold (0..254); a file with only 0 and 1 is read as such,
+    with a remark.
     name: the file, for the DataError: unreadable, colours, or a mask that is empty.
     """
     try:

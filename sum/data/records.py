@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,8 +73,9 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 of the content: the same whatever the order in which it was read."""
         digest = hashlib.sha256()
-        for row in (*self.images, *self.masks):
-            digest.update(json.dumps(astuple(row)).encode() + b"\n")
+        rows: Iterable[ImageRecord | MaskRecord] = itertools.chain(self.images, self.masks)
+        for row in rows:
+            digest.update(json.dumps(_values(row)).encode() + b"\n")
         return digest.hexdigest()
 
     def masks_of(self) -> dict[str, list[MaskRecord]]:
@@ -121,7 +123,7 @@ class _Table:
         self._writer, self._names, self._rows = writer, [field.name for field in fields(kind)], list[tuple[Any, ...]]()
 
     def add(self, row: ImageRecord | MaskRecord) -> None:
-        self._rows.append(tuple(getattr(row, name) for name in self._names))
+        self._rows.append(_values(row))
         if len(self._rows) >= ROWS:
             self.flush()
 
@@ -170,8 +172,13 @@ def _read(path: Path, kind: type[Row], *, reader: str) -> list[Row]:
     try:
         table = pq.read_table(path, columns=names).cast(_schema(kind))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a table that stage 'ingest' writes ({error}). Run `dvc repro ingest`.") from error
+        why = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not a table that stage 'ingest' writes ({why}). Run `dvc repro ingest`.") from error
     return [kind(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
+
+
+def _values(row: ImageRecord | MaskRecord) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in row.__slots__)
 
 
 def _schema(kind: type) -> pa.Schema:
@@ -189,14 +196,9 @@ def encode_mask(mask: np.ndarray) -> str:
 
 
 def decode_mask(rle: str, *, height: int, width: int) -> np.ndarray:
-    """Counts of a COCO compressed RLE -> `[H, W]` bool. Raises DataError when they do not fill height x width."""
+    """Counts of a COCO compressed RLE -> `[H, W]` bool. Raises DataError when they run beyond its end."""
     try:
-        return coco.decode({"size": [height, width], "counts": rle.encode("ascii")}).astype(bool)
+        mask: np.ndarray = coco.decode({"size": [height, width], "counts": rle.encode("ascii")}).astype(bool)
     except ValueError as error:
         raise DataError(f"RLE does not describe a {height} x {width} mask ({error})") from error
-
-
-def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Inclusive pixel box x0, y0, x1, y1 of a `[H, W]` bool mask that is not empty."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    return mask

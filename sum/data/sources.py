@@ -102,7 +102,7 @@ def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
 
 
 def make_mask(image: ImageRecord, rle: str, *, number: int, category: str, file: str) -> MaskRecord:
-    """The record of a mask that is not empty; rle: COCO compressed counts at the image's size, file: where it came from."""
+    """The record of a mask that is not empty; rle: COCO compressed counts at the image's size, file: its origin."""
     code = {"size": [image.height, image.width], "counts": rle.encode("ascii")}
     x, y, width, height = (int(edge) for edge in coco.toBbox(code))
     return MaskRecord(

@@ -27,7 +27,7 @@ def image_table(manifest: Manifest) -> pd.DataFrame:
 
 
 def mask_table(manifest: Manifest) -> pd.DataFrame:
-    """A row a mask, without its pixels; `height`, `width` and `path` of its image (null without one), `area_share` of the image."""
+    """A row a mask, without its pixels; with its image's `height`, `width`, `path` (null without one), `area_share`."""
     table = _frame(manifest.masks, MaskRecord)
     images = _frame(manifest.images, ImageRecord).drop_duplicates("image_id").set_index("image_id")
     table = table.join(images[["path", "height", "width"]], on="image_id")
@@ -36,7 +36,7 @@ def mask_table(manifest: Manifest) -> pd.DataFrame:
 
 
 def dataset_table(manifest: Manifest, splits: Mapping[str, str]) -> pd.DataFrame:
-    """A row a data set of `splits` (name -> split): `images`, `masks`, and `human_masks`, null for an unlabelled set."""
+    """A row a data set of `splits` (name -> split): `images`, `masks`; `human_masks` is null for an unlabelled set."""
     images, masks = (
         _frame(rows, kind)["dataset"].value_counts()
         for rows, kind in ((manifest.images, ImageRecord), (manifest.masks, MaskRecord))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,13 +71,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols: the file is judged below
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors, refused: a weights file must not run code") from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__} {str(error)[:80]})") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: wants a flat table of tensors as Meta's checkpoints are, found {type(found).__name__}")
     return found

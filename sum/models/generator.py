@@ -1,7 +1,8 @@
 """Automatic mask generation: one image -> the masks SAM finds when asked at every point of a grid, filtered.
 
-The records equal those of segment_anything's SamAutomaticMaskGenerator (crop_n_layers 0, no minimum region). Two things differ on
-the way: outputs of a low predicted IoU are dropped before they are upsampled, and upsampling goes in pieces of bounded memory.
+The records equal those of segment_anything's SamAutomaticMaskGenerator (crop_n_layers 0, no minimum region). Two things
+differ on the way: outputs of a low predicted IoU are dropped before they are upsampled, and upsampling goes in pieces
+of bounded memory.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from sum.core.geometry import logits_to_image, mask_to_box, points_to_model, res
 from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 CHUNK_PIXELS = 1 << 24  # upsampled logits held at once: 64 MB, whatever the image and points_per_batch
-HALF_LIMIT = 65504.0    # of float16
-PAPER_SIDE = 1024       # px of the frame in which `min_area` is given
+HALF_LIMIT = 65504.0  # of float16
+PAPER_SIDE = 1024  # px of the frame in which areas of params.yaml are given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,66 +35,78 @@ class GeneratorSettings:
     points_per_batch: int = 64
     pred_iou_thresh: float = 0.88
     stability_thresh: float = 0.95
-    stability_offset: float = 1.0    # logits
-    max_area_share: float = 0.95     # of the image; as large or larger is dropped before NMS
+    stability_offset: float = 1.0  # logits
+    max_area_share: float = 0.95  # of the image; a mask as large or larger is dropped before NMS
     box_nms_thresh: float = 0.7
-    min_area: float = 100.0          # px at a 1024 frame; smaller is dropped after NMS, as in the official loader
+    min_area: float = 100.0  # px at a 1024 frame; a smaller mask is dropped after NMS, as in the official loader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GeneratedMask:
     """One mask of an image H x W; L is the model's low resolution."""
 
-    rle: str                          # counts of a COCO compressed RLE, original frame
-    area: int                         # px, original frame
-    box: tuple[int, int, int, int]    # xyxy, both ends inside, original frame
-    point: tuple[float, float]        # xy, original frame: where SAM was asked
+    rle: str  # counts of a COCO compressed RLE, original frame
+    area: int  # px, original frame
+    box: tuple[int, int, int, int]  # xyxy, both ends inside, original frame
+    point: tuple[float, float]  # xy, original frame: where SAM was asked
     predicted_iou: float
     stability: float
-    logits: NDArray[np.float16]       # [L, L], model frame
+    logits: NDArray[np.float16]  # [L, L], model frame
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Candidates:
     """N outputs on their way to a label."""
 
-    iou: Tensor                 # [N]
-    stability: Tensor           # [N]
-    box: Tensor                 # [N, 4] int64
-    area: Tensor                # [N] int64
+    iou: Tensor  # [N]
+    stability: Tensor  # [N]
+    box: Tensor  # [N, 4] int64
+    area: Tensor  # [N] int64
     point: NDArray[np.float64]  # [N, 2]
-    logits: Tensor              # [N, L, L] float16, cpu
+    logits: Tensor  # [N, L, L] float16, cpu
     rle: list[str]
 
 
+@torch.inference_mode()
 def generate(model: Segmenter, image: NDArray[np.uint8], *, settings: GeneratorSettings) -> list[GeneratedMask]:
-    """All masks of one image `[H, W, 3]` uint8 RGB, by falling predicted IoU. Raises ValueError on another shape or type."""
+    """All masks of one image `[H, W, 3]` uint8 RGB, best predicted IoU first. ValueError on another shape or type."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}, wants uint8 (H, W, 3)")
     height, width = image.shape[:2]
-    with torch.no_grad():
-        embedding = embed(model, image)
-        grid = build_point_grid(settings.points_per_side) * (width, height)
-        batches = [
-            piece
-            for start in range(0, len(grid), settings.points_per_batch)
-            for piece in _answers(model, embedding, grid[start : start + settings.points_per_batch], hw=(height, width), settings=settings)
-        ]
-        return _choose(batches, hw=(height, width), settings=settings)
+    embedding = _embed(model, image)
+    grid = build_point_grid(settings.points_per_side) * (width, height)
+    found = [
+        candidates
+        for start in range(0, len(grid), settings.points_per_batch)
+        for candidates in _ask(
+            model, embedding, grid[start : start + settings.points_per_batch], hw=(height, width), settings=settings
+        )
+    ]
+    return _choose(found, hw=(height, width), settings=settings) if found else []
 
 
-def embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
-    """Image embedding `[1, C, h, w]` of `[H, W, 3]` uint8 RGB, resized as SamPredictor does."""
+def area_at_paper_side(area: float, hw: tuple[int, int]) -> float:
+    """Pixels that a mask of `area` px in an image of hw would have if the image's longest side were 1024."""
+    return area * (PAPER_SIDE / max(hw)) ** 2
+
+
+def _embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
+    """Image embedding `[1, C, h, w]` of `[H, W, 3]`, resized as SamPredictor does."""
     height, width = resized_hw(image.shape[0], image.shape[1], model.side)
     small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     frame = to_frame(torch.from_numpy(small).permute(2, 0, 1), model.side)[None].to(model.task_prompt.device)
     return model.encode(frame, torch.tensor([[height, width]], device=frame.device))
 
 
-def _answers(
-    model: Segmenter, embedding: Tensor, points: NDArray[np.float64], *, hw: tuple[int, int], settings: GeneratorSettings
+def _ask(
+    model: Segmenter,
+    embedding: Tensor,
+    points: NDArray[np.float64],
+    *,
+    hw: tuple[int, int],
+    settings: GeneratorSettings,
 ) -> Iterator[_Candidates]:
-    """Ask at `points` `[P, 2]` (original frame) and yield the outputs that pass SAM's filters, in the order of the points."""
+    """Ask at `points` `[P, 2]`, original frame; yield the outputs that pass the filters, in the order of the points."""
     xy = torch.from_numpy(points_to_model(points, hw=hw, side=model.side)).float().to(embedding.device)[:, None]
     index = torch.zeros(len(xy), dtype=torch.int64, device=xy.device)
     prompts = Prompts.from_points(xy, torch.full_like(index[:, None], POSITIVE))
@@ -110,11 +123,16 @@ def _answers(
 
 
 def _full_size(
-    model: Segmenter, logits: Tensor, iou: Tensor, points: NDArray[np.float64], *, hw: tuple[int, int], settings: GeneratorSettings
+    model: Segmenter,
+    logits: Tensor,
+    iou: Tensor,
+    points: NDArray[np.float64],
+    *,
+    hw: tuple[int, int],
+    settings: GeneratorSettings,
 ) -> _Candidates:
-    """Upsample `[N, L, L]` logits to the original size, and keep the stable masks that are not the whole image."""
-    resized = resized_hw(*hw, model.side)
-    full = logits_to_image(logits[:, None], resized=resized, hw=hw, side=model.side)[:, 0]
+    """Upsample `[N, L, L]` logits to the original size; keep the stable masks that are not the whole image."""
+    full = logits_to_image(logits[:, None], resized=resized_hw(*hw, model.side), hw=hw, side=model.side)[:, 0]
     threshold = model.sam.mask_threshold
     stability = calculate_stability_score(full, threshold, settings.stability_offset)
     masks = full > threshold
@@ -135,34 +153,34 @@ def _full_size(
 
 
 def _encode(masks: Tensor) -> list[str]:
-    """bool `[N, H, W]` -> counts of COCO compressed RLEs; the transposed copy is Fortran order for pycocotools."""
-    columns = masks.permute(0, 2, 1).contiguous().cpu().numpy().view(np.uint8)
-    return [str(rle["counts"], "ascii") for rle in coco.encode(columns.transpose(2, 1, 0))]
+    """bool `[N, H, W]` -> counts of COCO compressed RLEs; pycocotools wants each plane in Fortran order."""
+    planes = masks.permute(0, 2, 1).contiguous().cpu().numpy().view(np.uint8)
+    return [str(code["counts"], "ascii") for code in coco.encode(planes.transpose(2, 1, 0))]
 
 
-def _choose(batches: list[_Candidates], *, hw: tuple[int, int], settings: GeneratorSettings) -> list[GeneratedMask]:
-    """Box NMS over all candidates, best predicted IoU first, then the smallest are dropped."""
-    if not batches:
-        return []
-    iou, box = torch.cat([b.iou for b in batches]), torch.cat([b.box for b in batches])
-    keep = batched_nms(box.float(), iou, torch.zeros(len(box), device=box.device), settings.box_nms_thresh).tolist()
-    stability = torch.cat([b.stability for b in batches]).tolist()
-    areas = torch.cat([b.area for b in batches]).tolist()
-    points = np.concatenate([b.point for b in batches])
-    logits = torch.cat([b.logits for b in batches]).numpy()
-    rles = [rle for b in batches for rle in b.rle]
-    scores, boxes = iou.tolist(), box.tolist()
-    least = max(1.0, settings.min_area * (max(hw) / PAPER_SIDE) ** 2)  # an empty mask is no label
-    return [
-        GeneratedMask(
-            rle=rles[n],
-            area=areas[n],
-            box=tuple(boxes[n]),
-            point=(float(points[n, 0]), float(points[n, 1])),
-            predicted_iou=scores[n],
-            stability=stability[n],
-            logits=logits[n].copy(),
-        )
-        for n in keep
-        if areas[n] >= least
-    ]
+def _choose(found: list[_Candidates], *, hw: tuple[int, int], settings: GeneratorSettings) -> list[GeneratedMask]:
+    """Box NMS over all candidates, best predicted IoU first, then the smallest masks go."""
+    iou, box = torch.cat([part.iou for part in found]), torch.cat([part.box for part in found])
+    kept = batched_nms(box.float(), iou, torch.zeros(len(box), device=box.device), settings.box_nms_thresh).cpu()
+    iou, box = iou.cpu(), box.cpu()
+    area = torch.cat([part.area for part in found]).cpu()
+    stability = torch.cat([part.stability for part in found]).cpu()
+    point = np.concatenate([part.point for part in found])
+    logits = torch.cat([part.logits for part in found]).numpy()
+    rle = [code for part in found for code in part.rle]
+    masks = []
+    for n in kept.tolist():
+        if area[n] > 0 and area_at_paper_side(int(area[n]), hw) >= settings.min_area:  # an empty mask is no label
+            x0, y0, x1, y1 = box[n].tolist()
+            masks.append(
+                GeneratedMask(
+                    rle=rle[n],
+                    area=int(area[n]),
+                    box=(x0, y0, x1, y1),
+                    point=(float(point[n, 0]), float(point[n, 1])),
+                    predicted_iou=float(iou[n]),
+                    stability=float(stability[n]),
+                    logits=logits[n].copy(),  # not a view that keeps every candidate alive
+                )
+            )
+    return masks

@@ -62,18 +62,16 @@ def choices(protocol: Protocol) -> dict[str, str]:
     """The rules of the game in words, for whoever compares numbers."""
     point = protocol.first_prompt == "point"
     return {
-        "first prompt": "a click on the true mask's pixel farthest from its boundary"
-        if point
-        else "the true mask's box",
-        "later prompts": "a click on the pixel of the missed or added region farthest from that region's boundary: exact "
+        "first prompt": "a click on the true mask's pixel farthest from its edge" if point else "the true mask's box",
+        "later prompts": "a click on the pixel of the missed or added region farthest from its edge: exact "
         "Euclidean distance, beyond the image is outside, ties go to the first pixel in reading order",
         "feedback": "the logits of the round before, without clipping",
         "task prompt": "the task of the data set, in the first round only",
         **{f"output {name}": rule for name, rule in OUTPUTS.items()},
         "mask": "logits brought to the original size (bilinear, as SAM does) and cut at 0",
         "IoU": "of whole masks at the original size; two empty masks agree (1)",
-        "boundary IoU": f"of the inner boundary bands, {protocol.boundary_ratio:.1%} of the image diagonal wide, at least "
-        "1 px; the image border counts as boundary",
+        "boundary IoU": f"of the inner boundary bands, {protocol.boundary_ratio:.1%} of the image diagonal wide, at "
+        "least 1 px; the image border counts as boundary",
         "solved masks": "a mask without a wrong pixel keeps its answer in the remaining rounds",
     }
 
@@ -131,7 +129,7 @@ def doubts(
 
 @dataclass(slots=True)
 class _Track:
-    """One kind of output on its way through the rounds: each mask's last answer, and what was asked of the wrong ones."""
+    """One kind of output on its way through the rounds: each mask's last answer, what was asked of wrong ones."""
 
     answers: list[Answer]
     open: list[int]  # masks that were asked in the last round
@@ -230,7 +228,8 @@ class _Game:
     def _masks(self, logits: Tensor) -> Iterator[Mask]:
         """Logits `[N, 1, L, L]` cut at 0 at the original size, one `[H, W]` after the other."""
         step = max(1, PIXELS // max(self.model.side**2, self.hw[0] * self.hw[1]))
-        for part in logits.split(step):
+        for start in range(0, len(logits), step):
+            part = logits[start : start + step]
             yield from (
                 (logits_to_image(part, resized=self.resized, hw=self.hw, side=self.model.side) > 0)[:, 0].cpu().numpy()
             )

@@ -1,7 +1,7 @@
-"""The mask-refinement module (paper 3.2.3): SAM's prompt encoder and mask decoder, tuned, on the embedding of SAM's frozen image encoder.
+"""The mask-refinement module (paper 3.2.3): SAM's prompt encoder and mask decoder, tuned, on SAM's frozen embedding.
 
-It is asked with everything known of a pseudo-label at once: SAM's logits as mask prompt, the box and the generating point.
-How far its answer lies from SAM's is the uncertainty.
+It is asked with everything known of a pseudo-label at once: SAM's logits as mask prompt, the box and the generating
+point. How far its answer lies from SAM's is the uncertainty.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 KIND = "refiner"
 _PARTS = ("prompt_encoder.", "mask_decoder.")
-_POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # SAM's random frequencies: never trained, so a base's name
+_POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # random, never trained: tells bases apart
 _UNREACHED = (  # what point + box + mask prompts with one output never touch
     "prompt_encoder.no_mask_embed.",
     "prompt_encoder.not_a_point_embed.",
@@ -48,7 +48,7 @@ class Refiner(nn.Module):
     def __init__(self, base: Segmenter) -> None:
         super().__init__()
         sam = Sam(
-            image_encoder=_NoImages(base.side),  # type: ignore[arg-type]  # stands in for SAM's class
+            image_encoder=_NoImages(base.side),  # stands in for SAM's class
             prompt_encoder=deepcopy(base.sam.prompt_encoder),
             mask_decoder=deepcopy(base.sam.mask_decoder),
         )
@@ -58,11 +58,13 @@ class Refiner(nn.Module):
             value.requires_grad_(not name.startswith(_UNREACHED))
         self.to(base.task_prompt.device)
 
-    def forward(self, embedding: Tensor, image_index: Tensor, *, sam_logits: Tensor, box: Tensor, point: Tensor) -> Tensor:
+    def forward(
+        self, embedding: Tensor, image_index: Tensor, *, sam_logits: Tensor, box: Tensor, point: Tensor
+    ) -> Tensor:
         """Refine N masks on B images.
 
-        embedding `[B, C, h, w]`; image_index `[N]`; sam_logits `[N, 1, L, L]`; box `[N, 4]` xyxy and point `[N, 2]` xy, model frame.
-        Returns refined logits `[N, 1, L, L]`.
+        embedding `[B, C, h, w]`; image_index `[N]`; sam_logits `[N, 1, L, L]`; box `[N, 4]` xyxy and point `[N, 2]` xy
+        in the model frame. Returns refined logits `[N, 1, L, L]`.
         """
         positive = torch.full_like(image_index, POSITIVE)
         prompts = Prompts.from_boxes(box).with_point(point, positive, logits=sam_logits)
@@ -74,28 +76,34 @@ class Refiner(nn.Module):
 
 
 def save_refiner(path: Path, refiner: Refiner, *, about: Mapping[str, str]) -> str:
-    """Write the two tuned parts to one safetensors file, atomically; returns its sha256. about: what the header tells a reader."""
+    """Write the two tuned parts to one safetensors file, atomically; returns its sha256.
+
+    about: what the header tells a reader, beside the kind and the backbone.
+    """
     return save_tensors(path, refiner.weights(), about={"kind": KIND, "backbone": refiner.core.backbone, **about})
 
 
 def load_refiner(path: Path, *, base: Segmenter) -> Refiner:
     """The refiner of `base` from a local file, in eval mode on the base's device.
 
-    Raises CheckpointError by name when the file is no refiner, is of another backbone, or was tuned from another SAM than `base`.
+    Raises CheckpointError by name when the file is no refiner, is of another backbone, or was tuned from another SAM.
     """
     tensors = read_tensors(path)
     about = _header(path)
     if about.get("kind") != KIND:
-        raise CheckpointError(f"{path}: wants a refinement module, found {about.get('kind', 'a whole model')}. Run `dvc repro refine`.")
+        raise _refused(path, f"wants a refinement module, found {about.get('kind', 'a whole model')}")
     if about.get("backbone") != base.backbone:
-        raise CheckpointError(
-            f"{path}: refines backbone '{about.get('backbone')}', model.backbone is '{base.backbone}'. Run `dvc repro refine`."
-        )
+        raise _refused(path, f"refines backbone '{about.get('backbone')}', model.backbone is '{base.backbone}'")
     refiner = Refiner(base)
-    fill(refiner.core.sam, tensors, path=path, owner=f"the refiner of backbone '{base.backbone}'", only=set(refiner.weights()))
+    owner = f"the refiner of backbone '{base.backbone}'"
+    fill(refiner.core.sam, tensors, path=path, owner=owner, only=set(refiner.weights()))
     if not torch.equal(tensors[_POSITIONS], base.sam.state_dict()[_POSITIONS].cpu()):
-        raise CheckpointError(f"{path}: tuned from another SAM than model.checkpoint ('{_POSITIONS}' differs). Run `dvc repro refine`.")
+        raise _refused(path, f"tuned from another SAM than model.checkpoint: '{_POSITIONS}' differs")
     return refiner.eval()
+
+
+def _refused(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {why}. Run `dvc repro refine`.")
 
 
 def _header(path: Path) -> dict[str, str]:

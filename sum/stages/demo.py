@@ -12,7 +12,7 @@ OUT = Path("data/raw/demo")
 
 
 def run(config: Config) -> Path:
-    """Write the scenes of `demo.scenes`; where they are not wanted, a folder that says why it is empty. Returns the folder."""
+    """Write the scenes of `demo.scenes`, or, when nobody wants them, a folder that says why it is empty; return it."""
     scenes = {name: count for name, count in config.demo.scenes.items() if count > 0}
     read = any(Path(entry.root).is_relative_to(OUT) for entry in config.datasets.values())
     if scenes and read:

@@ -1,4 +1,4 @@
-"""Stage evaluate: one model through the benchmark, a row a mask, round and output. A killed run goes on where it was."""
+"""Stage evaluate: one model through the benchmark, a row a mask, round and output. A killed run resumes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 import cv2
 import torch
 
-from sum import tracking
-from sum.config import Config
 from sum.data.frames import load_frame
 from sum.data.records import ImageRecord, Manifest, MaskRecord, decode_mask, encode_mask, read_manifest
 from sum.data.scores import (
@@ -38,9 +36,10 @@ from sum.models.interact import Answer, Protocol, choices, doubts, encode_frame,
 from sum.models.refiner import Refiner, load_refiner
 from sum.models.segmenter import TASKS, Segmenter
 from sum.progress import track
-from sum.settings import EvaluateConfig
+from sum.settings import Config, EvaluateConfig
 from sum.stages.common import fingerprint
 from sum.storage import S3, fetch, replace_file, replace_folder, write_json
+from sum.tracking import run_of_weights
 
 MANIFEST = Path("data/manifest")
 REFINER = Path("data/refiner/model.safetensors")
@@ -55,7 +54,7 @@ Records = dict[str, list[dict[str, object]]]  # file name -> rows
 def run(config: Config, *, model: str) -> Path:
     """Evaluate `model` (base or a budget) on every data set of split test; returns data/evaluation/MODEL.
 
-    Raises MissingInput, CheckpointError, DataError; TrackingError when MLflow does not take the figures already written.
+    Raises MissingInput, CheckpointError, DataError; TrackingError when MLflow does not take the figures written.
     """
     settings = config.evaluate
     protocol = _protocol(settings)
@@ -250,25 +249,19 @@ def _log_to_mlflow(
         name: {key.replace("@", "_at_"): value["mean"] for key, value in values.items()}
         for name, values in metrics.items()
     }
-    with _run_of(config, model, sha256=sha256) as mlflow_run:
-        if mlflow_run.model_id is None:
-            about = {"model": model, "backbone": config.model.backbone}
-            mlflow_run.log_model(weights, name=model, fingerprint=sha256, params=about, tags=about)
-        mlflow_run.log_evaluation(plain, digest=digest)
-
-
-def _run_of(config: Config, model: str, *, sha256: str) -> tracking.Run:
-    """The run that made these weights; one of its own for the base, or when the server does not know the run."""
     settings = config.tracking
+    logged = run_of_weights(
+        weights,
+        uri=settings.uri,
+        experiment=settings.experiment,
+        name=f"{settings.model}-base" if model == BASE else f"{settings.model}-ft-{model}",
+        fingerprint=sha256,
+        run_id=_run_id(model),
+    )
+    logged.log_evaluation(plain, digest=digest)
+
+
+def _run_id(model: str) -> str | None:
+    """The MLflow run that finetune wrote down; none for the base."""
     note = Path("data/models") / model / "run.json"
-    known = json.loads(note.read_text())["run_id"] if model != BASE and note.is_file() else None
-    if known is None:
-        client = tracking.connect(settings.uri)
-        experiment = tracking.experiment_id(client, settings.experiment)
-        logged = tracking.find_model(client, experiment, fingerprint=sha256)
-        known = logged.source_run_id if logged is not None else None
-    found = tracking.resume_run(settings.uri, known) if known else None
-    if found is not None:
-        return found
-    about = {"model": model, "backbone": config.model.backbone, "checkpoint": config.model.checkpoint}
-    return tracking.start_run(uri=settings.uri, experiment=settings.experiment, name=model, params=about, tags={})
+    return str(json.loads(note.read_text())["run_id"]) if model != BASE and note.is_file() else None

@@ -95,7 +95,7 @@ def _read_set(name: str, entry: DatasetConfig, *, writer: ManifestWriter) -> Tal
 
 
 def _in_threads(jobs: list[Job]) -> Iterator[list[Item]]:
-    """What each job found, in the order of the jobs; reading waits for disk or bucket, decoding frees the interpreter."""
+    """What each job found, in the order of the jobs; threads, as reading waits and decoding frees the interpreter."""
     with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
         for start in range(0, len(jobs), AHEAD):
             yield from pool.map(lambda job: list(job()), jobs[start : start + AHEAD])

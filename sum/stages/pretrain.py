@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sum.config import Config
 from sum.data.batches import ImageSource, Mixture, TrainBatch
@@ -46,18 +48,17 @@ def run(config: Config) -> Path:
     loop = Loop(model, options=loop_options(settings.optim, config), folder=work)
     optim = settings.optim
     mixture = Mixture(sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks)
-    rounds = round_options(settings.rounds, task_prompt="off")
+    interactive = round_options(settings.rounds, task_prompt="off")
+    single = replace(interactive, count=1)
 
     def batches(start: int) -> Iterator[TrainBatch]:
         return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)
 
-    loop.run(
-        batches,
-        lambda state, batch, generator: train_rounds(
-            model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
-        ),
-        title="pretrain",
-    )
+    def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        rounds = single if state.step < settings.single_round_steps else interactive
+        return train_rounds(model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast)
+
+    loop.run(batches, step, title="pretrain")
     output = Path(settings.output)
     loop.finish()
     save_segmenter(output, model, about={"recipe": "sum pretrain", "steps": str(settings.optim.steps)})

@@ -1,8 +1,8 @@
 """Register a tuned model; the gate of params.yaml decides whether it becomes champion.
 
-In: data/models/BUDGET, data/evaluation/base and data/evaluation/BUDGET. Out: data/registry/BUDGET.json (the verdict with
-its figures), a version of `NAME-ft-BUDGET` and one of `NAME` with the budget as alias. A second run of the same weights
-finds its versions again.
+In: data/models/BUDGET, data/evaluation/base and data/evaluation/BUDGET. Out: data/registry/BUDGET.json (the verdict
+with its figures), a version of `NAME-ft-BUDGET` and one of `NAME` with the budget as alias. A second run of the same
+weights finds its versions again.
 """
 
 from __future__ import annotations
@@ -65,11 +65,10 @@ def measure(model: str, *, settings: RegisterConfig) -> Measured:
     rows = rows[(rows["output"] == OUTPUT) & rows["round"].isin(settings.rounds)]
     absent = sorted(set(settings.rounds) - set(rows["round"]))
     if absent:
-        raise DataError(f"{path}: no rounds {absent}; params.yaml: register.rounds asks for more than evaluate.rounds made")
+        raise DataError(f"{path}: no rounds {absent}; params.yaml: register.rounds exceed evaluate.rounds")
     means = rows.groupby(["task", "dataset"], sort=True)[settings.metric].mean()
     figures: dict[str, dict[str, float]] = {}
-    for key, value in means.items():
-        task, dataset = key  # type: ignore[misc]  # of a two-level index
+    for task, dataset, value in means.reset_index().itertuples(index=False):
         figures.setdefault(str(task), {})[str(dataset)] = float(value)
     masks = "\n".join(sorted(set(rows["mask_id"])))
     about = json.dumps([settings.metric, settings.rounds, hashlib.sha256(masks.encode()).hexdigest()])

@@ -121,7 +121,9 @@ def test_dice_cuts_hard_and_leaves_out_the_threshold_itself():
     torch.testing.assert_close(
         dice_loss(logits, target, certainty, theta=-0.1), dice_loss(logits, target, torch.ones_like(certainty))
     )
-    assert dice_loss(logits, target, torch.full_like(certainty, 0.6)).tolist() == [0, 0, 0]
+    at_theta = torch.full_like(certainty, 0.6)
+    assert dice_loss(logits, target, at_theta).tolist() == [0, 0, 0]
+    assert mask_losses(logits, target, at_theta, LossWeights(focal=0)).tolist() == [[0], [0], [0]]
 
 
 def test_the_defaults_are_the_papers():
@@ -177,8 +179,8 @@ def test_mask_losses_does_not_depend_on_how_many_masks_are_worked_at_once(monkey
         out.sum().backward()
         results.append((out.detach(), leaf.grad))
     for out, gradient in results[1:]:
-        assert torch.equal(out, results[0][0])
-        assert torch.equal(gradient, results[0][1])
+        torch.testing.assert_close(out, results[0][0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-12, atol=1e-12)
 
 
 def test_mask_losses_keeps_only_the_gradient():
@@ -197,7 +199,7 @@ def test_permuting_masks_permutes_losses(loss):
 
 
 @pytest.mark.parametrize("loss", [focal_loss, dice_loss, fused])
-@pytest.mark.parametrize("size", [100.0, 1e4, 3e38])
+@pytest.mark.parametrize("size", [100.0, 1e4, 1e30])
 def test_extreme_logits_give_finite_losses_and_gradients(loss, size):
     logits = torch.tensor([[-size, size, -size, size]]).view(1, 1, 2, 2).requires_grad_()
     target = draw(".# #.")  # the first row is right, the second wrong

@@ -30,7 +30,7 @@ SETS = {("a", "part"): [[1.0, 1.0, 1.0], [0.0]], ("b", "part"): [[0.2]], ("c", "
 def made(
     values: dict[tuple[str, str], list[list[float]]] = SETS, *, model: str = "base", shift: float = 0.0
 ) -> list[dict[str, object]]:
-    """Rows of rounds 1 and 3 (IoU 0.1 better), output oracle, and a worse output single; boundary IoU is half the IoU."""
+    """Rows of rounds 1 and 3 (0.1 better), output oracle and a worse single; boundary IoU is half the IoU."""
     rows: list[dict[str, object]] = []
     for (dataset, task), images in values.items():
         for image, ious in enumerate(images):

@@ -1,0 +1,96 @@
+"""Run one DVC stage as a child: its lines as they come, how it ended, and no orphan. Knows nothing of Prefect."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from sum.cli import QUIET
+
+Outcome = Literal["ran", "unchanged", "restored"]
+TAIL = 20  # lines of a failure that the exception repeats
+MENDABLE = (1, 2)  # exit codes of `python -m sum` for a fault that a second try meets again
+
+
+class StageFailed(RuntimeError):
+    """The stage crashed, or a disk, bucket or server was away: another try may do."""
+
+
+class StageRefused(StageFailed):
+    """The input or the settings are at fault and the stage said so in an `error:` line: another try would repeat it."""
+
+
+def run_stage(stage: str, *, project: Path, tell: Callable[[str], None]) -> Outcome:
+    """`dvc repro --single-item STAGE` in `project`; tell: gets every line as it comes.
+
+    Returns what DVC did. Raises StageRefused or StageFailed with the last lines. When this process dies, by whatever
+    signal, the stage is stopped as well.
+    """
+    command = [sys.executable, "-m", "flows.guard", sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    lines: deque[str] = deque(maxlen=TAIL)
+    outcome: Outcome = "ran"
+    refused = False
+    with _lines_of(command, project) as child:
+        assert child.stdout is not None
+        for line in map(str.rstrip, child.stdout):
+            if line:
+                tell(line)
+                lines.append(line)
+                outcome = _outcome(line) or outcome
+                refused = refused or line.startswith("error: ")
+        code = child.wait()
+    if code:
+        kind = StageRefused if refused and _stage_code(lines) in MENDABLE else StageFailed
+        raise kind(f"stage '{stage}' failed:\n" + "\n".join(lines))
+    return outcome
+
+
+@contextmanager
+def _lines_of(command: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
+    """A child whose words come through one pipe; it is told to stop when the block ends before it does."""
+    with subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a stage: this interpreter, this package from any folder, unbuffered, nobody phones home."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **QUIET, "PATH": path, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
+
+
+def _outcome(line: str) -> Outcome | None:
+    """What a line of DVC says about the stage, if it does."""
+    if "didn't change, skipping" in line:
+        return "unchanged"
+    if "is cached - skipping run" in line:
+        return "restored"
+    return None
+
+
+def _stage_code(lines: deque[str]) -> int | None:
+    """The exit code of the stage's command, from DVC's last words."""
+    found = re.search(r"exited with (-?\d+)", "\n".join(lines))
+    return int(found.group(1)) if found else None

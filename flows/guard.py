@@ -1,0 +1,60 @@
+"""`python -m flows.guard COMMAND ...`: run a command in a process group of its own that never outlives its parent.
+
+DVC starts the stage as a child; a flow that is killed hard (-9, out of memory) could not tell either of them to stop,
+and a silent orphan would go on writing. The guard watches its parent and ends the whole group, gently first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+GRACE = 15.0  # seconds a stage has to close its files after the first signal
+TICK = 0.2    # seconds between two looks at the parent
+
+
+class _Asked(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+def main(command: Sequence[str]) -> int:
+    """Run `command`; returns its exit code. Told to stop, or without its parent, it dies with the whole group."""
+    parent = os.getppid()
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _raise_asked)
+    child = subprocess.Popen(command)
+    try:
+        while os.getppid() == parent:
+            try:
+                return child.wait(timeout=TICK)
+            except subprocess.TimeoutExpired:
+                continue
+    except _Asked:
+        pass
+    _end_group(child)
+    return 1
+
+
+def _raise_asked(number: int, frame: FrameType | None) -> None:
+    raise _Asked
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C for everybody; DVC waits for its stage. Then, or after a while, the end of all, the guard too."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.killpg(0, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=GRACE)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

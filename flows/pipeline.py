@@ -1,0 +1,84 @@
+"""The Prefect flow `sum`: each task runs one DVC stage, so a flow and `dvc repro` do the same and share what is done.
+
+DVC decides what has to run; Prefect adds order, retries, live logs, history and artifacts. Its own cache is off: it
+could hide a change from DVC. Deployments: prefect.yaml; to serve them: `make serve`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from flows.dvc import Outcome, StageRefused, run_stage
+from flows.results import all_done, pointers, result_rows
+from sum.cli import STAGES
+from sum.config import load_config
+from sum.errors import choose
+
+NO_FLOW = ("pretrain", "report")  # by hand; when all budgets are done
+
+
+def stages_for(budget: str) -> list[str]:
+    """DVC's names of the stages that make and judge one budget's model, in order."""
+    names = []
+    for name, stage in STAGES.items():
+        if name in NO_FLOW:
+            continue
+        if stage.per == "model":
+            names.append(f"{name}@base")
+        names.append(f"{name}@{budget}" if stage.per else name)
+    return names
+
+
+def worth_retrying(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """No second try where the stage said that its input is at fault."""
+    return not isinstance(state.data, StageRefused)
+
+
+@task(
+    name="dvc-repro",
+    task_run_name="{stage}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=worth_retrying,
+)
+def dvc_stage(stage: str) -> Outcome:
+    """Run one stage of dvc.yaml if it has to; its lines are the task's log."""
+    log = get_run_logger()
+    outcome = run_stage(stage, project=Path.cwd(), tell=log.info)
+    log.info("%s: %s", stage, outcome)
+    return outcome
+
+
+@flow(name="sum")
+def sum_flow(budget: str = "large") -> dict[str, str]:
+    """Make, evaluate and register the model of one budget; returns stage -> what DVC did."""
+    config = load_config()
+    choose(config.budgets, budget, key="budgets")
+    done = {stage: dvc_stage(stage) for stage in stages_for(budget)}
+    project = Path.cwd()
+    if all_done(project, budgets=config.budgets):
+        done["report"] = dvc_stage("report")
+    show(project, budget=budget, models=["base", *config.budgets], tracking_uri=config.tracking.uri)
+    return {stage: str(outcome) for stage, outcome in done.items()}
+
+
+def show(project: Path, *, budget: str, models: list[str], tracking_uri: str) -> None:
+    """Put results and links where the UI shows them."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
+    name = re.sub(r"[^a-z0-9-]", "-", budget.lower())  # what Prefect takes as a key
+    rows = result_rows(project, models=models)
+    create_table_artifact(rows, key=f"results-{name}", description="Oracle output, mean over all data sets, %")
+    create_markdown_artifact(pointers(project, budget=budget, tracking_uri=uri), key=f"links-{name}")
+    page = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    link = f"{page}/?workflowType=machine_learning"
+    create_link_artifact(link, link_text="MLflow", key="mlflow", description="`make ui` starts it")

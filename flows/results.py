@@ -1,0 +1,51 @@
+"""What a flow shows when it is done: a row a model, and where to look. Reads what evaluate and register wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, str]
+
+
+def result_rows(project: Path, *, models: Iterable[str]) -> list[Row]:
+    """One row a model that has been evaluated: overall figures in percent and the gate's verdict."""
+    rows = []
+    for model in models:
+        summary = _read(project / "data" / "evaluation" / model / "summary.json")
+        if summary is None:
+            continue
+        figures = {key: f"{100 * value['mean']:.2f}" for key, value in summary["overall"].items()}
+        verdict = _read(project / "data" / "registry" / f"{model}.json") or {}
+        rows.append({"model": model, **figures, "gate": verdict.get("verdict", "-")})
+    return rows
+
+
+def pointers(project: Path, *, budget: str, tracking_uri: str) -> str:
+    """Markdown: report, MLflow, versions and the reasons of the gate."""
+    report = project / "data" / "report" / "index.html"
+    lines = [f"- Report: {report.as_uri() if report.is_file() else 'when all budgets are done (`dvc repro report`)'}"]
+    if tracking_uri.startswith("http"):
+        lines.append(f"- MLflow: {tracking_uri}/?workflowType=machine_learning")
+    else:
+        lines.append("- MLflow: `make ui`, then http://127.0.0.1:5000/?workflowType=machine_learning")
+    verdict = _read(project / "data" / "registry" / f"{budget}.json")
+    if verdict is not None:
+        versions = ", ".join(f"{name} version {number}" for name, number in verdict["versions"].items())
+        lines.append(f"- Registered: {versions}; {verdict['verdict']}: {'; '.join(verdict['reasons'])}")
+    return "\n".join(lines)
+
+
+def all_done(project: Path, *, budgets: Iterable[str]) -> bool:
+    """Whether every budget has been evaluated and registered, so that the report can be made."""
+    data = project / "data"
+    needed = [data / "evaluation" / "base" / "summary.json"]
+    for budget in budgets:
+        needed += [data / "evaluation" / budget / "summary.json", data / "registry" / f"{budget}.json"]
+    return all(path.is_file() for path in needed)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None

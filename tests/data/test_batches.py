@@ -1,0 +1,115 @@
+"""Batches are functions of seed and step: ratio, order, sharing between processes, and what a Sample becomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sum.data.batches import ImageSource, Mixture, Sample, TrainBatch, collate, image_part, masks_to_frame
+from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask
+from sum.data.samples import HumanImages
+
+
+class Numbers:
+    """`size` images whose pixels are their number; image i has i % 3 + 1 masks."""
+
+    def __init__(self, size: int, role: int) -> None:
+        self.size, self.role = size, role
+
+    def __len__(self) -> int:
+        return self.size
+
+    def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
+        count = min(masks, index % 3 + 1)
+        return Sample(
+            image=torch.full((3, 8, 8), index, dtype=torch.uint8),
+            hw=torch.tensor([8, 8]),
+            mask=torch.ones(count, 8, 8, dtype=torch.bool),
+            certainty=torch.ones(count, 8, 8),
+            point=torch.full((count, 2), float(rng.integers(1000))),
+            task=self.role,
+        )
+
+
+def mixture(shares: tuple[int, int] = (1, 1), **options: int) -> Mixture:
+    sources: list[ImageSource] = [Numbers(7, 1), Numbers(5, 0)]
+    return Mixture(sources, shares, images_per_batch=options.pop("images", 6), masks_per_image=2, seed=3, **options)
+
+
+@pytest.mark.parametrize(("shares", "images"), [((1, 1), 6), ((2, 1), 6), ((2, 1), 4), ((3, 1), 5)])
+def test_the_ratio_is_exact_over_time(shares: tuple[int, int], images: int) -> None:
+    steps = shares[0] + shares[1]
+    chosen = Counter(source for t in range(steps) for source, _ in mixture(shares, images=images).slots(t))
+    assert chosen[0] * shares[1] == chosen[1] * shares[0]
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order() -> None:
+    drawn = [index for t in range(14) for source, index in mixture().slots(t) if source == 0]  # 42 = 6 epochs of 7
+    epochs = [drawn[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_batch_depends_on_the_step_alone() -> None:
+    first = list(mixture().batches(start=0, stop=5, workers=0))
+    late = list(mixture().batches(start=3, stop=5, workers=0))
+    for a, b in zip(first[3:], late, strict=True):
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
+
+
+def test_processes_share_a_batch_without_overlap() -> None:
+    whole = mixture()[2]
+    parts = [mixture(rank=r, ranks=3)[2] for r in range(3)]
+    images = torch.cat([p.image[:, 0, 0, 0] for p in parts])
+    assert sorted(images.tolist()) == sorted(whole.image[:, 0, 0, 0].tolist())
+    assert sum(len(p.image_index) for p in parts) == len(whole.image_index)
+    assert sorted(torch.cat([p.point for p in parts])[:, 0].tolist()) == sorted(whole.point[:, 0].tolist())
+
+
+def test_collate_keeps_masks_with_their_image() -> None:
+    batch = collate([Numbers(7, 2).sample(i, masks=9, rng=np.random.default_rng(0)) for i in (2, 0, 1)])
+    assert batch.image_index.tolist() == [0, 0, 0, 1, 2, 2]
+    assert batch.task.tolist() == [2] * 6
+
+
+def test_a_batch_that_does_not_fit_together_is_refused() -> None:
+    batch = mixture()[0]
+    parts = {name: getattr(batch, name) for name in TrainBatch.__slots__}
+    with pytest.raises(ValueError, match=r"TrainBatch.point has shape \(1, 2\), wants \(\d+, 2\)"):
+        TrainBatch(**parts | {"point": parts["point"][:1]})
+
+
+def test_a_mask_too_small_for_the_loss_side_keeps_one_pixel_in_the_right_place() -> None:
+    mask = np.zeros((1, 512, 256), dtype=bool)
+    mask[0, 300, 200] = True
+    small = masks_to_frame(mask, loss_side=64)
+    assert small.nonzero().tolist() == [[0, 37, 25]]  # 300 / 8, 200 / 8
+
+
+@pytest.mark.parametrize("hw", [(96, 128), (128, 50), (128, 128)])
+def test_image_part_is_one_on_the_image_and_zero_on_the_padding(hw: tuple[int, int]) -> None:
+    part = image_part(hw, side=128, loss_side=64)
+    assert part[: hw[0] // 2, : hw[1] // 2].min() == 1
+    assert part.sum() == (-(-hw[0] // 2)) * (-(-hw[1] // 2))
+
+
+def test_human_images_are_fully_certain_and_their_points_lie_on_the_mask(tmp_path: Path) -> None:
+    mask = np.zeros((60, 40), dtype=bool)
+    mask[10:50, 5:15] = True
+    Image.fromarray(np.full((60, 40, 3), 9, dtype=np.uint8)).save(tmp_path / "a.png")
+    image = ImageRecord("set/a", "set", str(tmp_path / "a.png"), "", 60, 40, "entity", "train", "x")
+    row = MaskRecord("set/a#0", "set/a", "set", "entity", "train", 400, 5, 10, 14, 49, encode_mask(mask), "", "")
+    images = HumanImages(Manifest([image], [row]), side=120, loss_side=60, tasks={"entity": 2})
+    sample = images.sample(0, masks=30, rng=np.random.default_rng(0))
+    assert sample.hw.tolist() == [120, 80]
+    assert torch.equal(sample.mask[0, :, :40], torch.from_numpy(mask))
+    assert sample.certainty[0, :, :40].min() == 1
+    assert sample.certainty[0, :, 40:].max() == 0
+    x, y = sample.point[0].tolist()
+    assert mask[int(y * 60 / 120), int(x * 40 / 80)]
+    assert sample.task == 2

@@ -1,0 +1,39 @@
+"""What a flow shows at its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flows.results import all_done, pointers, result_rows
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def test_rows_of_what_has_been_evaluated(tmp_path):
+    write(tmp_path / "data/evaluation/base/summary.json", {"overall": {"iou@1": {"mean": 0.5}, "iou@3": {"mean": 0.61}}})
+    write(tmp_path / "data/evaluation/small/summary.json", {"overall": {"iou@1": {"mean": 0.6}, "iou@3": {"mean": 0.7}}})
+    write(tmp_path / "data/registry/small.json", {"verdict": "promoted", "reasons": ["gain"], "versions": {"sum": "1"}})
+    assert result_rows(tmp_path, models=["base", "small", "large"]) == [
+        {"model": "base", "iou@1": "50.00", "iou@3": "61.00", "gate": "-"},
+        {"model": "small", "iou@1": "60.00", "iou@3": "70.00", "gate": "promoted"},
+    ]
+    assert "sum version 1; promoted: gain" in pointers(tmp_path, budget="small", tracking_uri="sqlite:///mlflow.db")
+    assert all_done(tmp_path, budgets=["small"])
+    assert not all_done(tmp_path, budgets=["small", "large"])
+
+
+def test_pointers_before_anything_is_there(tmp_path):
+    text = pointers(tmp_path, budget="small", tracking_uri="http://tracking:5000")
+    assert "dvc repro report" in text
+    assert "http://tracking:5000/?workflowType=machine_learning" in text
+
+
+def test_the_report_is_linked_as_a_file(tmp_path):
+    page = tmp_path / "data/report/index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert page.as_uri() in pointers(tmp_path, budget="small", tracking_uri="sqlite:///mlflow.db")

@@ -1,0 +1,197 @@
+"""`make serve` and `make flow`: ports and absent servers (fast); serve, deploy, kill -9, run again (slow, a stub pipeline)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import serve, start
+from flows.dvc import environment
+from sum.errors import ConfigError
+from tests.flows.project import PROJECT, make_project, processes_with
+
+LONG = 300
+
+
+def test_a_taken_port_is_one_error_with_the_variable(monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("SUM_PREFECT_PORT", str(port))
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            assert serve.main() == 2
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: port {port} is in use")
+    assert f"SUM_PREFECT_PORT={port + 1} make serve" in told
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "http", "-1", ""])
+def test_a_wrong_port_is_one_error(monkeypatch, text):
+    monkeypatch.setenv("SUM_PREFECT_PORT", text)
+    with pytest.raises(ConfigError, match="SUM_PREFECT_PORT"):
+        serve.chosen_port()
+
+
+def test_without_a_server_a_flow_is_one_error(monkeypatch, capsys, free_port):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port}/api")
+    assert start.main(["large"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: no Prefect server answers at http://127.0.0.1:{free_port}/api")
+    assert "make serve" in told
+
+
+def test_a_flow_wants_one_budget(capsys):
+    assert start.main([]) == 2
+    assert "make flow BUDGET=" in capsys.readouterr().err
+
+
+def test_nothing_of_the_user_is_touched():
+    env = serve.environment(4321, project=Path("/p"))
+    assert env["PREFECT_HOME"] == "/p/.prefect"
+    assert env["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
+
+
+def test_a_command_that_fails_shows_its_words(monkeypatch):
+    with pytest.raises(serve.ServeError, match="No such command|nonsense"):
+        serve.prefect(["nonsense"], env=environment())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+# The stage `refine` counts to 6 in work/, and goes on from where a kill left it: what ours do, in shell.
+COUNT = (
+    "mkdir -p work out; for i in 1 2 3 4 5 6; do [ -f work/$i ] && continue; echo step $i; sleep 1.5; echo x > work/$i; "
+    "done; echo done > out/refine"
+)
+
+
+class Served:
+    """A scratch project with `python -m flows.serve` running in it."""
+
+    def __init__(self, project: Path, port: int) -> None:
+        self.project = project
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.env = {
+            **environment(),
+            "SUM_PREFECT_PORT": str(port),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_HOME": str(project / ".prefect"),
+        }
+        self.log = project / "serve.log"
+        with self.log.open("w") as log:
+            command = [sys.executable, "-m", "flows.serve"]
+            self.process = subprocess.Popen(command, cwd=project, env=self.env, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + LONG
+        while "Serving." not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.3)
+
+    def run(self, name: str) -> subprocess.Popen[str]:
+        """`prefect deployment run NAME --watch`, as a user would from another terminal."""
+        command = [sys.executable, "-m", "prefect", "deployment", "run", name, "--watch"]
+        return subprocess.Popen(
+            command, cwd=self.project, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    project = make_project(tmp_path_factory.mktemp("served"), {"refine": COUNT})
+    (project / "flows").symlink_to(PROJECT / "flows")  # prefect.yaml names flows/pipeline.py
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Served(project, port)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kill_9_of_the_flow_then_run_again_resumes(served):
+    with served.run("sum/ft-small") as watch:
+        wait_for(served.project / "work" / "2", served)
+        (flow,) = flow_processes(served)
+        os.kill(flow, signal.SIGKILL)
+        told, _ = watch.communicate(timeout=120)
+    assert watch.returncode != 0, told
+    assert "Crashed" in told or "CRASHED" in told, told
+    assert not processes_with(COUNT[:40]), "the stage outlived its flow"
+    done = {path.name for path in (served.project / "work").iterdir()}
+    assert "6" not in done
+    times = {name: (served.project / "work" / name).stat().st_mtime_ns for name in done}
+
+    with served.run("sum/ft-small") as watch:
+        told, _ = watch.communicate(timeout=LONG)
+    assert watch.returncode == 0, told + served.log.read_text()
+    assert (served.project / "out" / "register.small").is_file()
+    assert not (served.project / "out" / "register.large").exists()  # only the budget that was asked for
+    after = {name: (served.project / "work" / name).stat().st_mtime_ns for name in done}
+    assert after == times, "finished steps were made again"
+    assert "step 6" in served.log.read_text(), "live lines of the stage"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_second_server_on_the_port_is_refused(served):
+    command = [sys.executable, "-m", "flows.serve"]
+    done = subprocess.run(command, cwd=served.project, env=served.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is in use" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ctrl_c_stops_server_and_worker(served):
+    """Last: it ends the server the other tests use."""
+    home = str(served.project)
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(timeout=90) == 0
+    assert served.log.read_text().rstrip().endswith("stopped")
+    left = [pid for pid in processes_with("prefect") if home in environ_of(pid)]
+    assert not left
+
+
+def wait_for(path: Path, served: Served) -> None:
+    deadline = time.monotonic() + LONG
+    while not path.exists():
+        assert time.monotonic() < deadline, served.log.read_text()
+        time.sleep(0.1)
+
+
+def flow_processes(served: Served) -> list[int]:
+    """The process that runs the flow: the parent of the guard."""
+    import psutil
+
+    guards = [pid for pid in processes_with("flows.guard") if str(served.project) in environ_of(pid)]
+    return sorted({psutil.Process(pid).ppid() for pid in guards})
+
+
+def environ_of(pid: int) -> str:
+    import psutil
+
+    try:
+        return psutil.Process(pid).environ().get("PREFECT_HOME", "")
+    except psutil.Error:
+        return ""

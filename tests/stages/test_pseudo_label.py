@@ -1,0 +1,167 @@
+"""Stage pseudo_label in a project of its own: what it labels, resuming to the byte, bad photos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sum.data.images import read_image
+from sum.data.labels import LabelStore
+from sum.data.records import decode_mask, write_manifest
+from sum.data.shards import LABELS, read_info
+from sum.errors import DataError, MissingInput
+from sum.models.checkpoint import load_segmenter
+from sum.models.generator import GeneratorSettings, generate
+from sum.stages import pseudo_label
+from tests.stages.label_world import CHANGES, SIZES, WEIGHTS, configure, contents, kill, make_project, record
+
+OUT = Path("data/pseudo_labels")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    make_project(folder)
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def summary() -> dict:
+    return json.loads((OUT / "summary.json").read_text())
+
+
+def test_every_unlabelled_image_is_labelled_as_the_generator_says(project: Path) -> None:
+    assert pseudo_label.run(configure(project)) == OUT
+    store = LabelStore(OUT)
+    assert store.image_ids == [f"u/{number}" for number in range(5)]  # not the train and test images
+    assert store.shards == ["shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet"]
+    model = load_segmenter(WEIGHTS, backbone="tiny")
+    options = {name: value for name, value in CHANGES["pseudo_label"].items() if name != "shard_images"}
+    for number, (height, width) in enumerate(SIZES):
+        masks = store.masks(f"u/{number}")
+        want = generate(model, read_image(record(number).path), settings=GeneratorSettings(**options))
+        assert [(m.rle, m.point, m.box, m.area) for m in masks] == [(w.rle, w.point, w.box, w.area) for w in want]
+        assert [mask.index for mask in masks] == list(range(len(want)))
+        for mask, other in zip(masks, want, strict=True):
+            assert np.array_equal(mask.logits, other.logits)
+            pixels = decode_mask(mask.rle, height=height, width=width)
+            assert pixels.sum() == mask.area
+            assert tight_box(pixels) == mask.box
+
+
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = mask.nonzero()
+    return columns.min(), rows.min(), columns.max(), rows.max()
+
+
+def test_the_summary_counts(project: Path) -> None:
+    pseudo_label.run(configure(project))
+    counts = [LabelStore(OUT).count(f"u/{number}") for number in range(5)]
+    found = summary()
+    assert (found["images"], found["masks"], found["shards"]) == (5, sum(counts), 3)
+    assert found["masks_per_image"] == {"median": np.median(counts), "min": min(counts), "max": max(counts)}
+    assert found["masks_per_prompt"] == pytest.approx(sum(counts) / (5 * 4), abs=1e-6)
+    assert found["settings"]["points_per_side"] == 2
+    assert found["unreadable"] == {}
+
+
+def test_an_image_without_masks_is_labelled_all_the_same(project: Path) -> None:
+    pseudo_label.run(configure(project, pseudo_label={"pred_iou_thresh": 99.0}))
+    store = LabelStore(OUT)
+    assert len(store) == 5
+    assert [store.masks(image_id) for image_id in store.image_ids] == [[]] * 5
+    assert (summary()["masks"], summary()["images_without_masks"]) == (0, 5)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(project, whole)
+    monkeypatch.chdir(whole)
+    pseudo_label.run(configure(whole))
+    kill(project, stage="pseudo_label", function="generate", call=4)  # in the middle of the second shard
+    monkeypatch.chdir(project)
+    assert not OUT.exists()
+    (work,) = Path("work/pseudo_label").iterdir()
+    assert [path.name for path in work.glob("shard-*")] == ["shard-00000.parquet"]
+    asked = []
+
+    def counted(*arguments: object, **options: object) -> object:
+        asked.append(1)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(pseudo_label, "generate", counted)
+    pseudo_label.run(configure(project))
+    assert len(asked) == 3  # the two images of the finished shard are not asked about again
+    assert contents(OUT) == contents(whole / OUT)
+    assert not list(work.glob(".*"))  # the killed run's half shard is swept up
+
+
+def test_other_settings_do_not_take_up_old_shards(project: Path) -> None:
+    pseudo_label.run(configure(project))
+    before = summary()["masks"]
+    pseudo_label.run(configure(project, pseudo_label={"points_per_side": 1}))
+    assert 0 < summary()["masks"] < before
+
+
+@pytest.mark.parametrize("what", ["truncated", "missing", "resized"])
+def test_a_bad_photo_is_listed(project: Path, what: str) -> None:
+    path = Path(record(3).path)
+    data = path.read_bytes()
+    if what == "truncated":
+        path.write_bytes(data[:-200])
+    elif what == "missing":
+        path.unlink()
+    else:
+        shutil.copy(record(0).path, path)
+    pseudo_label.run(configure(project))
+    found = summary()
+    assert (found["images"], found["images_unreadable"]) == (4, 1)
+    assert record(3).path in found["unreadable"]["u/3"]
+    assert "u/3" not in LabelStore(OUT)
+    path.write_bytes(data)  # mended: the shard is made again, the others are not
+    pseudo_label.run(configure(project))
+    assert (summary()["images"], summary()["unreadable"]) == (5, {})
+
+
+def test_no_readable_photo_at_all_is_an_error(project: Path) -> None:
+    shutil.rmtree("data/raw")
+    with pytest.raises(DataError, match=r"none of 5 unlabelled images can be read.*data/raw/u/0\.png"):
+        pseudo_label.run(configure(project))
+    assert not OUT.exists()
+
+
+def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:
+    pseudo_label.run(configure(project))
+    want = contents(OUT)
+    (work,) = Path("work/pseudo_label").iterdir()
+    shard = work / "shard-00001.parquet"
+    shard.unlink()  # the published one is a link to it
+    shard.write_bytes(want[shard.name][:-50])
+    pseudo_label.run(configure(project))
+    assert contents(OUT) == want
+    assert read_info(shard, kind=LABELS).images
+
+
+def test_without_unlabelled_images_there_is_an_empty_folder(project: Path) -> None:
+    write_manifest(Path("data/manifest"), [record(5, split="train")], [])
+    pseudo_label.run(configure(project))
+    assert len(LabelStore(OUT)) == 0
+    assert summary()["images"] == 0
+
+
+@pytest.mark.parametrize(("gone", "maker"), [("data/manifest", "ingest"), ("data/validation", "validate")])
+def test_a_missing_input_names_its_stage(project: Path, gone: str, maker: str) -> None:
+    shutil.rmtree(gone)
+    with pytest.raises(MissingInput, match=rf"stage 'pseudo_label' reads it, stage '{maker}' writes it"):
+        pseudo_label.run(configure(project))

@@ -1,0 +1,151 @@
+"""The register stage on tables made by hand, with a real MLflow database."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sum import tracking
+from sum.config import Config, load_config
+from sum.errors import DataError, MissingInput
+from sum.registry import Registry
+from sum.stages.register import run
+from sum.storage import sha256_file
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tracking_uri, tmp_path, monkeypatch) -> Config:
+    """The shipped params with this test's database; the working directory is this test's."""
+    monkeypatch.chdir(tmp_path)
+    return load_config([f"tracking.uri={tracking_uri}"], root=PROJECT)
+
+
+def write_rows(model: str, iou: dict[tuple[str, str], float], *, masks: int = 3, rounds: int = 6) -> None:
+    rows = [
+        {"task": task, "dataset": dataset, "mask_id": f"{dataset}/{mask}#0", "round": number, "output": output}
+        | {"iou": value if output == "oracle" else 0.0, "boundary_iou": 0.5}
+        for (task, dataset), value in iou.items()
+        for mask in range(masks)
+        for number in range(1, rounds + 1)
+        for output in ("oracle", "single")
+    ]
+    folder = Path("data/evaluation") / model
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
+
+
+def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> None:
+    folder = Path("data/models") / budget
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
+    if run_id is not None:
+        (folder / "run.json").write_text(json.dumps({"run_id": run_id}))
+
+
+def figures(entity: float, part: float) -> dict[tuple[str, str], float]:
+    return {("entity", "demo_entity_test"): entity, ("part", "demo_part_test"): part}
+
+
+def test_a_better_model_is_promoted(config):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    path = run(config, budget="small")
+    assert path == Path("data/registry/small.json")
+    found = json.loads(path.read_text())
+    assert found["verdict"] == "promoted"
+    assert found["overall"] == {"base": pytest.approx(0.55), "tuned": pytest.approx(0.65), "gain": pytest.approx(0.1)}
+    assert found["tasks"]["part"]["tuned"] == pytest.approx(0.6)
+    assert found["versions"] == {"sum": "1", "sum-ft-small": "1"}
+    registry = Registry(config.tracking.uri)
+    for name in ("sum", "sum-ft-small"):
+        champion = registry.at(name, alias="champion")
+        assert champion is not None
+        assert champion.tags["verdict"] == "promoted"
+        assert "refused" not in champion.tags
+    assert registry.at("sum", alias="small") is not None
+
+
+def test_a_worse_model_is_registered_and_told_why_it_is_refused(config):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.9, 0.45))
+    write_weights("small", b"small")
+    found = json.loads(run(config, budget="small").read_text())
+    assert found["verdict"] == "refused"
+    assert found["reasons"] == ["part 0.5000 -> 0.4500: falls by 0.0500, at most 0.01 is tolerated"]
+    registry = Registry(config.tracking.uri)
+    version = registry.at("sum", alias="small")
+    assert version is not None
+    assert version.tags["refused"] == found["reasons"][0]
+    assert registry.at("sum", alias="champion") is None
+    assert registry.at("sum-ft-small", alias="champion") is None
+
+
+def test_the_best_budget_is_champion_of_all(config):
+    write_rows("base", figures(0.6, 0.5))
+    for budget, part in (("large", 0.7), ("small", 0.6)):  # the better one first
+        write_rows(budget, figures(0.6, part))
+        write_weights(budget, budget.encode())
+        run(config, budget=budget)
+    registry = Registry(config.tracking.uri)
+    champion, large = registry.at("sum", alias="champion"), registry.at("sum", alias="large")
+    assert champion == large
+    assert registry.at("sum-ft-small", alias="champion") is not None
+
+
+def test_running_again_makes_no_second_version_and_a_stricter_gate_takes_the_crown(config):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    first = run(config, budget="small").read_bytes()
+    assert run(config, budget="small").read_bytes() == first
+    strict = replace(config, register=replace(config.register, min_gain=0.5))
+    assert json.loads(run(strict, budget="small").read_text())["versions"] == {"sum": "1", "sum-ft-small": "1"}
+    assert Registry(config.tracking.uri).at("sum", alias="champion") is None
+
+
+def test_new_weights_are_a_new_version_of_the_run_that_made_them(config):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    run_ids = []
+    for content in (b"one", b"two"):
+        logged = tracking.start_run(uri=config.tracking.uri, experiment="sum", name="ft-small", params={}, tags={})
+        write_weights("small", content, run_id=logged.id)
+        weights = Path("data/models/small/model.safetensors")
+        logged.log_model(weights, name="ft-small", fingerprint=sha256_file(weights), params={})
+        logged.finish()
+        run_ids.append(logged.id)
+        found = json.loads(run(config, budget="small").read_text())
+        assert found["run_id"] == logged.id
+    assert found["versions"]["sum-ft-small"] == "2"
+    assert len(set(run_ids)) == 2
+
+
+def test_what_is_missing_is_named_with_the_stage_that_makes_it(config):
+    with pytest.raises(MissingInput, match=r"data/models/small/model.safetensors is missing.*finetune@small"):
+        run(config, budget="small")
+    write_weights("small", b"small")
+    with pytest.raises(MissingInput, match=r"data/evaluation/base/rows.parquet is missing.*evaluate@base"):
+        run(config, budget="small")
+
+
+def test_rounds_that_were_not_played_are_an_error(config):
+    write_weights("small", b"small")
+    write_rows("base", figures(0.6, 0.5), rounds=3)
+    with pytest.raises(DataError, match=r"no rounds \[5\]"):
+        run(config, budget="small")
+
+
+def test_other_masks_are_no_comparison(config):
+    write_weights("small", b"small")
+    write_rows("base", figures(0.6, 0.5), masks=3)
+    write_rows("small", figures(0.7, 0.6), masks=4)
+    with pytest.raises(DataError, match="different masks"):
+        run(config, budget="small")
+    assert not Path("data/registry").exists()

@@ -1,0 +1,214 @@
+"""Stage report on made-up evaluations of drawn scenes: what the page says, and that it needs no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from sum.config import check_config
+from sum.core.metrics import iou
+from sum.data.demo import make_scene
+from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
+from sum.data.scores import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, ROW_SCHEMA, ROWS, write_table
+from sum.errors import DataError, MissingInput
+from sum.settings import Config
+from sum.stages import report
+from sum.storage import write_json
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+MODELS = ("base", "small", "large")
+PAGE = Path("data/report/index.html")
+LEVEL = {"base": 0.5, "small": 0.7, "large": 0.3}  # how much of the truth a model finds
+
+
+def configured(**changes: Any) -> Config:
+    tree = yaml.safe_load(PARAMS.read_text())
+    tree["budgets"].pop("medium")
+    tree["evaluate"] |= {"rounds": 3, "report_rounds": [1, 3], "resamples": 20, "pictures": 3, **changes}
+    tree["datasets"]["demo_part_test"]["licence"] = "<b>none</b>"
+    return check_config(tree, source="params.yaml")
+
+
+class FakeRun:
+    """Keeps the names of what it is given."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def log_file(self, path: Path, *, folder: str) -> None:
+        assert path.is_file()
+        self.names.append(f"{folder}/{path.name}")
+
+    def log_image(self, image: np.ndarray, *, name: str) -> None:
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3
+        self.names.append(name)
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
+    runs: dict[str, FakeRun] = {}
+    monkeypatch.setattr(report, "run_of_weights", lambda *_, name, **__: runs.setdefault(name, FakeRun()))
+    return runs
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: dict[str, FakeRun]) -> Path:
+    """Two data sets of two pictures, one of them wide, and what evaluate, register and finetune left behind."""
+    monkeypatch.chdir(tmp_path)
+    truths: dict[str, np.ndarray] = {}
+    images, masks = [], []
+    for number, (dataset, task) in enumerate([("demo_salient_test", "salient"), ("demo_part_test", "part")] * 2):
+        scene = make_scene(number, side=64)
+        height = 64 if number else 40
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(scene.image[:height]).save(path)
+        place = {"image_id": f"{dataset}/{number}", "dataset": dataset, "task": task, "split": "test"}
+        images.append(ImageRecord(path=path.name, sha256="0", height=height, width=64, licence="MIT", **place))
+        found = [scene.salient] if task == "salient" else scene.parts
+        for index, truth in enumerate([truth[:height] for truth in found if truth[:height].any()][:2]):
+            mask_id = f"{dataset}/{number}#{index}"
+            truths[mask_id] = truth
+            y, x = np.nonzero(truth)
+            box = {"x0": int(x.min()), "x1": int(x.max()), "y0": int(y.min()), "y1": int(y.max())}
+            about = {"area": int(truth.sum()), "rle": encode_mask(truth), "category": "<i>thing</i>", "source": ""}
+            masks.append(MaskRecord(mask_id=mask_id, **place, **box, **about))
+    write_manifest(Path("data/manifest"), images, masks)
+    for model in MODELS:
+        leave_evaluation(model, masks, truths)
+    for budget, word in (("small", "promoted"), ("large", "refused")):
+        reasons = [f"because of <reason> {budget}"]
+        write_json(Path(f"data/registry/{budget}.json"), {"budget": budget, "verdict": word, "reasons": reasons})
+        write_json(Path(f"data/models/{budget}/summary.json"), {"steps": 1234, "final": {"loss": 0.25}})
+        Path(f"data/models/{budget}/model.safetensors").write_bytes(b"weights")
+    write_json(Path("data/refiner/report.json"), {"all": {"iou_refined": 0.8125}})
+    return tmp_path
+
+
+def leave_evaluation(model: str, masks: list[MaskRecord], truths: dict[str, np.ndarray]) -> None:
+    """Predictions that hold the left part of each truth; the last mask goes the other way round."""
+    folder = Path("data/evaluation") / model
+    folder.mkdir(parents=True)
+    rows, predictions, maps = [], [], []
+    for mask in masks:
+        truth = truths[mask.mask_id]
+        share = LEVEL[model] if mask is not masks[-1] else 1 - LEVEL[model]
+        columns = np.flatnonzero(truth.any(axis=0))
+        prediction = truth.copy()
+        prediction[:, columns[0] + int(share * len(columns)) + 1 :] = False
+        y, x = np.argwhere(truth)[0].tolist()
+        place = {"dataset": mask.dataset, "task": mask.task, "image_id": mask.image_id, "mask_id": mask.mask_id}
+        value = iou(prediction, truth)
+        for number in (1, 2, 3):
+            for output in ("oracle", "single", "confident")[: 3 if number == 1 else 2]:
+                score = {
+                    "iou": value,
+                    "boundary_iou": value / 2,
+                    "predicted_iou": 0.5,
+                    "click_x": x,
+                    "click_y": y,
+                    "click_label": 1,
+                }
+                rows.append({"model": model, **place, "round": number, "output": output, **score})
+        predictions.append({"mask_id": mask.mask_id, "round": 1, "output": "oracle", "rle": encode_mask(prediction)})
+        maps.append(
+            {"mask_id": mask.mask_id, "png": cv2.imencode(".png", np.full((64, 64), 128, np.uint8))[1].tobytes()}
+        )
+    write_table(folder / ROWS, rows, ROW_SCHEMA)
+    write_table(folder / PREDICTIONS, predictions, PREDICTION_SCHEMA)
+    if model == "base":
+        write_table(folder / MAPS, maps, MAP_SCHEMA)
+    rules = {"rounds": 3, "choices": {"mask": "logits cut at 0"}, "versions": {"torch": model}}
+    write_json(
+        folder / "protocol.json", {"model": model, "weights_sha256": f"hash of {model}", "device": "cpu", **rules}
+    )
+
+
+def test_page_says_what_happened(project: Path) -> None:
+    assert report.run(configured()) == Path("data/report")
+    page = PAGE.read_text()
+    table = pd.read_csv("data/report/table.csv", index_col="model")
+    assert list(table.index) == list(MODELS)
+    for column in ("salient mIoU@1", "all mBIoU@3"):
+        assert f"{table.loc['small', column]:.1f} ±" in page
+    for text in (
+        "small: promoted",
+        "large: refused",
+        "because of &lt;reason&gt; large",
+        "&lt;b&gt;none&lt;/b&gt;",  # licences come from outside
+        "1234",  # training steps
+        "0.8125",  # the refinement module's report
+        "logits cut at 0",
+        "hash of small",
+        "part: where it got better",
+        "part: where it got worse",
+        "salient: picked at random",
+    ):
+        assert text in page
+    assert "<i>thing" not in page
+
+
+def test_page_opens_without_a_network(project: Path) -> None:
+    report.run(configured())
+    page = PAGE.read_text()
+    assert not re.search(r"https?://", page)
+    assert not re.search(r"<(script|link|iframe|object)\b", page)
+    assert not re.search(r"@import|url\(", page)
+    sources = re.findall(r'src="(.{5})', page)
+    assert set(sources) == {"data:"}
+    assert len(sources) > 1
+
+
+def test_same_input_same_bytes(project: Path) -> None:
+    report.run(configured())
+    first = {path.name: path.read_bytes() for path in Path("data/report").iterdir()}
+    report.run(configured())
+    assert {path.name: path.read_bytes() for path in Path("data/report").iterdir()} == first
+
+
+def test_table_is_ready_for_a_terminal(project: Path) -> None:
+    report.run(configured())
+    lines = Path("data/report/table.md").read_text().splitlines()
+    assert lines[0].startswith("| points | model")
+    assert "- large: refused: because of <reason> large" in lines
+
+
+def test_mlflow_gets_page_and_pictures_of_each_budget(project: Path, mlflow: dict[str, FakeRun]) -> None:
+    report.run(configured())
+    assert sorted(mlflow) == ["sum-ft-large", "sum-ft-small"]
+    for run in mlflow.values():
+        assert run.names[0] == "report/index.html"
+        assert any(re.fullmatch(r"pictures/part-\d\d-worse.png", name) for name in run.names)
+
+
+def test_without_maps_and_verdicts(project: Path) -> None:
+    (Path("data/evaluation/base") / MAPS).unlink()
+    Path("data/registry/large.json").unlink()
+    report.run(configured())
+    page = PAGE.read_text()
+    assert "<b>uncertainty</b>" not in page
+    assert "large: undecided" in page
+    assert "dvc repro register@large" in page
+
+
+def test_missing_evaluation_names_the_stage(project: Path) -> None:
+    (Path("data/evaluation/large") / ROWS).unlink()
+    with pytest.raises(MissingInput, match="dvc repro evaluate@large"):
+        report.run(configured())
+
+
+def test_evaluations_by_different_rules_are_not_compared(project: Path) -> None:
+    path = Path("data/evaluation/large/protocol.json")
+    write_json(path, json.loads(path.read_text()) | {"rounds": 9, "first_prompt": "box"})
+    with pytest.raises(DataError, match=r"large and .*base were made by different rules \(rounds, first_prompt\)"):
+        report.run(configured())
+    assert not PAGE.exists()

@@ -1,0 +1,256 @@
+"""Stage uncertainty in a project of its own: maps, small masks, methods, resuming to the byte, bad inputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+
+from sum.data.images import read_image
+from sum.data.labels import LabelStore
+from sum.data.records import write_manifest
+from sum.errors import CheckpointError, ConfigError, DataError, MissingInput
+from sum.models.checkpoint import load_segmenter
+from sum.models.generator import area_at_paper_side
+from sum.models.refiner import Refiner, load_refiner, save_refiner
+from sum.stages import pseudo_label, uncertainty
+from tests.stages.label_world import SIZES, WEIGHTS, configure, contents, make_project, record
+
+LABELS = Path("data/pseudo_labels")
+OUT = Path("data/uncertainty")
+REFINER = Path("data/refiner/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose photos are labelled, with a refiner that is not SAM any more."""
+    folder = tmp_path_factory.mktemp("template")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pseudo_label.run(configure(folder))
+        refiner = Refiner(load_segmenter(WEIGHTS, backbone="tiny"))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for value in refiner.parameters():
+                value.add_(0.1 * torch.randn_like(value))
+        save_refiner(REFINER, refiner, about={})
+    shutil.rmtree(folder / "work")
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def refined_by_stock_sam(number: int) -> np.ndarray:
+    """`[K, L, L]` logits of segment_anything's own predictor with the refiner's weights and the three prompts."""
+    model = load_segmenter(WEIGHTS, backbone="tiny")
+    tuned = load_refiner(REFINER, base=model).core.sam
+    model.sam.prompt_encoder, model.sam.mask_decoder = tuned.prompt_encoder, tuned.mask_decoder
+    predictor = SamPredictor(model.sam)
+    predictor.set_image(read_image(record(number).path))
+    return np.concatenate(
+        [
+            predictor.predict(
+                point_coords=np.array([mask.point]),
+                point_labels=np.array([1]),
+                box=np.array(mask.box),
+                mask_input=mask.logits[None].astype(np.float32),
+                multimask_output=False,
+            )[2]
+            for mask in LabelStore(LABELS).masks(f"u/{number}")
+        ]
+    )
+
+
+def test_maps_are_the_distance_to_the_refined_masks(project: Path) -> None:
+    assert uncertainty.run(configure(project)) == OUT
+    store = LabelStore(LABELS, OUT)
+    means = []
+    for number in range(len(SIZES)):
+        image_id = f"u/{number}"
+        sam = probability(np.stack([mask.logits for mask in store.masks(image_id)]))
+        refined = probability(refined_by_stock_sam(number))
+        np.testing.assert_allclose(store.refined(image_id), refined, atol=0.5 / 255 + 1e-5)
+        np.testing.assert_allclose(store.uncertainty(image_id), abs(sam - refined), atol=0.5 / 255 + 1e-5)
+        assert store.has_map(image_id).all()
+        means.append(store.uncertainty(image_id).mean(axis=(1, 2)))
+    found = json.loads((OUT / "summary.json").read_text())
+    assert (found["images"], found["masks"]) == (5, sum(map(len, means)))
+    assert found["masks_with_map"] == found["masks"]
+    assert found["mean_uncertainty"] == pytest.approx(np.concatenate(means).mean(), abs=1e-5)
+    assert found["mean_uncertainty"] > 0.001
+
+
+def test_small_masks_get_no_map_but_keep_their_place(project: Path) -> None:
+    store = LabelStore(LABELS)
+    areas = {
+        f"u/{n}": [area_at_paper_side(mask.area, hw) for mask in store.masks(f"u/{n}")] for n, hw in enumerate(SIZES)
+    }
+    least = float(np.median([area for some in areas.values() for area in some]))
+    uncertainty.run(configure(project))
+    every = {image_id: LabelStore(LABELS, OUT).uncertainty(image_id) for image_id in areas}
+    uncertainty.run(configure(project, uncertainty={"min_refine_area": least}))
+    store = LabelStore(LABELS, OUT)
+    for image_id, some in areas.items():
+        large = np.array(some) >= least
+        assert store.has_map(image_id).tolist() == large.tolist()
+        maps = store.uncertainty(image_id)
+        assert not maps[~large].any()
+        np.testing.assert_allclose(maps[large], every[image_id][large], atol=1.01 / 255)
+        sam = probability(np.stack([mask.logits for mask in store.masks(image_id)]))
+        np.testing.assert_allclose(store.refined(image_id)[~large], sam[~large], atol=0.51 / 255)
+    found = json.loads((OUT / "summary.json").read_text())
+    assert 0 < found["masks_with_map"] < found["masks"]
+
+
+@pytest.mark.parametrize("method", ["none", "confidence"])
+def test_methods_of_sam_alone_look_at_no_photo_and_no_refiner(project: Path, method: str) -> None:
+    shutil.rmtree("data/raw")
+    shutil.rmtree("data/refiner")
+    uncertainty.run(configure(project, uncertainty={"method": method}))
+    store = LabelStore(LABELS, OUT)
+    for image_id in store.image_ids:
+        sam = probability(np.stack([mask.logits for mask in store.masks(image_id)]))
+        want = np.zeros_like(sam) if method == "none" else 1 - abs(2 * sam - 1)
+        np.testing.assert_allclose(store.uncertainty(image_id), want, atol=0.51 / 255)
+
+
+def test_the_encoder_runs_once_an_image_and_only_where_there_is_something_to_refine(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = uncertainty.encode_frame
+
+    def counted(*arguments: object) -> object:
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(uncertainty, "encode_frame", counted)
+    monkeypatch.setattr(uncertainty, "BATCH", 2)
+    uncertainty.run(configure(project))
+    assert len(calls) == 5
+    uncertainty.run(configure(project, uncertainty={"min_refine_area": 1e9}))
+    assert len(calls) == 5
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(project, whole)
+    monkeypatch.chdir(whole)
+    uncertainty.run(configure(whole))
+    monkeypatch.chdir(project)
+    stop_at(4, monkeypatch)  # in the middle of the second shard; a SIGKILL is tried on stage pseudo_label
+    with pytest.raises(KeyboardInterrupt):
+        uncertainty.run(configure(project))
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    assert not OUT.exists()
+    (work,) = Path("work/uncertainty").iterdir()
+    first = work / "shard-00000.parquet"
+    assert [path.name for path in work.glob("shard-*")] == [first.name]
+    inode = first.stat().st_ino
+    uncertainty.run(configure(project))
+    assert first.stat().st_ino == inode  # not made again
+    assert contents(OUT) == contents(whole / OUT)
+
+
+def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = uncertainty.encode_frame, []
+
+    def last(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(uncertainty, "encode_frame", last)
+
+
+def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:
+    uncertainty.run(configure(project))
+    want = contents(OUT)
+    (work,) = Path("work/uncertainty").iterdir()
+    (work / "shard-00001.parquet").unlink()
+    (work / "shard-00001.parquet").write_bytes(b"PAR1")
+    uncertainty.run(configure(project))
+    assert contents(OUT) == want
+
+
+def test_new_labels_make_new_maps(project: Path) -> None:
+    uncertainty.run(configure(project))
+    pseudo_label.run(configure(project, pseudo_label={"points_per_side": 1}))
+    with pytest.raises(DataError, match=r"made for other labels.*dvc repro uncertainty"):
+        LabelStore(LABELS, OUT)
+    uncertainty.run(configure(project))
+    LabelStore(LABELS, OUT)
+
+
+def test_images_without_masks_are_kept(project: Path) -> None:
+    pseudo_label.run(configure(project, pseudo_label={"pred_iou_thresh": 99.0}))
+    uncertainty.run(configure(project))
+    store = LabelStore(LABELS, OUT)
+    assert len(store) == 5
+    assert store.uncertainty("u/0").shape == (0, 64, 64)
+    assert json.loads((OUT / "summary.json").read_text())["mean_uncertainty"] is None
+
+
+@pytest.mark.parametrize(
+    ("gone", "maker"),
+    [
+        ("data/manifest", "ingest"),
+        ("data/pseudo_labels", "pseudo_label"),
+        ("data/pseudo_labels/summary.json", "pseudo_label"),
+        ("data/refiner", "refine"),
+    ],
+)
+def test_a_missing_input_names_its_stage(project: Path, gone: str, maker: str) -> None:
+    Path(gone).rename("gone")
+    with pytest.raises(MissingInput, match=rf"stage 'uncertainty' reads it, stage '{maker}' writes it"):
+        uncertainty.run(configure(project))
+
+
+def test_a_vanished_photo_stops_the_stage(project: Path) -> None:
+    Path(record(2).path).unlink()
+    with pytest.raises(DataError, match=r"data/raw/u/2\.png"):
+        uncertainty.run(configure(project))
+    assert not OUT.exists()
+
+
+def test_a_replaced_photo_stops_the_stage(project: Path) -> None:
+    shutil.copy(record(1).path, record(2).path)
+    with pytest.raises(DataError, match=r"u/2\.png: has changed since stage 'ingest'"):
+        uncertainty.run(configure(project))
+
+
+def test_an_image_that_left_the_manifest_stops_the_stage(project: Path) -> None:
+    write_manifest(Path("data/manifest"), [record(number) for number in range(4)], [])
+    with pytest.raises(DataError, match=r"image 'u/4' is not in data/manifest.*dvc repro pseudo_label"):
+        uncertainty.run(configure(project))
+
+
+def test_weights_that_are_no_refiner_are_refused(project: Path) -> None:
+    shutil.copy(WEIGHTS, REFINER)
+    with pytest.raises(CheckpointError, match="wants a refinement module"):
+        uncertainty.run(configure(project))
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones(project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown 'refinment'\. Did you mean 'refinement'"):
+        uncertainty.run(configure(project, uncertainty={"method": "refinment"}))

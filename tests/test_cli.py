@@ -1,0 +1,198 @@
+"""The command line: what it accepts, what it says, how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sum import cli, commands
+from sum.cli import COMMANDS, STAGES, main
+from sum.errors import ConfigError, DataError, StorageError, TrackingError
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch) -> Path:
+    """A project with params and examples only; logging is put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    before = logging.getLogger().handlers[:], logging.getLogger().level
+    yield tmp_path
+    logging.getLogger().handlers[:], level = before
+    logging.getLogger().setLevel(level)
+
+
+class FakeStage:
+    """Takes the place of a stage module and notes what it was called with."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error, self.calls = error, []
+
+    def run(self, config, **argument) -> Path:
+        self.calls.append((config, argument))
+        if self.error:
+            raise self.error
+        return Path("data/fake")
+
+
+@pytest.fixture
+def fake(monkeypatch) -> FakeStage:
+    stage = FakeStage()
+    for name in STAGES:
+        monkeypatch.setitem(sys.modules, f"sum.stages.{name}", stage)
+    return stage
+
+
+def test_help_answers_at_once():
+    began = time.monotonic()
+    command = [sys.executable, "-m", "sum", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 2  # 0.1 s on an idle machine; tests share one
+    for name in (*STAGES, *COMMANDS):
+        assert f"  {name}" in done.stdout
+
+
+def test_a_stage_gets_its_config_and_word(fake, caplog):
+    with caplog.at_level(logging.INFO):
+        assert main(["finetune", "small", "finetune.optim.checkpoint_every=55"]) == 0
+    config, argument = fake.calls[0]
+    assert argument == {"budget": "small"}
+    assert config.finetune.optim.checkpoint_every == 55
+
+
+def test_evaluate_knows_base_too(fake):
+    assert main(["evaluate", "base"]) == 0
+    assert main(["evaluate", "large"]) == 0
+    assert [argument for _, argument in fake.calls] == [{"model": "base"}, {"model": "large"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ingst"], "stage: unknown 'ingst'. Did you mean 'ingest'?"),
+        (["finetune"], "stage 'finetune' wants one budget of small, medium, large; got none"),
+        (["finetune", "smal"], "budget: unknown 'smal'. Did you mean 'small'?"),
+        (["finetune", "base"], "budget: unknown 'base'"),
+        (["finetune", "small", "large"], "got 2: small large"),
+        (["evaluate", "basis"], "model: unknown 'basis'. Did you mean 'base'?"),
+        (["ingest", "small"], "stage 'ingest' takes only key=value, got 'small'"),
+        (["ingest", "seed=many"], "params.yaml: seed: Input should be a valid integer"),
+        (["use"], "usage: python -m sum use FILE"),
+        (["use", "examples/nowhere.yaml"], "examples/nowhere.yaml does not exist"),
+        (["results", "seed=1"], "usage: python -m sum results"),
+    ],
+)
+def test_a_bad_command_line_is_one_error_and_exit_2(fake, capsys, words, message):
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+    assert not fake.calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DataError("a.png is no image"), 1, "error: a.png is no image"),
+        (ConfigError("params.yaml: [x] wrong"), 2, "error: params.yaml: [x] wrong"),  # brackets are no markup
+        (TrackingError("no server"), 75, "error: no server"),
+        (StorageError("no space left"), 75, "error: no space left"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
+    ],
+)
+def test_exit_codes(fake, capsys, error, code, message):
+    fake.error = error
+    assert main(["ingest"]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_an_unexpected_error_keeps_its_traceback(fake):
+    fake.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["ingest"])
+
+
+def test_no_tool_phones_home(fake, monkeypatch):
+    for name in cli.QUIET:
+        monkeypatch.delenv(name, raising=False)
+    main(["ingest"])
+    assert {name: os.environ[name] for name in cli.QUIET} == dict(cli.QUIET)
+
+
+def test_use_takes_a_valid_file_and_keeps_the_old(project):
+    old = (project / "params.yaml").read_bytes()
+    (project / "mine.yaml").write_bytes(old.replace(b"seed: 0", b"seed: 7"))
+    assert main(["use", "mine.yaml"]) == 0
+    assert b"seed: 7" in (project / "params.yaml").read_bytes()
+    assert (project / "params.yaml.bak").read_bytes() == old
+    (project / "params.yaml").write_bytes(old.replace(b"seed: 0", b"seed: 8"))
+    assert main(["use", "mine.yaml"]) == 0
+    assert b"seed: 8" in (project / "params.yaml.bak2").read_bytes()  # no backup is ever overwritten
+    assert main(["use", "mine.yaml"]) == 0
+    assert not (project / "params.yaml.bak3").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"seed: 1\n", "bad.yaml: model: Field required"),
+        (b"seed: [1\n", "bad.yaml"),
+        (b"seed: ${x}\n", "bad.yaml: line 1: ${...} is not allowed"),
+        (b"\xff\xfe", "bad.yaml"),
+    ],
+)
+def test_use_refuses_a_bad_file_and_changes_nothing(project, capsys, text, message):
+    old = (project / "params.yaml").read_bytes()
+    (project / "bad.yaml").write_bytes(text)
+    assert main(["use", "bad.yaml"]) == 2
+    assert message in capsys.readouterr().err
+    assert (project / "params.yaml").read_bytes() == old
+    assert not (project / "params.yaml.bak").exists()
+
+
+def test_an_example_needs_no_backup(project):
+    (project / "examples").mkdir()
+    (project / "examples" / "demo.yaml").write_bytes((project / "params.yaml").read_bytes())
+    (project / "mine.yaml").write_bytes((project / "params.yaml").read_bytes() + b"# mine\n")
+    assert "the old one" not in commands.use(Path("mine.yaml"))
+
+
+def test_results_prints_table_report_and_mlflow(project, capsys):
+    assert main(["results"]) == 1
+    assert "Run `dvc repro report`" in capsys.readouterr().err
+    table = project / "data" / "report" / "table.md"
+    table.parent.mkdir(parents=True)
+    table.write_text("| model | mIoU |\n|---|---|\n| base | 0.5 |\n")
+    assert main(["results"]) == 0
+    told = capsys.readouterr().out
+    assert "| base | 0.5 |" in told
+    assert "data/report/index.html" in told
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in told
+
+
+def test_ctrl_c_ends_with_130(project):
+    """A real process, a real signal."""
+    code = (
+        "import sys, time, types\n"
+        "from sum.cli import main\n"
+        "def run(config):\n    print('running', flush=True)\n    time.sleep(30)\n"
+        "sys.modules['sum.stages.ingest'] = types.SimpleNamespace(run=run)\n"
+        "sys.exit(main(['ingest']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", code]
+    child = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "running\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=20) == 130

@@ -1,0 +1,100 @@
+"""params.yaml and everything in examples/ loads; what is wrong is refused by path, in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sum.commands import check
+from sum.config import load_config
+from sum.errors import ConfigError, MissingInput
+
+PROJECT = Path(__file__).parents[1]
+EXAMPLES = sorted((PROJECT / "examples").glob("*.yaml"))
+SHIPPED = [PROJECT / "params.yaml", *EXAMPLES]
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=names)
+def test_shipped_params_load(path):
+    check(path.read_bytes(), source=str(path))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=names)
+def test_shipped_params_serve_every_stage_and_deployment(path):
+    """`use FILE` then `dvc repro` must find each section, and the three budgets that dvc.yaml and prefect.yaml name."""
+    tree = yaml.safe_load(path.read_text())
+    assert set(yaml.safe_load((PROJECT / "params.yaml").read_text())) == set(tree)
+    assert list(tree["budgets"]) == ["small", "medium", "large"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+nonsense=1", "nonsense: Unexpected keyword argument"),
+        ("+finetune.optim.learning_rate=1", "finetune.optim.learning_rate: Unexpected keyword argument"),
+        ("nonsense=1", "Could not override 'nonsense'"),
+        ("seed=many", "seed: Input should be a valid integer"),
+        ("device=tpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ("finetune.method=magic", "finetune.method: Input should be"),
+        ("finetune.optim.steps=0", "finetune.optim: steps must be at least 1, got 0"),
+        ("finetune.optim.lr=-1", "finetune.optim: lr must be above 0"),
+        ("finetune.optim.warmup_steps=100000", "exceed steps"),
+        ("finetune.rounds.theta=1", "finetune.rounds: theta must be below 1"),
+        ("budgets.small.human=[]", "budgets.small: human must name at least one data set"),
+        ("budgets.small.human=[demo_salien]", "budgets.small.human: no data set 'demo_salien'; datasets: demo_"),
+        ("budgets.small.human=[demo_salient_test]", "has split 'test', wants 'train'"),
+        ("budgets.small.unlabelled=[demo_salient]", "has split 'train', wants 'unlabelled'"),
+        ("datasets.demo_part.kind=images", "kind 'images' and split 'unlabelled' belong together"),
+        ("datasets.demo_part.task=unspecified", "human masks need a task"),
+        ("~model.checkpoint", None),  # has a default
+        ("~datasets.demo_part.licence", "datasets.demo_part.licence: Field required"),
+        ("~budgets", "budgets: Field required"),
+        ("seed", "seed"),  # no value
+    ],
+)
+def test_a_bad_override_names_the_key(override, message):
+    if message is None:
+        load_config([override], root=PROJECT)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config([override], root=PROJECT)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("params.yaml: ")
+
+
+def test_every_fault_is_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config(["seed=x", "device=y"], root=PROJECT)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_overrides_change_only_what_they_name():
+    plain, changed = load_config(root=PROJECT), load_config(["finetune.optim.checkpoint_every=77"], root=PROJECT)
+    assert changed.finetune.optim.checkpoint_every == 77
+    assert changed.refine == plain.refine
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2\n", "- 1\n", "", "a: ${b}\n"])
+def test_a_file_that_is_no_params_file_is_one_error(text):
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        check(text.encode(), source="mine.yaml")
+
+
+def test_without_params_the_error_says_where_to_get_one(tmp_path):
+    with pytest.raises(MissingInput, match=r"params.yaml is missing"):
+        load_config(root=tmp_path)
+
+
+def test_a_broken_yaml_is_one_error(tmp_path):
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    with (tmp_path / "params.yaml").open("a") as file:
+        file.write("  : [\n")
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        load_config(root=tmp_path)

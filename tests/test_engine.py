@@ -1,0 +1,178 @@
+"""The loop: bit-exact resume after a real kill, damaged checkpoints, schedule, groups, average, several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sum.data.batches import TrainBatch
+from sum.engine import Loop, LoopOptions, learning_rate
+from sum.models.backbones import BACKBONES
+from sum.models.groups import layer_of, parameter_groups
+
+STEPS = 12
+OPTIONS = {
+    "steps": STEPS, "lr": 0.05, "layer_decay": 1.0, "weight_decay": 0.01, "warmup_steps": 2, "decay_steps": 4, "clip_norm": 1.0,
+    "ema": 0.9, "precision": "fp32", "checkpoint_every": 3, "seed": 4, "device": "cpu",
+}  # fmt: skip
+
+
+def toy_batch(step: int) -> TrainBatch:
+    g = torch.Generator().manual_seed(step)
+    return TrainBatch(
+        image=torch.randint(0, 255, (2, 3, 4, 4), generator=g, dtype=torch.uint8),
+        hw=torch.full((2, 2), 4),
+        image_index=torch.arange(2),
+        mask=torch.rand(2, 1, 4, 4, generator=g).round(),
+        certainty=torch.ones(2, 1, 4, 4),
+        point=torch.zeros(2, 2),
+        task=torch.zeros(2, dtype=torch.int64),
+    )
+
+
+def toy_step(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    noise = torch.randn(batch.image.shape, generator=generator)
+    loss = (loop.model(batch.image.float() / 255 + 0.1 * noise) - batch.mask).square().mean()
+    loop.backward(loss)
+    return {"loss": loss.detach()}
+
+
+def toy_batches(start: int) -> Iterator[TrainBatch]:
+    return (toy_batch(t) for t in range(start, STEPS))
+
+
+def slow_batches(start: int) -> Iterator[TrainBatch]:
+    for batch in toy_batches(start):
+        time.sleep(0.15)  # so that a kill falls in the middle
+        yield batch
+
+
+def train(folder: Path, **changes: object) -> Loop:
+    torch.manual_seed(0)
+    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**{**OPTIONS, **changes}), folder=folder)  # type: ignore[arg-type]
+    loop.run(slow_batches if "SLOW" in os.environ else toy_batches, toy_step, title="toy")
+    return loop
+
+
+def same_run(a: Loop, b: Loop) -> bool:
+    weights = all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    averages = all(torch.equal(a.average[name], b.average[name]) for name in a.average)
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in loop.history] for loop in (a, b)]
+    return weights and averages and rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole: Loop, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from tests.test_engine import train; train(Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "SLOW": "1", "PYTHONPATH": "."})
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("checkpoint-*6.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / f"checkpoint-{STEPS:07d}.safetensors").exists()
+    assert same_run(train(tmp_path), whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path)
+    newest, older = sorted(tmp_path.glob("checkpoint-*"), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with caplog.at_level("WARNING"):
+        again = train(tmp_path)
+    assert "cannot be read" in caplog.text and newest.name in caplog.text
+    assert same_run(again, whole)
+    assert older.name == "checkpoint-0000009.safetensors"
+
+
+def test_a_finished_run_does_nothing(whole: Loop) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()}
+    assert same_run(train(whole.folder), whole)
+    assert before == {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()}
+
+
+def test_rows_are_reported_also_those_of_the_run_before(tmp_path: Path) -> None:
+    rows: list[float] = []
+    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
+    loop.run(toy_batches, toy_step, title="toy", on_row=lambda row: rows.append(row["step"]))
+    assert rows == list(range(STEPS))
+
+
+def test_checkpoints_hold_no_pickle_and_only_two_are_kept(whole: Loop) -> None:
+    files = sorted(p.name for p in whole.folder.iterdir())
+    assert files == ["checkpoint-0000009.safetensors", "checkpoint-0000012.safetensors"]
+    assert load_file(whole.folder / files[1])["model.weight"].shape == (1, 3, 3, 3)
+
+
+def test_the_average_is_what_finish_returns(tmp_path: Path) -> None:
+    loop = train(tmp_path)
+    wanted = {name: value.clone() for name, value in loop.average.items()}
+    finished = dict(loop.finish().named_parameters())
+    assert all(torch.equal(finished[name], wanted[name]) for name in wanted)
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    options = LoopOptions(**{**OPTIONS, "steps": 10, "lr": 1.0, "warmup_steps": 3, "decay_steps": 4})  # type: ignore[arg-type]
+    assert [round(learning_rate(t, options), 3) for t in range(10)] == [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "vit_b"])
+def test_layer_decay_groups(backbone: str) -> None:
+    with torch.device("meta"):
+        model = BACKBONES[backbone].build()
+    blocks = len(model.image_encoder.blocks)
+    groups = parameter_groups(model, layer_decay=0.8, weight_decay=0.1)
+    scale = {name: group["scale"] for group in groups for name in group["names"]}
+    assert sorted(scale) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    for name, value in scale.items():
+        block = name.split(".")[2] if name.startswith("image_encoder.blocks.") else None
+        early = name.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed"))
+        layer = 0 if early else int(block) + 1 if block is not None else blocks + 1
+        assert value == pytest.approx(0.8 ** (blocks + 1 - layer)), name
+    decayed = {name for group in groups for name in group["names"] if group["weight_decay"]}
+    assert "mask_decoder.iou_prediction_head.layers.0.weight" in decayed
+    assert not any(name.endswith("bias") or "embed" in name for name in decayed)
+
+
+def test_layer_of_the_task_prompt_is_the_last() -> None:
+    assert layer_of("task_prompt", blocks=12) == 13
+    assert layer_of("sam.image_encoder.blocks.11.attn.qkv.weight", blocks=12) == 12
+    assert layer_of("sam.image_encoder.pos_embed", blocks=12) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_mean_gradient(tmp_path: Path) -> None:
+    code = (
+        "import torch, sys; from pathlib import Path; import tests.test_engine as t\n"
+        "from sum.engine import Loop, LoopOptions\n"
+        "torch.manual_seed(0); model = torch.nn.Conv2d(3, 1, 3, padding=1)\n"
+        "loop = Loop(model, options=LoopOptions(**{**t.OPTIONS, 'steps': 1, 'checkpoint_every': 1}), folder=Path(sys.argv[1]))\n"
+        "def step(l, batch, g):\n"
+        "    loss = (l.model(batch.image.float() / 255) * (1 + l.rank)).mean(); l.backward(loss); return {'loss': loss.detach()}\n"
+        "loop.run(t.toy_batches, step, title='toy')\n"
+    )
+    script = tmp_path / "two.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "two")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ".", "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
+    found = load_file(next((tmp_path / "two").glob("*.safetensors")))["adam.exp_avg.weight"]
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 1, 3, padding=1)
+    (model(toy_batch(0).image.float() / 255) * 1.5).mean().backward()
+    assert model.weight.grad is not None
+    gradient = model.weight.grad * min(1.0, 1.0 / float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()))
+    torch.testing.assert_close(found, 0.1 * gradient, rtol=1e-4, atol=1e-6)
