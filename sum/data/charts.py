@@ -34,7 +34,8 @@ def curves(table: pd.DataFrame, *, unit: str = "points") -> bytes:
 
     names = [*task_names(table.loc[table["scope"] == "task", "name"]), "all"]
     models = list(dict.fromkeys(table["model"]))
-    figure = Figure(figsize=(3.1 * len(names), 5.6), layout="constrained")
+    width = 3.1 * len(names)
+    figure = Figure(figsize=(width, 5.6))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(METRICS), len(names), sharex=True, sharey="row", squeeze=False)
     chosen = table[table["scope"].isin(["task", "overall"])]
@@ -51,8 +52,9 @@ def curves(table: pd.DataFrame, *, unit: str = "points") -> bytes:
         place.set_title(name)
     for place in axes[-1]:
         place.set_xlabel(unit)
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=0.87, bottom=0.09, wspace=0.06, hspace=0.08)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(models), frameon=False)
+    figure.legend(handles, labels, loc="upper center", ncols=len(models), frameon=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()

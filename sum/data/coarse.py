@@ -26,16 +26,17 @@ MIN_AREA = 24  # px of a 128 frame; a smaller mask has no shape left at the 64 x
 
 @dataclass(frozen=True)
 class CoarseScenes:
-    """Demo scenes of the pre-training range, drawn once; turned, mirrored and re-coloured at every visit.
+    """Demo scenes of the pre-training range, drawn once, mirrored at every other visit.
 
     images `[n, S, S, 3]` uint8; masks: packed bits of all masks `[m, S * S / 8]` uint8; first `[n + 1]`: masks of scene i are
-    first[i] .. first[i + 1] - 1.
+    first[i] .. first[i + 1] - 1; areas `[m]`, px.
     """
 
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     first: NDArray[np.int64]
     loss_side: int
+    areas: NDArray[np.int64]
 
     @classmethod
     def made(cls, folder: Path, *, count: int, seed: int, coarsen: int, side: int, loss_side: int) -> CoarseScenes:
@@ -52,7 +53,8 @@ class CoarseScenes:
             tensors = {"images": np.stack(images), "masks": np.stack(masks), "first": np.array(first)}
             write_atomic(path, save({name: torch.from_numpy(value) for name, value in tensors.items()}))
         found = {name: value.numpy() for name, value in load_file(path).items()}
-        return cls(found["images"], found["masks"], found["first"], loss_side)
+        areas = np.bitwise_count(found["masks"]).sum(1, dtype=np.int64)
+        return cls(found["images"], found["masks"], found["first"], loss_side, areas)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,10 +64,11 @@ class CoarseScenes:
         image = self.images[index]
         side = image.shape[0]
         low, high = int(self.first[index]), int(self.first[index + 1])
-        rows = rng.choice(np.arange(low, high), size=min(masks, high - low), replace=False)
+        share = np.sqrt(self.areas[low:high])  # parts are many and small: drawn evenly they would be most of the training
+        rows = low + rng.choice(high - low, size=min(masks, high - low), replace=False, p=share / share.sum())
         chosen = np.unpackbits(self.masks[rows], axis=1, count=side * side).reshape(-1, side, side).astype(bool)
-        image, chosen = turn(image, chosen, rng=rng)
-        return human_sample(recolour(image, rng=rng), chosen, hw=(side, side), loss_side=self.loss_side, task=0, rng=rng)
+        image, chosen = mirror(image, chosen, rng=rng)
+        return human_sample(image, chosen, hw=(side, side), loss_side=self.loss_side, task=0, rng=rng)
 
 
 class CoarseManifest:
@@ -93,7 +96,7 @@ class CoarseManifest:
         padded = to_frame(torch.from_numpy(rough), self.side).numpy()
         image, turned = frame, padded
         if inner[0] == inner[1] == self.side:
-            image, turned = turn(frame, padded, rng=rng)
+            image, turned = mirror(frame, padded, rng=rng)
         return human_sample(image, turned, hw=inner, loss_side=self.loss_side, task=0, rng=rng)
 
 
@@ -104,17 +107,8 @@ def coarse_masks(scene: Scene, *, size: int) -> list[NDArray[np.bool_]]:
     return [row for row in rows if row.sum() >= MIN_AREA]
 
 
-def turn(image: NDArray[np.uint8], masks: NDArray[np.bool_], *, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """One of the eight symmetries of the square, the same for image `[S, S, 3]` and masks `[K, S, S]`."""
-    quarter, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    image, masks = np.rot90(image, quarter, (0, 1)), np.rot90(masks, quarter, (1, 2))
-    if mirror:
+def mirror(image: NDArray[np.uint8], masks: NDArray[np.bool_], *, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Swap left and right every other time: image `[S, S, 3]` and masks `[K, S, S]` alike. Up stays up, as in photos."""
+    if rng.integers(2):
         image, masks = image[:, ::-1], masks[:, :, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(masks)
-
-
-def recolour(image: NDArray[np.uint8], *, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Channels in another order, each brighter or darker: colour says nothing about what belongs together, edges do."""
-    gain, shift = rng.uniform(0.8, 1.2, 3), rng.uniform(-15, 15, 3)
-    mixed = image[..., rng.permutation(3)] * gain + shift
-    return np.clip(mixed, 0, 255).astype(np.uint8)

@@ -140,16 +140,28 @@ def averages(wide: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
     groups = [("overall", "all", list(draws))]
     groups += [("task", task, [name for name in draws if tasks[name] == task]) for task in task_names(tasks)]
     groups += [("dataset", name, [name]) for name in draws]
+    of_set = wide.index.get_level_values("dataset")
+    names = [wide.columns.get_level_values(level) for level in ("metric", "round")]
     found = []
     for scope, name, members in groups:
         means = np.mean([draws[member] for member in members], axis=0)
         low, high = np.quantile(means[1:], (0.025, 0.975), axis=0)
-        frame = pd.DataFrame({"mean": means[0], "low": low, "high": high}, index=wide.columns).reset_index()
-        ids = wide.index[wide.index.isin(members, level="dataset")]
-        images = ids.get_level_values("image_id").nunique()
-        found.append(frame.assign(scope=scope, name=name, masks=len(ids), images=images))
-    order = ["scope", "name", "metric", "round", "masks", "images", "mean", "low", "high"]
-    return pd.concat(found, ignore_index=True)[order]
+        ids = wide.index[of_set.isin(members)]
+        size = {"masks": len(ids), "images": ids.get_level_values("image_id").nunique()}
+        found += [
+            {
+                "scope": scope,
+                "name": name,
+                "metric": metric,
+                "round": number,
+                **size,
+                "mean": mean,
+                "low": least,
+                "high": most,
+            }
+            for metric, number, mean, least, most in zip(*names, means[0], low, high, strict=True)
+        ]
+    return pd.DataFrame(found)
 
 
 def comparison_table(
@@ -168,12 +180,10 @@ def comparison_table(
     found = []
     for model, rows in rows_by_model.items():
         frame = estimates(rows, rounds=rounds, output=output, resamples=resamples, seed=seed)
-        frame[["gain", "gain_low", "gain_high"]] = np.nan
+        gain = pd.DataFrame(np.nan, index=frame.index, columns=["mean", "low", "high"])
         if model != base:
             gain = differences(rows, rows_by_model[base], rounds=rounds, output=output, resamples=resamples, seed=seed)
-            frame[["gain", "gain_low", "gain_high"]] = gain[["mean", "low", "high"]].to_numpy()
-        frame.insert(0, "model", model)
-        found.append(frame)
+        found.append(frame.assign(model=model, gain=gain["mean"], gain_low=gain["low"], gain_high=gain["high"]))
     return pd.concat(found, ignore_index=True)
 
 

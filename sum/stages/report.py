@@ -67,7 +67,7 @@ def run(config: Config) -> Path:
         "verdicts": verdicts,
         "curves": base64.b64encode(chart).decode(),
         "examples": examples,
-        "outputs": _outputs(config, rows),
+        "outputs": _outputs(config, rows, table),
         "datasets": _datasets(config, manifest),
         "training": _training([*config.budgets]),
         "protocol": _flat({**protocol.pop("choices"), **protocol}),
@@ -84,6 +84,10 @@ def run(config: Config) -> Path:
 
 def _compare(config: Config, rows: Rows, *, rounds: list[int]) -> pd.DataFrame:
     return comparison_table(rows, rounds=rounds, resamples=config.evaluate.resamples, seed=config.seed)
+
+
+def _estimate(config: Config, rows: pd.DataFrame, *, rounds: list[int], output: str) -> pd.DataFrame:
+    return estimates(rows, rounds=rounds, output=output, resamples=config.evaluate.resamples, seed=config.seed)
 
 
 def _protocol(models: list[str]) -> dict[str, Any]:
@@ -143,25 +147,23 @@ def _examples(config: Config, rows: Rows, *, manifest: Manifest) -> list[Example
     )
 
 
-def _outputs(config: Config, rows: Rows) -> list[dict[str, Any]]:
-    """Mean over all data sets of each kind of output, a row an output and round, a value a model."""
+def _outputs(config: Config, rows: Rows, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """mIoU over all data sets of each kind of output: a row an output and round, a cell a model. table: the oracle's."""
     found = []
     for output in OUTPUTS:
-        rounds = sorted(
-            set(rows[BASE].loc[rows[BASE]["output"] == output, "round"]) & set(config.evaluate.report_rounds)
-        )
-        tables = {
-            model: estimates(part, rounds=rounds, output=output, resamples=config.evaluate.resamples, seed=config.seed)
-            for model, part in rows.items()
-        }
-        for number in rounds:
-            values = []
-            for table in tables.values():
-                row = table[
-                    (table["scope"] == "overall") & (table["metric"] == "iou") & (table["round"] == number)
-                ].iloc[0]
-                values.append(f"{100 * row['mean']:.1f} ±{50 * (row['high'] - row['low']):.1f}")
-            found.append({"output": output, "round": number, "cells": values})
+        rounds = set(rows[BASE].loc[rows[BASE]["output"] == output, "round"]) & set(config.evaluate.report_rounds)
+        tables = {model: table[table["model"] == model] for model in rows}
+        if output != "oracle":
+            tables = {
+                model: _estimate(config, part, rounds=sorted(rounds), output=output) for model, part in rows.items()
+            }
+        for number in sorted(rounds):
+            cells = []
+            for part in tables.values():
+                wanted = (part["scope"] == "overall") & (part["metric"] == "iou") & (part["round"] == number)
+                row = part[wanted].iloc[0]
+                cells.append(f"{100 * row['mean']:.1f} ±{50 * (row['high'] - row['low']):.1f}")
+            found.append({"output": output, "round": number, "cells": cells})
     return found
 
 

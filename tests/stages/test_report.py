@@ -57,6 +57,9 @@ class FakeRun:
 @pytest.fixture
 def mlflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
     runs: dict[str, FakeRun] = {}
+    monkeypatch.setattr(
+        report, "curves", lambda _: b"PNG"
+    )  # matplotlib takes a second; tests/data/test_showcase.py draws
     monkeypatch.setattr(report, "run_of_weights", lambda *_, name, **__: runs.setdefault(name, FakeRun()))
     return runs
 
@@ -151,7 +154,7 @@ def test_page_says_what_happened(project: Path) -> None:
         "hash of small",
         "part: where it got better",
         "part: where it got worse",
-        "salient: picked at random",
+        "part: picked at random",
     ):
         assert text in page
     assert "<i>thing" not in page
