@@ -15,7 +15,7 @@ from typing import Literal
 from sum.cli import QUIET
 
 Outcome = Literal["ran", "unchanged", "restored"]
-TAIL = 20  # lines of a failure that the exception repeats
+TAIL = 8  # lines of a failure that the exception repeats when the stage gave no `error:` line
 MENDABLE = (1, 2)  # exit codes of `python -m sum` for a fault that a second try meets again
 
 
@@ -30,13 +30,13 @@ class StageRefused(StageFailed):
 def run_stage(stage: str, *, project: Path, tell: Callable[[str], None]) -> Outcome:
     """`dvc repro --single-item STAGE` in `project`; tell: gets every line as it comes.
 
-    Returns what DVC did. Raises StageRefused or StageFailed with the last lines. When this process dies, by whatever
+    Returns what DVC did. Raises StageRefused or StageFailed with its `error:` lines. When this process dies, by any
     signal, the stage is stopped as well.
     """
     command = [sys.executable, "-m", "flows.guard", sys.executable, "-m", "dvc", "repro", "--single-item", stage]
     lines: deque[str] = deque(maxlen=TAIL)
     outcome: Outcome = "ran"
-    refused = False
+    faults: list[str] = []
     with _lines_of(command, project) as child:
         assert child.stdout is not None
         for line in map(str.rstrip, child.stdout):
@@ -44,11 +44,11 @@ def run_stage(stage: str, *, project: Path, tell: Callable[[str], None]) -> Outc
                 tell(line)
                 lines.append(line)
                 outcome = _outcome(line) or outcome
-                refused = refused or line.startswith("error: ")
+                faults += [line] if line.startswith("error: ") else []
         code = child.wait()
     if code:
-        kind = StageRefused if refused and _stage_code(lines) in MENDABLE else StageFailed
-        raise kind(f"stage '{stage}' failed:\n" + "\n".join(lines))
+        kind = StageRefused if faults and _stage_code(lines) in MENDABLE else StageFailed
+        raise kind(f"stage '{stage}' failed:\n" + "\n".join(faults or lines))
     return outcome
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from flows.ports import HOST, chosen_port, require_free
 from sum.cli import QUIET
 from sum.errors import ConfigError, SumError
 
 POOL = "sum-local"
-HOST = "127.0.0.1"
-PORT_VARIABLE = "SUM_PREFECT_PORT"
+PORT, PORT_VARIABLE = 4200, "SUM_PREFECT_PORT"
 START = 180.0  # seconds the server may take; 18 s measured on an idle machine, its first start makes a database
 GRACE = 12.0   # seconds a child has to end before it is killed
 
@@ -42,34 +41,13 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
-        serve(port=chosen_port(), project=Path.cwd())
+        serve(port=chosen_port(PORT_VARIABLE, default=PORT), project=Path.cwd())
     except SumError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
     except _Stopped:
         sys.stdout.write("stopped\n")
     return 0
-
-
-def chosen_port() -> int:
-    """The port of SUM_PREFECT_PORT, else 4200."""
-    text = os.environ.get(PORT_VARIABLE, "4200")
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise ConfigError(f"{PORT_VARIABLE} is '{text}'; wanted a port number, 1 to 65535")
-    return int(text)
-
-
-def require_free(port: int) -> None:
-    """Raise ConfigError when somebody listens on `port` already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} is in use ({error.strerror}), perhaps by a Prefect server of before. Stop it, or take "
-                f"another: `{PORT_VARIABLE}={port + 1} make serve`"
-            ) from error
 
 
 def environment(port: int, *, project: Path) -> dict[str, str]:
@@ -80,6 +58,7 @@ def environment(port: int, *, project: Path) -> dict[str, str]:
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # seconds; at the default of 10 a busy machine finds SQLite locked
         "PYTHONUNBUFFERED": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
@@ -87,7 +66,7 @@ def environment(port: int, *, project: Path) -> dict[str, str]:
 
 def serve(*, port: int, project: Path) -> None:
     """Start everything in order and watch it. Raises ServeError when a child ends by itself."""
-    require_free(port)
+    require_free(port, variable=PORT_VARIABLE, command="make serve")
     env = environment(port, project=project)
     with running(["server", "start", "--host", HOST, "--port", str(port)], env=env) as server:
         wait_healthy(f"{env['PREFECT_API_URL']}/health", server)

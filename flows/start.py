@@ -9,7 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from flows.serve import HOST, PORT_VARIABLE, ServeError, chosen_port
+from flows.ports import HOST, chosen_port
+from flows.serve import PORT, PORT_VARIABLE, ServeError
 from flows.serve import environment as prefect_environment
 from sum.errors import ConfigError, SumError
 
@@ -19,12 +20,13 @@ def main(words: list[str]) -> int:
     try:
         if len(words) != 1:
             raise ConfigError("usage: make flow BUDGET=small|medium|large")
-        url = os.environ.get("PREFECT_API_URL") or f"http://{HOST}:{chosen_port()}/api"
+        port = chosen_port(PORT_VARIABLE, default=PORT)
+        url = os.environ.get("PREFECT_API_URL") or f"http://{HOST}:{port}/api"
         require_server(url)
     except SumError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
-    env = {**prefect_environment(chosen_port(), project=Path.cwd()), "PREFECT_API_URL": url}
+    env = {**prefect_environment(port, project=Path.cwd()), "PREFECT_API_URL": url}
     command = [sys.executable, "-m", "prefect", "deployment", "run", f"sum/ft-{words[0]}", "--watch"]
     return subprocess.run(command, env=env, check=False).returncode
 

@@ -155,7 +155,7 @@ class Loop:
         """Write the checkpoint of this step atomically and keep the one before it."""
         if not self.accelerator.is_main_process:
             return
-        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors = {f"model.{n}": value for n, value in self.model.state_dict().items()}  # buffers too: SAM's random frequencies
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         for value, state in self.optimizer.state.items():
             tensors |= {f"adam.{key}.{self.names[id(value)]}": t for key, t in state.items()}
@@ -180,13 +180,13 @@ class Loop:
             return
 
     def _restore(self, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-        parameters = dict(self.model.named_parameters())
+        parameters, state_dict = dict(self.model.named_parameters()), self.model.state_dict()
         moments: dict[str, dict[str, Any]] = {}
         with torch.no_grad():
             for key, tensor in tensors.items():
                 kind, _, name = key.partition(".")
                 if kind == "model":
-                    parameters[name].copy_(tensor)
+                    state_dict[name].copy_(tensor)
                 elif kind == "average":
                     self.average[name].copy_(tensor)
                 else:

@@ -79,9 +79,9 @@ def make_grid(table: pd.DataFrame, *, scope: str = "task") -> Grid:
     return Grid(tuple((name, METRICS[metric]) for name, metric in columns), lines)
 
 
-def to_markdown(grid: Grid) -> str:
-    """Two Markdown tables: the means, and the differences to the base."""
-    head = ["points", "model", *(f"{name} {metric}" for name, metric in grid.columns)]
+def to_markdown(grid: Grid, *, unit: str = "points") -> str:
+    """Two Markdown tables: the means, and the differences to the base. unit: what a round adds."""
+    head = [unit, "model", *(f"{name} {metric}" for name, metric in grid.columns)]
     values = [[str(line.round), line.model, *(cell.value for cell in line.cells)] for line in grid.lines]
     changes = [
         [str(line.round), line.model, *(cell.change for cell in line.cells)]

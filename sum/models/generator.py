@@ -94,7 +94,8 @@ def _embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
     """Image embedding `[1, C, h, w]` of `[H, W, 3]`, resized as SamPredictor does."""
     height, width = resized_hw(image.shape[0], image.shape[1], model.side)
     small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    frame = to_frame(torch.from_numpy(small).permute(2, 0, 1), model.side)[None].to(model.task_prompt.device)
+    planes = torch.from_numpy(small).permute(2, 0, 1).contiguous()  # as SamPredictor: another layout rounds differently
+    frame = to_frame(planes, model.side)[None].to(model.task_prompt.device)
     return model.encode(frame, torch.tensor([[height, width]], device=frame.device))
 
 

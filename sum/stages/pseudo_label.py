@@ -30,7 +30,7 @@ from sum.models.segmenter import Segmenter
 from sum.progress import track
 from sum.settings import Config
 from sum.stages.common import fingerprint
-from sum.storage import fetch, sha256_file
+from sum.storage import S3, fetch, sha256_file
 
 MANIFEST = Path("data/manifest")
 REPORT = Path("data/validation/report.json")
@@ -45,21 +45,23 @@ Shards = Mapping[str, Sequence[ImageRecord]]  # file name -> its images
 def run(config: Config) -> Path:
     """Label every image of split 'unlabelled'; returns the folder of the shards.
 
-    Raises MissingInput before ingest and validate, DataError when no image at all can be read.
+    Raises MissingInput before ingest and validate, CheckpointError for weights of another model, DataError when no
+    image at all can be read.
     """
     images = read_manifest(MANIFEST, reader=LABELS).select(split="unlabelled").images
     if not REPORT.is_file():
         raise MissingInput(REPORT, reader=LABELS, maker="validate")
     size = config.pseudo_label.shard_images
     shards = {shard_name(start // size): images[start : start + size] for start in range(0, len(images), size)}
-    weights = fetch(config.model.checkpoint, CACHE)
+    uri = config.model.checkpoint
+    weights = fetch(uri, CACHE) if uri.startswith(S3) else Path(uri)
+    model = load_segmenter(weights, backbone=config.model.backbone).to(_device(config.device))
     digest = weights_fingerprint(weights)
     inputs = [[record.image_id, record.sha256] for record in images]
     work = WORK / fingerprint(config.pseudo_label, config.model.backbone, digest, inputs)
     open_shards = {name: part for name, part in shards.items() if not _is_done(work / name, part)}
     log.info("pseudo_label: %d of %d shards are done in %s", len(shards) - len(open_shards), len(shards), work)
     if open_shards:
-        model = load_segmenter(weights, backbone=config.model.backbone).to(_device(config.device))
         settings = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
         _label(open_shards, model, work=work, settings=GeneratorSettings(**settings), total=len(shards))
     infos = [read_info(work / name, kind=LABELS) for name in shards]

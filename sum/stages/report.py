@@ -59,7 +59,7 @@ def run(config: Config) -> Path:
     short = table[table["round"].isin(config.evaluate.report_rounds)]
     grid = make_grid(short)
     verdicts = [_verdict(budget) for budget in config.budgets]
-    chart = curves(table)
+    chart = curves(table, unit=_unit(config))
     examples = _examples(config, rows, manifest=manifest)
     page = {
         "grid": grid,
@@ -76,7 +76,7 @@ def run(config: Config) -> Path:
     }
     with replace_folder(OUT) as folder:
         (folder / "index.html").write_text(_render(page), encoding="utf-8")
-        (folder / "table.md").write_text(_markdown(grid, verdicts), encoding="utf-8")
+        (folder / "table.md").write_text(_markdown(grid, verdicts, unit=_unit(config)), encoding="utf-8")
         (folder / "table.csv").write_text(to_csv(grid), encoding="utf-8")
     _log_to_mlflow(config, chart, examples)
     return OUT
@@ -148,7 +148,7 @@ def _examples(config: Config, rows: Rows, *, manifest: Manifest) -> list[Example
 
 
 def _outputs(config: Config, rows: Rows, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """mIoU over all data sets of each kind of output: a row an output and round, a cell a model. table: the oracle's."""
+    """mIoU over all data sets of each kind of output: a row an output and round, a cell a model. table: of oracle."""
     found = []
     for output in OUTPUTS:
         rounds = set(rows[BASE].loc[rows[BASE]["output"] == output, "round"]) & set(config.evaluate.report_rounds)
@@ -199,7 +199,7 @@ def _words(config: Config, rows: pd.DataFrame) -> dict[str, Any]:
         "models": [BASE, *config.budgets],
         "tuned": [(name, _recipe(config, name)) for name in config.budgets],
         "backbone": f"{config.model.backbone}, {config.model.checkpoint}",
-        "unit": "points",
+        "unit": _unit(config),
         "first_prompt": config.evaluate.first_prompt,
         "band": f"{config.evaluate.boundary_ratio:.0%}",
         "shown": min(config.evaluate.report_rounds),
@@ -210,9 +210,14 @@ def _words(config: Config, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def _unit(config: Config) -> str:
+    """What a round adds: with a box first it is not always a point."""
+    return "points" if config.evaluate.first_prompt == "point" else "prompts"
+
+
 def _recipe(config: Config, budget: str) -> str:
     parts = config.budgets[budget]
-    return f"tuned ({config.finetune.method}) on {', '.join(parts.human)}; unlabelled: {', '.join(parts.unlabelled)}"
+    return f"tuned on {', '.join(parts.human)}; unlabelled: {', '.join(parts.unlabelled) or 'none'}"
 
 
 def _render(page: Mapping[str, Any]) -> str:
@@ -224,9 +229,9 @@ def _render(page: Mapping[str, Any]) -> str:
     return environment.from_string(template).render(page)
 
 
-def _markdown(grid: Grid, verdicts: list[dict[str, Any]]) -> str:
+def _markdown(grid: Grid, verdicts: list[dict[str, Any]], *, unit: str) -> str:
     lines = [f"- {verdict['budget']}: {verdict['word']}: {'; '.join(verdict['reasons'])}" for verdict in verdicts]
-    return "\n".join([to_markdown(grid), *lines, ""])
+    return "\n".join([to_markdown(grid, unit=unit), *lines, ""])
 
 
 def _log_to_mlflow(config: Config, chart: bytes, examples: list[Example]) -> None:

@@ -1,4 +1,4 @@
-"""A scratch DVC project with shell stages in place of ours: it tests the flow's mechanics only, not what the stages do."""
+"""A scratch DVC project with shell stages in place of ours: it tests the flow's mechanics, not what stages do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import yaml
 
 PROJECT = Path(__file__).parents[2]
+MODELS = ["base", "small", "medium", "large"]
 BUDGET_STAGES = ("finetune", "register")
 
 
 def make_project(folder: Path, commands: dict[str, str] | None = None) -> Path:
-    """Write params.yaml, dvc.yaml (every stage of the real one, each leaving work/STAGE.done) and .dvc; returns `folder`.
+    """Write params.yaml, dvc.yaml (every stage of the real one, each leaving out/STAGE) and .dvc; returns `folder`.
 
     commands: stage -> shell command instead of the default.
     """
@@ -23,7 +24,7 @@ def make_project(folder: Path, commands: dict[str, str] | None = None) -> Path:
     real = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     stages, before = {}, None
     for name, body in real.items():
-        family = {"foreach": ["small", "medium", "large"] if name in BUDGET_STAGES else ["base", "small", "medium", "large"]}
+        family = {"foreach": ["small", "medium", "large"] if name in BUDGET_STAGES else MODELS}
         out = f"out/{name}" + (".${item}" if "foreach" in body else "")
         stage = {"cmd": (commands or {}).get(name, f"mkdir -p out && echo done > {out}"), "outs": [out]}
         if before:

@@ -34,14 +34,17 @@ def test_a_stage_runs_once_and_its_lines_are_told(project):
     assert lines[-1] == "Data and pipelines are up to date."
 
 
+@pytest.mark.slow
 def test_what_is_in_the_run_cache_is_restored(project):
-    run_stage("ingest", project=project, tell=lambda line: None)
+    for stage in ("demo", "ingest"):
+        run_stage(stage, project=project, tell=lambda line: None)
     (project / "out" / "ingest").unlink()
     (project / "dvc.lock").unlink()
     assert run_stage("ingest", project=project, tell=lambda line: None) == "restored"
     assert (project / "out" / "ingest").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "kind", "message"),
     [
@@ -83,6 +86,7 @@ def test_a_hard_kill_of_the_parent_stops_the_stage(project):
     assert not processes_with("sleep 300.25")
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_parent_stops_the_stage_too(project):
     def tell(line: str) -> None:
         if line == "started":

@@ -14,8 +14,9 @@ def write(path: Path, value: object) -> None:
 
 
 def test_rows_of_what_has_been_evaluated(tmp_path):
-    write(tmp_path / "data/evaluation/base/summary.json", {"overall": {"iou@1": {"mean": 0.5}, "iou@3": {"mean": 0.61}}})
-    write(tmp_path / "data/evaluation/small/summary.json", {"overall": {"iou@1": {"mean": 0.6}, "iou@3": {"mean": 0.7}}})
+    for model, first, third in (("base", 0.5, 0.61), ("small", 0.6, 0.7)):
+        overall = {"iou@1": {"mean": first}, "iou@3": {"mean": third}}
+        write(tmp_path / "data/evaluation" / model / "summary.json", {"overall": overall})
     write(tmp_path / "data/registry/small.json", {"verdict": "promoted", "reasons": ["gain"], "versions": {"sum": "1"}})
     assert result_rows(tmp_path, models=["base", "small", "large"]) == [
         {"model": "base", "iou@1": "50.00", "iou@3": "61.00", "gate": "-"},

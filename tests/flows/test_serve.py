@@ -1,4 +1,4 @@
-"""`make serve` and `make flow`: ports and absent servers (fast); serve, deploy, kill -9, run again (slow, a stub pipeline)."""
+"""`make serve` and `make flow`: ports, absent servers; serve, deploy, kill -9, run again (slow, on a stub pipeline)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import serve, start
+from flows import serve, start, ui
 from flows.dvc import environment
+from flows.ports import chosen_port
 from sum.errors import ConfigError
 from tests.flows.project import PROJECT, make_project, processes_with
 
@@ -42,7 +43,19 @@ def test_a_taken_port_is_one_error_with_the_variable(monkeypatch, capsys):
 def test_a_wrong_port_is_one_error(monkeypatch, text):
     monkeypatch.setenv("SUM_PREFECT_PORT", text)
     with pytest.raises(ConfigError, match="SUM_PREFECT_PORT"):
-        serve.chosen_port()
+        chosen_port("SUM_PREFECT_PORT", default=4200)
+
+
+def test_the_mlflow_page_minds_its_port_too(monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("SUM_MLFLOW_PORT", str(other.getsockname()[1]))
+        monkeypatch.chdir(PROJECT)
+        assert ui.main() == 2
+    told = capsys.readouterr().err
+    assert "is in use" in told
+    assert "make ui" in told
 
 
 def test_without_a_server_a_flow_is_one_error(monkeypatch, capsys, free_port):
@@ -64,8 +77,9 @@ def test_nothing_of_the_user_is_touched():
     assert env["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_shows_its_words(monkeypatch):
-    with pytest.raises(serve.ServeError, match="No such command|nonsense"):
+    with pytest.raises(serve.ServeError, match="nonsense"):
         serve.prefect(["nonsense"], env=environment())
 
 
@@ -74,8 +88,14 @@ def test_a_command_that_fails_shows_its_words(monkeypatch):
 
 # The stage `refine` counts to 6 in work/, and goes on from where a kill left it: what ours do, in shell.
 COUNT = (
-    "mkdir -p work out; for i in 1 2 3 4 5 6; do [ -f work/$i ] && continue; echo step $i; sleep 1.5; echo x > work/$i; "
-    "done; echo done > out/refine"
+    "mkdir -p work out; for i in 1 2 3 4 5 6; do [ -f work/$i ] && continue; echo step $i; sleep 1.5; "
+    "echo x > work/$i; done; echo done > out/refine"
+)
+# `finetune` refuses its input for medium, and for large meets a server that is away the first time.
+FINETUNE = (
+    "mkdir -p out; if [ ${item} = medium ]; then echo 'error: budgets.medium is empty'; exit 1; fi; "
+    "if [ ${item} = large ] && [ ! -f tried ]; then touch tried; echo 'error: no MLflow server'; exit 75; fi; "
+    "echo done > out/finetune.${item}"
 )
 
 
@@ -113,7 +133,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    project = make_project(tmp_path_factory.mktemp("served"), {"refine": COUNT})
+    project = make_project(tmp_path_factory.mktemp("served"), {"refine": COUNT, "finetune": FINETUNE})
     (project / "flows").symlink_to(PROJECT / "flows")  # prefect.yaml names flows/pipeline.py
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -150,6 +170,28 @@ def test_kill_9_of_the_flow_then_run_again_resumes(served):
     after = {name: (served.project / "work" / name).stat().st_mtime_ns for name in done}
     assert after == times, "finished steps were made again"
     assert "step 6" in served.log.read_text(), "live lines of the stage"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_bad_input_is_not_retried(served):
+    with served.run("sum/ft-medium") as watch:
+        told, _ = watch.communicate(timeout=LONG)
+    assert watch.returncode != 0, told
+    log = served.log.read_text()
+    assert log.count(" - error: budgets.medium is empty\n") == 1
+    assert "Retry 1/2" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_server_that_was_away_is_tried_again(served):
+    with served.run("sum/ft-large") as watch:
+        told, _ = watch.communicate(timeout=LONG)
+    assert watch.returncode == 0, told + served.log.read_text()
+    log = served.log.read_text()
+    assert log.count(" - error: no MLflow server\n") == 1
+    assert "Retry 1/2" in log
 
 
 @pytest.mark.slow

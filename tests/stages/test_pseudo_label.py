@@ -13,7 +13,7 @@ from sum.data.images import read_image
 from sum.data.labels import LabelStore
 from sum.data.records import decode_mask, write_manifest
 from sum.data.shards import LABELS, read_info
-from sum.errors import DataError, MissingInput
+from sum.errors import CheckpointError, DataError, MissingInput
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import GeneratorSettings, generate
 from sum.stages import pseudo_label
@@ -151,6 +151,12 @@ def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:
     pseudo_label.run(configure(project))
     assert contents(OUT) == want
     assert read_info(shard, kind=LABELS).images
+
+
+def test_missing_weights_say_what_to_set(project: Path) -> None:
+    WEIGHTS.unlink()
+    with pytest.raises(CheckpointError, match=r"no such weights file\. Set model\.checkpoint in params\.yaml"):
+        pseudo_label.run(configure(project))
 
 
 def test_without_unlabelled_images_there_is_an_empty_folder(project: Path) -> None:

@@ -58,7 +58,7 @@ class FakeRun:
 def mlflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
     runs: dict[str, FakeRun] = {}
     monkeypatch.setattr(
-        report, "curves", lambda _: b"PNG"
+        report, "curves", lambda *_, **__: b"PNG"
     )  # matplotlib takes a second; tests/data/test_showcase.py draws
     monkeypatch.setattr(report, "run_of_weights", lambda *_, name, **__: runs.setdefault(name, FakeRun()))
     return runs
@@ -183,6 +183,12 @@ def test_table_is_ready_for_a_terminal(project: Path) -> None:
     lines = Path("data/report/table.md").read_text().splitlines()
     assert lines[0].startswith("| points | model")
     assert "- large: refused: because of <reason> large" in lines
+
+
+def test_box_first_is_said(project: Path) -> None:
+    report.run(configured(first_prompt="box"))
+    assert Path("data/report/table.md").read_text().startswith("| prompts | model")
+    assert "its box, then a click a round" in PAGE.read_text()
 
 
 def test_mlflow_gets_page_and_pictures_of_each_budget(project: Path, mlflow: dict[str, FakeRun]) -> None:
