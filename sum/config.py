@@ -11,9 +11,11 @@ from sum.settings import Config
 
 
 def load_config(overrides: Sequence[str] = (), *, root: Path | None = None) -> Config:
-    """Compose `root/params.yaml` (default: the working directory) with Hydra overrides such as `finetune.optim.steps=10`.
+    """Compose `root/params.yaml` (default: the working directory) with Hydra overrides such as
+    `finetune.optim.steps=10`.
 
-    Raises ConfigError with the path of every unknown key, wrong type or impossible value; MissingInput without a params.yaml.
+    Raises ConfigError with the path of every unknown key, wrong type or impossible value; MissingInput without a
+    params.yaml.
     """
     folder = (root or Path.cwd()).resolve()
     return check_config(compose(overrides, folder=folder), source="params.yaml")
@@ -36,7 +38,7 @@ def compose(overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
             tree = OmegaConf.to_container(hydra_compose("params", overrides=list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"params.yaml: {' '.join(str(error).split())}") from error
-    return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type, call-overload]  # a mapping: top level of a YAML file
+    return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type]  # a mapping: top level of a YAML file
 
 
 def check_config(tree: dict[str, Any], *, source: str) -> Config:

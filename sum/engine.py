@@ -1,6 +1,7 @@
 """The training loop over a model, a step and batches; stops at any moment and goes on as if nothing had happened.
 
-A checkpoint is one safetensors file: parameters, AdamW's moments, the averaged weights, and the history so far. The batch, the
+A checkpoint is one safetensors file: parameters, AdamW's moments, the averaged weights, and the history so far. The
+batch, the
 random numbers and the learning rate of step t are functions of t, so nothing else has to be remembered.
 The only module that knows Accelerate.
 """
@@ -71,7 +72,9 @@ class Loop:
         groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
         self.names = {id(p): n for n, p in model.named_parameters()}
-        self.average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
+        self.average = (
+            {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
+        )
         self.history: list[Row] = []
         self.step = 0
 
@@ -94,17 +97,32 @@ class Loop:
         """Add the gradients of `loss`."""
         self.accelerator.backward(loss)
 
-    def run(self, batches: Callable[[int], Iterator[TrainBatch]], compute: Step, *, title: str, on_row: Callable[[Row], None] | None = None) -> None:
-        """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns scalars to log.
+    def run(
+        self,
+        batches: Callable[[int], Iterator[TrainBatch]],
+        compute: Step,
+        *,
+        title: str,
+        on_row: Callable[[Row], None] | None = None,
+    ) -> None:
+        """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns
+        scalars to log.
 
-        on_row gets every new row of the history at each checkpoint, also those of the run before that were not reported.
+        on_row gets every new row of the history at each checkpoint, also those of the run before that were not
+        reported.
         """
         self.resume()
         reported = 0
         device = self.accelerator.device
         stream = batches(self.step)
         began = time.perf_counter()
-        for _ in track(range(self.options.steps), start=self.step, title=title, unit="step", quiet=not self.accelerator.is_main_process):
+        for _ in track(
+            range(self.options.steps),
+            start=self.step,
+            title=title,
+            unit="step",
+            quiet=not self.accelerator.is_main_process,
+        ):
             generator = torch.Generator().manual_seed((self.options.seed << 32) + self.step * self.ranks + self.rank)
             rate = learning_rate(self.step, self.options)
             for group in self.optimizer.param_groups:
@@ -113,7 +131,13 @@ class Loop:
             norm = self._update()
             now = time.perf_counter()
             self.history.append(
-                {"step": self.step, "lr": rate, "grad_norm": norm, "seconds": round(now - began, 4), **{k: float(v) for k, v in scalars.items()}}
+                {
+                    "step": self.step,
+                    "lr": rate,
+                    "grad_norm": norm,
+                    "seconds": round(now - began, 4),
+                    **{k: float(v) for k, v in scalars.items()},
+                }
             )
             began = now
             self.step += 1
@@ -155,7 +179,9 @@ class Loop:
         """Write the checkpoint of this step atomically and keep the one before it."""
         if not self.accelerator.is_main_process:
             return
-        tensors = {f"model.{n}": value for n, value in self.model.state_dict().items()}  # buffers too: SAM's random frequencies
+        tensors = {
+            f"model.{n}": value for n, value in self.model.state_dict().items()
+        }  # buffers too: SAM's random frequencies
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         for value, state in self.optimizer.state.items():
             tensors |= {f"adam.{key}.{self.names[id(value)]}": t for key, t in state.items()}

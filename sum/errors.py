@@ -38,7 +38,9 @@ class MissingInput(DataError, FileNotFoundError):
 
     def __init__(self, path: object, *, reader: str, maker: str) -> None:
         """path: what is missing; reader: the stage that wants it; maker: the stage that writes it."""
-        super().__init__(f"{path} is missing: stage '{reader}' reads it, stage '{maker}' writes it. Run `dvc repro {maker}`.")
+        super().__init__(
+            f"{path} is missing: stage '{reader}' reads it, stage '{maker}' writes it. Run `dvc repro {maker}`."
+        )
 
 
 class CheckpointError(SumError, ValueError):

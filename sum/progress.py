@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 EVERY = 15.0  # seconds between lines without a terminal: enough to see life, few enough for a log
 
 
-def track(items: Iterable[T], *, title: str, unit: str, total: int | None = None, start: int = 0, quiet: bool = False) -> Iterator[T]:
+def track(
+    items: Iterable[T], *, title: str, unit: str, total: int | None = None, start: int = 0, quiet: bool = False
+) -> Iterator[T]:
     """Yield `items` from number `start` on while showing `title`, the count, `unit`s a second and the time left.
 
     total: the count where `items` has no length. quiet: yield only (other processes of a multi-GPU run).
@@ -34,7 +36,13 @@ def track(items: Iterable[T], *, title: str, unit: str, total: int | None = None
 
 
 def _bar(items: Iterable[T], *, title: str, unit: str, total: int, start: int, console: Console) -> Iterator[T]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, completed=start, rate="")
         began = time.perf_counter()
@@ -50,5 +58,13 @@ def _lines(items: Iterable[T], *, title: str, unit: str, total: int, start: int)
         now = time.perf_counter()
         if now - told >= EVERY or start + done == total:
             rate = done / (now - began)
-            log.info("%s: %d/%d, %.2f %s/s, %.0f s left", title, start + done, total, rate, unit, (total - start - done) / rate)
+            log.info(
+                "%s: %d/%d, %.2f %s/s, %.0f s left",
+                title,
+                start + done,
+                total,
+                rate,
+                unit,
+                (total - start - done) / rate,
+            )
             told = now

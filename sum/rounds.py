@@ -1,6 +1,7 @@
 """The interactive rounds of one batch (Appendix B.1): prompt, predict, lose, prompt where it was wrong.
 
-Gradients of a round are released before the next one begins; the image encoder is run once and receives the sum of all rounds.
+Gradients of a round are released before the next one begins; the image encoder is run once and receives the sum of
+all rounds.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ Backward = Callable[[Tensor], None]
 class Rounds:
     """How a batch is prompted and what it loses; the defaults are the paper's."""
 
-    count: int = 7                                              # rounds
-    idle_last: bool = True                                      # the last round only feeds the logits back
-    box_odds: float = 0.5                                       # share of masks that start with a box
-    box_noise: float = 0.1                                      # sd, share of the box's side
-    box_noise_limit: float = 20.0                               # px of a 1024 frame
-    task_prompt: Literal["first", "all", "off"] = "first"       # the rounds in which the task prompt is added
-    iou_of_all: bool = False                                    # the IoU head learns from all three outputs, as SAM 2's
+    count: int = 7  # rounds
+    idle_last: bool = True  # the last round only feeds the logits back
+    box_odds: float = 0.5  # share of masks that start with a box
+    box_noise: float = 0.1  # sd, share of the box's side
+    box_noise_limit: float = 20.0  # px of a 1024 frame
+    task_prompt: Literal["first", "all", "off"] = "first"  # the rounds in which the task prompt is added
+    iou_of_all: bool = False  # the IoU head learns from all three outputs, as SAM 2's
     weights: LossWeights = field(default_factory=LossWeights)
 
 
@@ -70,16 +71,23 @@ def train_rounds(
         if number + 1 < rounds.count:
             idle = rounds.idle_last and number + 2 == rounds.count
             last = best.logits.detach().float()
-            prompts = prompts.with_logits(last) if idle else correct(prompts, fine, batch, logits=last, side=model.side, generator=generator)
+            prompts = (
+                prompts.with_logits(last)
+                if idle
+                else correct(prompts, fine, batch, logits=last, side=model.side, generator=generator)
+            )
     if embedding.grad is not None:
         features.backward(embedding.grad)  # type: ignore[no-untyped-call]
     return log
 
 
-def round_loss(prediction: Prediction, batch: TrainBatch, *, rounds: Rounds) -> tuple[Tensor, Prediction, Tensor, Tensor]:
+def round_loss(
+    prediction: Prediction, batch: TrainBatch, *, rounds: Rounds
+) -> tuple[Tensor, Prediction, Tensor, Tensor]:
     """Loss of a round, averaged over masks, of the best output of each mask.
 
-    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and its IoU `[N]`.
+    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and
+    its IoU `[N]`.
     """
     side = batch.mask.shape[-1]
     fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
@@ -122,9 +130,7 @@ def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, generator: to
     boxed = torch.rand(len(xy), generator=generator, device=generator.device).to(xy.device) < rounds.box_odds
     corners = torch.tensor([BOX_FIRST, BOX_SECOND], device=xy.device)
     single = torch.tensor([POSITIVE, PAD], device=xy.device)
-    return Prompts(
-        torch.where(boxed[:, None, None], box, point), torch.where(boxed[:, None], corners, single)
-    )
+    return Prompts(torch.where(boxed[:, None, None], box, point), torch.where(boxed[:, None], corners, single))
 
 
 def correct(
@@ -132,7 +138,8 @@ def correct(
 ) -> Prompts:
     """One more point where the prediction is wrong, drawn by certainty, and the logits fed back.
 
-    fine: the prediction's logits `[N, 1, L, L]` at the loss side. Without a certain error the mask's own point is repeated.
+    fine: the prediction's logits `[N, 1, L, L]` at the loss side. Without a certain error the mask's own point is
+    repeated.
     """
     weights = correction_weights(fine, batch.mask, batch.certainty)
     xy, found = sample_points(weights, generator=generator)

@@ -1,6 +1,7 @@
 """The shape of params.yaml: one frozen dataclass a section, the unit behind every number.
 
-`sum.config.load_config` fills it; pydantic refuses unknown keys and wrong types by path, `__post_init__` refuses impossible values.
+`sum.config.load_config` fills it; pydantic refuses unknown keys and wrong types by path, `__post_init__` refuses
+impossible values.
 A default here is the paper's value where the paper fixes one.
 """
 
@@ -26,8 +27,8 @@ class ModelConfig:
     """Which SAM is tuned."""
 
     __pydantic_config__ = _STRICT
-    backbone: str = "tiny"                                       # a name of sum.models.backbones.BACKBONES
-    checkpoint: str = "sum/models/weights/tiny.safetensors"      # our .safetensors or Meta's .pth, a path or s3://
+    backbone: str = "tiny"  # a name of sum.models.backbones.BACKBONES
+    checkpoint: str = "sum/models/weights/tiny.safetensors"  # our .safetensors or Meta's .pth, a path or s3://
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class TrackingConfig:
     __pydantic_config__ = _STRICT
     uri: str = "sqlite:///mlflow.db"
     experiment: str = "sum"
-    model: str = "sum"                                           # registered models: NAME and NAME-ft-BUDGET
+    model: str = "sum"  # registered models: NAME and NAME-ft-BUDGET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class DemoConfig:
     """The generated data sets under data/raw/demo; scenes 0 everywhere turns the demo off."""
 
     __pydantic_config__ = _STRICT
-    side: int = 128                                              # px, height and width of a scene
-    seed: int = 11                                               # of the evaluation and training scenes; pre-training has its own
-    scenes: dict[str, int] = field(default_factory=dict)         # data set -> number of images
+    side: int = 128  # px, height and width of a scene
+    seed: int = 11  # of the evaluation and training scenes; pre-training has its own
+    scenes: dict[str, int] = field(default_factory=dict)  # data set -> number of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +56,16 @@ class DatasetConfig:
     """One data set: where it lies, how it is laid out, what its masks mean."""
 
     __pydantic_config__ = _STRICT
-    kind: Literal["raster", "coco", "images"]                    # a name of sum.data.layouts.LAYOUTS
-    root: str                                                    # folder, relative to the project, or s3://bucket/prefix
+    kind: Literal["raster", "coco", "images"]  # a name of sum.data.layouts.LAYOUTS
+    root: str  # folder, relative to the project, or s3://bucket/prefix
     split: Literal["train", "test", "unlabelled"]
     task: Task = "unspecified"
-    licence: str                                                 # SPDX name or a phrase; kept with every model trained on it
-    images: str = "images"                                       # folder of the photos below root
-    masks: str = "masks"                                         # raster: folder of NAME.png, one mask an image
-    annotations: str = "annotations.json"                        # coco: the file below root
-    names: str | None = None                                     # raster, images: a file below root with one NAME a line
-    threshold: int = 127                                         # raster: a mask is where the grey value is above
+    licence: str  # SPDX name or a phrase; kept with every model trained on it
+    images: str = "images"  # folder of the photos below root
+    masks: str = "masks"  # raster: folder of NAME.png, one mask an image
+    annotations: str = "annotations.json"  # coco: the file below root
+    names: str | None = None  # raster, images: a file below root with one NAME a line
+    threshold: int = 127  # raster: a mask is where the grey value is above
 
     def __post_init__(self) -> None:
         _require(0 <= self.threshold < 255, f"threshold must be in 0..254, got {self.threshold}")
@@ -83,13 +84,15 @@ class BudgetConfig:
     """What one model is trained on (paper section 4; method.md section 2)."""
 
     __pydantic_config__ = _STRICT
-    human: list[str]                                             # names of `datasets` with split train
-    unlabelled: list[str]                                        # names of `datasets` with split unlabelled
-    human_per_unlabelled: int = 1                                # images in a batch: 1 for small and medium, 2 for large
+    human: list[str]  # names of `datasets` with split train
+    unlabelled: list[str]  # names of `datasets` with split unlabelled
+    human_per_unlabelled: int = 1  # images in a batch: 1 for small and medium, 2 for large
 
     def __post_init__(self) -> None:
         _require(bool(self.human), "human must name at least one data set")
-        _require(self.human_per_unlabelled >= 1, f"human_per_unlabelled must be at least 1, got {self.human_per_unlabelled}")
+        _require(
+            self.human_per_unlabelled >= 1, f"human_per_unlabelled must be at least 1, got {self.human_per_unlabelled}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ class IngestConfig:
     """Reading the data sets into the manifest."""
 
     __pydantic_config__ = _STRICT
-    on_bad: Literal["fail", "skip"] = "fail"                     # an unusable image or mask: stop, or list it and go on
+    on_bad: Literal["fail", "skip"] = "fail"  # an unusable image or mask: stop, or list it and go on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +108,10 @@ class ValidateConfig:
     """What the manifest must fulfil."""
 
     __pydantic_config__ = _STRICT
-    min_side: int = 32                                           # px, of an image
-    max_side: int = 20_000                                       # px
-    min_area: int = 16                                           # px, of a mask at original size
-    max_area_share: float = 0.99                                 # of the image: a whole-image mask is an error
+    min_side: int = 32  # px, of an image
+    max_side: int = 20_000  # px
+    min_area: int = 16  # px, of a mask at original size
+    max_area_share: float = 0.99  # of the image: a whole-image mask is an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,19 +119,19 @@ class OptimConfig:
     """AdamW and the loop around it."""
 
     __pydantic_config__ = _STRICT
-    steps: int                                                   # optimizer steps
-    lr: float                                                    # peak
-    images_per_batch: int                                        # over all processes
-    masks_per_image: int = 30                                    # drawn at random a step
-    layer_decay: float = 1.0                                     # learning rate of encoder layer i: lr * decay ** (layers - i)
+    steps: int  # optimizer steps
+    lr: float  # peak
+    images_per_batch: int  # over all processes
+    masks_per_image: int = 30  # drawn at random a step
+    layer_decay: float = 1.0  # learning rate of encoder layer i: lr * decay ** (layers - i)
     weight_decay: float = 0.1
-    warmup_steps: int = 0                                        # linear from 0
-    decay_steps: int = 0                                         # linear to 0 over the last steps
-    clip_norm: float = 0.1                                       # of the gradient; 0 for none
-    ema: float = 0.0                                             # decay of an average of the weights that is used in the end; 0 for none
-    precision: Literal["fp32", "bf16"] = "fp32"                  # autocast of encoder and decoder; losses are always fp32
-    checkpoint_every: int = 200                                  # steps; what a kill can cost
-    workers: int = 0                                             # processes that read ahead
+    warmup_steps: int = 0  # linear from 0
+    decay_steps: int = 0  # linear to 0 over the last steps
+    clip_norm: float = 0.1  # of the gradient; 0 for none
+    ema: float = 0.0  # decay of an average of the weights that is used in the end; 0 for none
+    precision: Literal["fp32", "bf16"] = "fp32"  # autocast of encoder and decoder; losses are always fp32
+    checkpoint_every: int = 200  # steps; what a kill can cost
+    workers: int = 0  # processes that read ahead
 
     def __post_init__(self) -> None:
         for name in ("steps", "images_per_batch", "masks_per_image", "checkpoint_every"):
@@ -147,17 +150,17 @@ class RoundsConfig:
     """Interactive training (Appendix B.1) and its losses (3.2.1)."""
 
     __pydantic_config__ = _STRICT
-    rounds: int = 7                                              # prompts a step
-    idle_last: bool = True                                       # the last round adds no point, it only feeds the logits back
-    box_odds: float = 0.5                                        # share of masks whose first prompt is a box
-    box_noise: float = 0.1                                       # sd of each coordinate, share of the box's side
-    box_noise_limit: float = 20.0                                # px of a 1024 frame
-    loss_side: int | None = None                                 # px at which loss and sampling happen; null: the model's side
+    rounds: int = 7  # prompts a step
+    idle_last: bool = True  # the last round adds no point, it only feeds the logits back
+    box_odds: float = 0.5  # share of masks whose first prompt is a box
+    box_noise: float = 0.1  # sd of each coordinate, share of the box's side
+    box_noise_limit: float = 20.0  # px of a 1024 frame
+    loss_side: int | None = None  # px at which loss and sampling happen; null: the model's side
     focal_weight: float = 20.0
     dice_weight: float = 1.0
     iou_weight: float = 1.0
-    iou_of_all: bool = False                                     # the IoU head learns from all three outputs, not only the best one
-    theta: float = 0.6                                           # Dice keeps pixels of certainty above
+    iou_of_all: bool = False  # the IoU head learns from all three outputs, not only the best one
+    theta: float = 0.6  # Dice keeps pixels of certainty above
 
     def __post_init__(self) -> None:
         _require(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
@@ -170,12 +173,13 @@ class PretrainConfig:
     """The recipe of the tiny backbone's base weights: SAM's interactive training on coarse masks."""
 
     __pydantic_config__ = _STRICT
-    scenes: int                                                  # demo scenes of the pre-training range, made once and kept in work/
+    scenes: int  # demo scenes of the pre-training range, made once and kept in work/
     seed: int
-    coarsen: int = 5                                             # px of a 128 frame: thinner structures and smaller holes are lost
-    manifest: str | None = None                                  # also the human train masks of this manifest, coarsened: half of each batch
+    coarsen: int = 5  # px of a 128 frame: thinner structures and smaller holes are lost
+    manifest: str | None = None  # also the human train masks of this manifest, coarsened: half of each batch
+    start: str | None = None  # weights to go on from; null: random ones
     output: str = "sum/models/weights/tiny.safetensors"
-    single_round_steps: int = 0                                  # first steps with one prompt only: twice as fast, and most is learnt there
+    single_round_steps: int = 0  # first steps with one prompt only: twice as fast, and most is learnt there
     optim: OptimConfig
     rounds: RoundsConfig
 
@@ -185,10 +189,10 @@ class RefineConfig:
     """Training of the mask-refinement module (3.2.3, Appendix D)."""
 
     __pydantic_config__ = _STRICT
-    min_iou: float = 0.7                                         # a pair with a worse SAM output is dropped
-    pred_iou_thresh: float = 0.88                                # SAM's own filters
+    min_iou: float = 0.7  # a pair with a worse SAM output is dropped
+    pred_iou_thresh: float = 0.88  # SAM's own filters
     stability_thresh: float = 0.95
-    holdout_share: float = 0.1                                   # of the images, by hash of the id; measured, never trained on
+    holdout_share: float = 0.1  # of the images, by hash of the id; measured, never trained on
     optim: OptimConfig
 
 
@@ -201,11 +205,11 @@ class PseudoLabelConfig:
     points_per_batch: int = 64
     pred_iou_thresh: float = 0.88
     stability_thresh: float = 0.95
-    stability_offset: float = 1.0                                # logits
-    max_area_share: float = 0.95                                 # of the image
+    stability_offset: float = 1.0  # logits
+    max_area_share: float = 0.95  # of the image
     box_nms_thresh: float = 0.7
-    min_area: float = 100.0                                      # px at a 1024 frame, as the official loader
-    shard_images: int = 64                                       # images a shard; what a kill can cost
+    min_area: float = 100.0  # px at a 1024 frame, as the official loader
+    shard_images: int = 64  # images a shard; what a kill can cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +217,8 @@ class UncertaintyConfig:
     """Uncertainty maps of the pseudo-labels."""
 
     __pydantic_config__ = _STRICT
-    method: str = "refinement"                                   # a name of sum.core.uncertainty.UNCERTAINTY
-    min_refine_area: float = 10_000.0                            # px at a 1024 frame; smaller masks get no map (all 0), min_refine_ratio 100
+    method: str = "refinement"  # a name of sum.core.uncertainty.UNCERTAINTY
+    min_refine_area: float = 10_000.0  # px at a 1024 frame; smaller masks get no map (all 0), min_refine_ratio 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,11 +238,11 @@ class EvaluateConfig:
     __pydantic_config__ = _STRICT
     rounds: int = 6
     first_prompt: Literal["point", "box"] = "point"
-    boundary_ratio: float = 0.02                                 # width of the boundary band, share of the image diagonal
-    batch_masks: int = 64                                        # prompts a decoder call
+    boundary_ratio: float = 0.02  # width of the boundary band, share of the image diagonal
+    batch_masks: int = 64  # prompts a decoder call
     report_rounds: list[int] = field(default_factory=lambda: [1, 3, 5])
-    resamples: int = 1000                                        # of the bootstrap over images
-    pictures: int = 8                                            # a task in the report
+    resamples: int = 1000  # of the bootstrap over images
+    pictures: int = 8  # a task in the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +252,8 @@ class RegisterConfig:
     __pydantic_config__ = _STRICT
     metric: Literal["iou", "boundary_iou"] = "iou"
     rounds: list[int] = field(default_factory=lambda: [1, 3, 5])
-    min_gain: float = 0.0                                        # overall mean must exceed the base by more
-    tolerance: float = 0.01                                      # no task may fall by more
+    min_gain: float = 0.0  # overall mean must exceed the base by more
+    tolerance: float = 0.01  # no task may fall by more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +283,9 @@ class Config:
             for role, wanted in (("human", "train"), ("unlabelled", "unlabelled")):
                 for name in getattr(entry, role):
                     where = f"budgets.{budget}.{role}"
-                    _require(name in self.datasets, f"{where}: no data set '{name}'; datasets: {', '.join(sorted(self.datasets))}")
+                    _require(
+                        name in self.datasets,
+                        f"{where}: no data set '{name}'; datasets: {', '.join(sorted(self.datasets))}",
+                    )
                     split = self.datasets[name].split
                     _require(split == wanted, f"{where}: data set '{name}' has split '{split}', wants '{wanted}'")

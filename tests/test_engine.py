@@ -22,7 +22,8 @@ from sum.models.groups import layer_of, parameter_groups
 
 STEPS = 12
 OPTIONS = {
-    "steps": STEPS, "lr": 0.05, "layer_decay": 1.0, "weight_decay": 0.01, "warmup_steps": 2, "decay_steps": 4, "clip_norm": 1.0,
+    "steps": STEPS, "lr": 0.05, "layer_decay": 1.0, "weight_decay": 0.01, "warmup_steps": 2, "decay_steps": 4,
+    "clip_norm": 1.0,
     "ema": 0.9, "precision": "fp32", "checkpoint_every": 3, "seed": 4, "device": "cpu",
 }  # fmt: skip
 
@@ -78,7 +79,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
 def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(whole: Loop, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from tests.test_engine import train; train(Path(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "SLOW": "1", "PYTHONPATH": "."})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "SLOW": "1", "PYTHONPATH": "."}
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("checkpoint-*6.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -94,7 +97,8 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Loop, tmp_path: Path, caplog
     newest.write_bytes(newest.read_bytes()[:-100])
     with caplog.at_level("WARNING"):
         again = train(tmp_path)
-    assert "cannot be read" in caplog.text and newest.name in caplog.text
+    assert "cannot be read" in caplog.text
+    assert newest.name in caplog.text
     assert same_run(again, whole)
     assert older.name == "checkpoint-0000009.safetensors"
 
@@ -156,23 +160,43 @@ def test_layer_of_the_task_prompt_is_the_last() -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_mean_gradient(tmp_path: Path) -> None:
-    code = (
-        "import torch, sys; from pathlib import Path; import tests.test_engine as t\n"
-        "from sum.engine import Loop, LoopOptions\n"
-        "torch.manual_seed(0); model = torch.nn.Conv2d(3, 1, 3, padding=1)\n"
-        "loop = Loop(model, options=LoopOptions(**{**t.OPTIONS, 'steps': 1, 'checkpoint_every': 1}), folder=Path(sys.argv[1]))\n"
-        "def step(l, batch, g):\n"
-        "    loss = (l.model(batch.image.float() / 255) * (1 + l.rank)).mean(); l.backward(loss); return {'loss': loss.detach()}\n"
-        "loop.run(t.toy_batches, step, title='toy')\n"
-    )
+    code = """
+import sys
+from pathlib import Path
+import torch
+import tests.test_engine as t
+from sum.engine import Loop, LoopOptions
+
+torch.manual_seed(0)
+options = LoopOptions(**{**t.OPTIONS, "steps": 1, "checkpoint_every": 1})
+loop = Loop(torch.nn.Conv2d(3, 1, 3, padding=1), options=options, folder=Path(sys.argv[1]))
+
+def step(loop, batch, generator):
+    loss = (loop.model(batch.image.float() / 255) * (1 + loop.rank)).mean()
+    loop.backward(loss)
+    return {"loss": loss.detach()}
+
+loop.run(t.toy_batches, step, title="toy")
+"""
     script = tmp_path / "two.py"
     script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "two")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        str(tmp_path / "two"),
+    ]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ".", "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
     found = load_file(next((tmp_path / "two").glob("*.safetensors")))["adam.exp_avg.weight"]
     torch.manual_seed(0)
     model = nn.Conv2d(3, 1, 3, padding=1)
     (model(toy_batch(0).image.float() / 255) * 1.5).mean().backward()
     assert model.weight.grad is not None
-    gradient = model.weight.grad * min(1.0, 1.0 / float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()))
+    gradient = model.weight.grad * min(
+        1.0, 1.0 / float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
+    )
     torch.testing.assert_close(found, 0.1 * gradient, rtol=1e-4, atol=1e-6)

@@ -40,7 +40,9 @@ class Recorder(Segmenter):
         self.asked: list[tuple[Prompts, bool, Tensor | None]] = []
         self.answers: list[Prediction] = []
 
-    def decode(self, embedding: Tensor, image_index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor | None = None) -> Prediction:
+    def decode(
+        self, embedding: Tensor, image_index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor | None = None
+    ) -> Prediction:
         self.asked.append((prompts, multimask, task))
         self.answers.append(super().decode(embedding, image_index, prompts, multimask=multimask, task=task))
         return self.answers[-1]
@@ -49,7 +51,13 @@ class Recorder(Segmenter):
 def play(rounds: Rounds, seed: int = 0) -> Recorder:
     torch.manual_seed(0)
     model = Recorder()
-    train_rounds(model, square_batch(), rounds=rounds, generator=torch.Generator().manual_seed(seed), backward=lambda loss: loss.backward())
+    train_rounds(
+        model,
+        square_batch(),
+        rounds=rounds,
+        generator=torch.Generator().manual_seed(seed),
+        backward=lambda loss: loss.backward(),
+    )
     return model
 
 
@@ -58,7 +66,15 @@ def test_seven_rounds_follow_the_paper() -> None:
     assert len(model.asked) == 7
     assert [multimask for _, multimask, _ in model.asked] == [True] + [False] * 6
     assert [task is not None for _, _, task in model.asked] == [True] + [False] * 6
-    assert [prompts.xy.shape[1] for prompts, _, _ in model.asked] == [2, 3, 4, 5, 6, 7, 7]  # the last round adds no point
+    assert [prompts.xy.shape[1] for prompts, _, _ in model.asked] == [
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        7,
+    ]  # the last round adds no point
     assert model.asked[0][0].logits is None
     for (prompts, _, _), before in zip(model.asked[2:], model.answers[1:], strict=False):
         assert prompts.logits is not None
@@ -66,7 +82,9 @@ def test_seven_rounds_follow_the_paper() -> None:
         assert not prompts.logits.requires_grad
 
 
-@pytest.mark.parametrize(("task_prompt", "wanted"), [("off", [False] * 3), ("all", [True] * 3), ("first", [True, False, False])])
+@pytest.mark.parametrize(
+    ("task_prompt", "wanted"), [("off", [False] * 3), ("all", [True] * 3), ("first", [True, False, False])]
+)
 def test_task_prompt_rounds(task_prompt: str, wanted: list[bool]) -> None:
     model = play(Rounds(count=3, task_prompt=task_prompt))  # type: ignore[arg-type]
     assert [task is not None for _, _, task in model.asked] == wanted
@@ -77,12 +95,21 @@ def test_encoder_gradient_equals_one_backward_over_all_rounds() -> None:
     torch.manual_seed(0)
     whole = Recorder()
     losses: list[Tensor] = []
-    train_rounds(whole, square_batch(), rounds=Rounds(count=3, box_odds=1.0), generator=torch.Generator().manual_seed(0), backward=losses.append)
-    # the prompts are the same, so the graph through the decoder alone can be summed; encoder gradients need the embedding
+    train_rounds(
+        whole,
+        square_batch(),
+        rounds=Rounds(count=3, box_odds=1.0),
+        generator=torch.Generator().manual_seed(0),
+        backward=losses.append,
+    )
+    # the prompts are the same, so the decoder's gradients are those of the sum;
+    # the encoder's need the embedding
     for (a, _, _), (b, _, _) in zip(stepwise.asked, whole.asked, strict=True):
         assert torch.equal(a.xy, b.xy)
     torch.stack(losses).sum().backward()
-    for (name, p), (_, q) in zip(stepwise.sam.mask_decoder.named_parameters(), whole.sam.mask_decoder.named_parameters(), strict=True):
+    for (name, p), (_, q) in zip(
+        stepwise.sam.mask_decoder.named_parameters(), whole.sam.mask_decoder.named_parameters(), strict=True
+    ):
         if p.grad is not None and q.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, msg=name)
     grads = [p.grad for p in stepwise.sam.image_encoder.parameters()]
@@ -94,7 +121,10 @@ def test_first_prompts_are_boxes_and_points_at_the_wanted_odds() -> None:
     many = replace(
         batch,
         image_index=batch.image_index.repeat(200),
-        **{name: getattr(batch, name).repeat(200, *[1] * (getattr(batch, name).ndim - 1)) for name in ("mask", "certainty", "point", "task")},
+        **{
+            name: getattr(batch, name).repeat(200, *[1] * (getattr(batch, name).ndim - 1))
+            for name in ("mask", "certainty", "point", "task")
+        },
     )
     prompts = first_prompts(many, side=128, rounds=Rounds(), generator=torch.Generator().manual_seed(1))
     boxed = prompts.label[:, 0] == BOX_FIRST
@@ -103,7 +133,11 @@ def test_first_prompts_are_boxes_and_points_at_the_wanted_odds() -> None:
     assert (prompts.label[~boxed] == torch.tensor([POSITIVE, PAD])).all()
     xy = (prompts.xy[~boxed, 0] / 2).long()
     assert (many.mask[~boxed, 0][torch.arange(len(xy)), xy[:, 1], xy[:, 0]] == 1).all()
-    noise = prompts.xy[boxed].view(-1, 4) - torch.tensor([24.0, 16.0, 79.0, 59.0]) - torch.tensor([0.0, 2, 2, 2]) * (torch.arange(1200) % 6)[boxed, None]
+    noise = (
+        prompts.xy[boxed].view(-1, 4)
+        - torch.tensor([24.0, 16.0, 79.0, 59.0])
+        - torch.tensor([0.0, 2, 2, 2]) * (torch.arange(1200) % 6)[boxed, None]
+    )
     assert noise.abs().max() <= 20 * 128 / 1024 + 1e-4
 
 
@@ -116,7 +150,14 @@ def test_points_never_fall_on_zero_certainty_and_the_backup_is_used_where_nothin
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         prompts = first_prompts(batch, side=128, rounds=Rounds(box_odds=0.0), generator=generator)
-        prompts = correct(prompts, torch.full_like(batch.mask, -1.0), batch, logits=torch.zeros(6, 1, 64, 64), side=128, generator=generator)
+        prompts = correct(
+            prompts,
+            torch.full_like(batch.mask, -1.0),
+            batch,
+            logits=torch.zeros(6, 1, 64, 64),
+            side=128,
+            generator=generator,
+        )
         for point in (prompts.xy[:, 0], prompts.xy[:, 1]):
             assert (point[[0, 1, 2, 4, 5], 0] >= 60).all()
             assert point[3].tolist() == [30.0, 30.0]
@@ -127,7 +168,9 @@ def test_correction_labels_follow_the_target() -> None:
     everywhere = torch.full_like(batch.mask, 1.0)
     start = first_prompts(batch, side=128, rounds=Rounds(box_odds=1.0), generator=torch.Generator().manual_seed(0))
     for fine, label in ((everywhere, 0), (-everywhere, 1)):
-        prompts = correct(start, fine, batch, logits=torch.zeros(6, 1, 64, 64), side=128, generator=torch.Generator().manual_seed(0))
+        prompts = correct(
+            start, fine, batch, logits=torch.zeros(6, 1, 64, 64), side=128, generator=torch.Generator().manual_seed(0)
+        )
         assert (prompts.label[:, 0] == label).all()
 
 
@@ -137,7 +180,8 @@ def test_only_the_best_of_three_is_trained() -> None:
     loss, best, _, _ = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
     loss.backward()
     wanted = mask_losses(logits.detach(), batch.mask, batch.certainty, LossWeights()).argmin(1)
-    assert logits.grad is not None and scores.grad is not None
+    assert logits.grad is not None
+    assert scores.grad is not None
     trained = logits.grad.abs().amax((2, 3)) > 0
     assert torch.equal(trained, torch.nn.functional.one_hot(wanted, 3).bool())
     assert torch.equal(scores.grad != 0, trained)

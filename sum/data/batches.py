@@ -23,25 +23,25 @@ from sum.core.geometry import resize_mask, resized_hw, to_frame
 class Sample:
     """One image and the K masks of it that are trained in this step; S: model side, L: loss side."""
 
-    image: Tensor      # [3, S, S] uint8, padded below and right
-    hw: Tensor         # [2] int64, the part of the frame that is image
-    mask: Tensor       # [K, L, L] bool
+    image: Tensor  # [3, S, S] uint8, padded below and right
+    hw: Tensor  # [2] int64, the part of the frame that is image
+    mask: Tensor  # [K, L, L] bool
     certainty: Tensor  # [K, L, L] float, 1 sure .. 0 unknown; 0 on padding
-    point: Tensor      # [K, 2] float xy, model frame: a point of the mask, used where no other can be drawn
-    task: int          # row of the task prompt
+    point: Tensor  # [K, 2] float xy, model frame: a point of the mask, used where no other can be drawn
+    task: int  # row of the task prompt
 
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
     """B images and their N masks, flat: mask n belongs to image `image_index[n]`."""
 
-    image: Tensor        # [B, 3, S, S] uint8
-    hw: Tensor           # [B, 2] int64, the part of the frame that is image
+    image: Tensor  # [B, 3, S, S] uint8
+    hw: Tensor  # [B, 2] int64, the part of the frame that is image
     image_index: Tensor  # [N] int64
-    mask: Tensor         # [N, 1, L, L] float, 0 or 1
-    certainty: Tensor    # [N, 1, L, L] float, 1 sure .. 0 unknown; 1 on every image pixel of a human mask, 0 on padding
-    point: Tensor        # [N, 2] float xy, model frame
-    task: Tensor         # [N] int64, rows of the task prompt
+    mask: Tensor  # [N, 1, L, L] float, 0 or 1
+    certainty: Tensor  # [N, 1, L, L] float, 1 sure .. 0 unknown; 1 on every image pixel of a human mask, 0 on padding
+    point: Tensor  # [N, 2] float xy, model frame
+    task: Tensor  # [N] int64, rows of the task prompt
 
     def __post_init__(self) -> None:
         count, loss_side = len(self.image_index), self.mask.shape[-1]

@@ -64,7 +64,9 @@ class CoarseScenes:
         image = self.images[index]
         side = image.shape[0]
         low, high = int(self.first[index]), int(self.first[index + 1])
-        share = np.sqrt(self.areas[low:high])  # parts are many and small: drawn evenly they would be most of the training
+        share = np.sqrt(
+            self.areas[low:high]
+        )  # parts are many and small: drawn evenly they would be most of the training
         rows = low + rng.choice(high - low, size=min(masks, high - low), replace=False, p=share / share.sum())
         chosen = np.unpackbits(self.masks[rows], axis=1, count=side * side).reshape(-1, side, side).astype(bool)
         image, chosen = mirror(image, chosen, rng=rng)
@@ -107,7 +109,9 @@ def coarse_masks(scene: Scene, *, size: int) -> list[NDArray[np.bool_]]:
     return [row for row in rows if row.sum() >= MIN_AREA]
 
 
-def mirror(image: NDArray[np.uint8], masks: NDArray[np.bool_], *, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def mirror(
+    image: NDArray[np.uint8], masks: NDArray[np.bool_], *, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Swap left and right every other time: image `[S, S, 3]` and masks `[K, S, S]` alike. Up stays up, as in photos."""
     if rng.integers(2):
         image, masks = image[:, ::-1], masks[:, :, ::-1]

@@ -50,7 +50,7 @@ class _Layout:
 
     def entity_map(self) -> np.ndarray:
         """Entity number of each pixel, `[H, W]`."""
-        return np.asarray(self.owner, dtype=np.uint8)[self.labels()]
+        return np.take(np.asarray(self.owner, dtype=np.uint8), self.labels())
 
 
 def make_scene(seed: int, *, side: int = 128) -> Scene:
@@ -139,7 +139,7 @@ def _toward(angle: float) -> np.ndarray:
 
 def _turn(points: np.ndarray, angle: float) -> np.ndarray:
     cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([(cos, sin), (-sin, cos)])
+    return np.asarray(points @ np.array([(cos, sin), (-sin, cos)]))
 
 
 def _fill(canvas: np.ndarray, contours: tuple[np.ndarray, ...], label: int) -> None:
@@ -216,12 +216,12 @@ def _paint(layout: _Layout, rng: np.random.Generator) -> np.ndarray:
     for index, texture in enumerate(_textures(rng, side)):
         strength = cv2.LUT(layout.canvas, tables[None, :, 3 + index].copy())
         tone += strength * cv2.resize(texture, (big, big), interpolation=cv2.INTER_LINEAR)
-    photo = cv2.resize(colour * tone[..., None], (side, side), interpolation=cv2.INTER_AREA)
+    photo: np.ndarray = cv2.resize(colour * tone[..., None], (side, side), interpolation=cv2.INTER_AREA)
     glow = 1 + rng.uniform(0.05, 0.22) * (toward[0] * grid[None, :] + toward[1] * grid[:, None])
     photo *= (glow * _relief(layout, toward))[..., None]
     photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.35, 0.75) * max(side / 128, 0.5))
-    photo += rng.standard_normal(photo.shape, dtype=np.float32) * np.float32(rng.uniform(0.005, 0.02))
-    return np.round(np.clip(photo, 0, 1) * 255).astype(np.uint8)
+    photo = np.add(photo, rng.standard_normal(photo.shape, dtype=np.float32) * np.float32(rng.uniform(0.005, 0.02)))
+    return np.asarray(np.round(np.clip(photo, 0, 1) * 255), dtype=np.uint8)
 
 
 def _relief(layout: _Layout, toward: np.ndarray) -> np.ndarray:

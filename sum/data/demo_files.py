@@ -8,7 +8,6 @@ ROOT/unlabelled/images/NAME.jpg
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pycocotools import mask as rle
 
 from sum.data.demo import Scene, make_scene, scene_seed
 from sum.errors import ConfigError, choose
+from sum.storage import replace_folder
 
 JPEG = (  # 4:4:4: halved colour resolution would smear legs two pixels wide
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
@@ -37,18 +37,12 @@ def write_demo(root: Path, *, seeds: Mapping[str, int], scenes: Mapping[str, int
         choose(SETS, name, key="demo.scenes")
         if name not in seeds:
             raise ConfigError(f"params.yaml: demo.seeds: no seed for the set '{name}' of demo.scenes")
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replace_folder(root) as partial:
         for name, count in scenes.items():
             write = SETS[name]
             folder = partial / name
             (folder / "images").mkdir(parents=True)
             write(folder, _scenes(name, count, seed=seeds[name], side=side))
-        _swap(partial, root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def set_scene(name: str, index: int, *, seed: int, side: int) -> Scene:
@@ -60,16 +54,6 @@ def set_scene(name: str, index: int, *, seed: int, side: int) -> Scene:
 def _scenes(name: str, count: int, *, seed: int, side: int) -> Numbered:
     for index in range(count):
         yield f"{name}_{index:05d}", set_scene(name, index, seed=seed, side=side)
-
-
-def _swap(partial: Path, root: Path) -> None:
-    """Put the finished folder in the place of the old one, which a rename cannot overwrite."""
-    old = root.with_name(f".{root.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if root.exists():
-        root.rename(old)
-    partial.rename(root)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_plain(folder: Path, scenes: Numbered) -> None:
@@ -96,7 +80,8 @@ def _write_coco(
     folder: Path, scenes: Numbered, *, category: str, masks_of: Callable[[Scene], list[np.ndarray]]
 ) -> None:
     """Images and one COCO file with every mask of every image; ids count from 1."""
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for image_id, (stem, scene) in enumerate(scenes, start=1):
         _write_image(folder / "images" / f"{stem}.jpg", scene)
         height, width = scene.salient.shape

@@ -74,7 +74,13 @@ class PseudoImages:
 
 
 def human_sample(
-    frame: NDArray[np.uint8], masks: NDArray[np.bool_], *, hw: tuple[int, int], loss_side: int, task: int, rng: np.random.Generator
+    frame: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    *,
+    hw: tuple[int, int],
+    loss_side: int,
+    task: int,
+    rng: np.random.Generator,
 ) -> Sample:
     """A frame `[S, S, 3]` and masks of full certainty as a Sample.
 

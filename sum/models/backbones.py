@@ -1,6 +1,7 @@
 """The backbones SUM can tune: SAM's three, and `tiny`, which trains on a laptop.
 
-Every entry builds a stock `segment_anything.modeling.Sam`, so SamPredictor and SamAutomaticMaskGenerator accept all of them.
+Every entry builds a stock `segment_anything.modeling.Sam`: SamPredictor and SamAutomaticMaskGenerator accept all of
+them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ class Backbone:
     """One entry of BACKBONES."""
 
     build: Callable[[], Sam]  # random weights, train mode
-    side: int                 # px of the square model frame
-    note: str                 # one line for `python -m sum --help` and error messages
+    side: int  # px of the square model frame
+    note: str  # one line for `python -m sum --help` and error messages
 
 
 class ConvBlock(nn.Module):
-    """Depthwise 7x7 convolution, LayerNorm and a twice as wide pointwise MLP, with a residual: ConvNeXt's block, made cheap.
+    """Depthwise 7x7 convolution, LayerNorm and a twice as wide pointwise MLP with a residual: a cheaper ConvNeXt block.
 
     ReLU and a width of 2 instead of GELU and 4: on a CPU the block is bound by memory, not by arithmetic.
     """
@@ -40,8 +41,9 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, h, w]` -> `[B, C, h, w]`."""
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.shrink(F.relu(self.expand(y))).permute(0, 3, 1, 2)
+        y: Tensor = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.shrink(F.relu(self.expand(y)))
+        return x + y.permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -54,7 +56,8 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, h, w]` -> `[B, C', h/2, w/2]`."""
-        return self.reduce(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        half: Tensor = self.reduce(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return half
 
 
 class GlobalBlock(nn.Module):
@@ -79,14 +82,14 @@ class GlobalBlock(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         tokens = tokens + self.out(mixed)
-        tokens = tokens + self.mlp(tokens)
-        return tokens.transpose(1, 2).view(batch, channels, height, width)
+        out: Tensor = tokens + self.mlp(tokens)
+        return out.transpose(1, 2).view(batch, channels, height, width)
 
 
 class TinyEncoder(nn.Module):
     """A convolutional image encoder in the interface of SAM's ViT: `img_size`, `patch_embed`, `blocks`, `neck`.
 
-    Features of stride 4, 8 and 16 are fused at stride 8, so that an embedding position still knows the 8 x 8 pixels below it.
+    Features of stride 4, 8 and 16 meet at stride 8, so that an embedding position still knows the pixels below it.
     image `[B, 3, S, S]`, normalised -> embedding `[B, out_channels, S/8, S/8]`.
     """
 
@@ -95,14 +98,18 @@ class TinyEncoder(nn.Module):
         fine, middle, coarse = widths
         self.img_size = img_size
         self.patch_embed = nn.Sequential(
-            nn.Conv2d(3, fine // 2, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(fine // 2, fine, 3, stride=2, padding=1)
+            nn.Conv2d(3, fine // 2, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(fine // 2, fine, 3, stride=2, padding=1),
         )
         self.blocks = nn.ModuleList(
             [
                 nn.Sequential(ConvBlock(fine), ConvBlock(fine)),
                 nn.Sequential(Downsample(fine, middle), ConvBlock(middle), ConvBlock(middle), ConvBlock(middle)),
                 nn.Sequential(Downsample(middle, coarse), ConvBlock(coarse), ConvBlock(coarse)),
-                nn.Sequential(GlobalBlock(coarse, img_size // 16), ConvBlock(coarse), GlobalBlock(coarse, img_size // 16)),
+                nn.Sequential(
+                    GlobalBlock(coarse, img_size // 16), ConvBlock(coarse), GlobalBlock(coarse, img_size // 16)
+                ),
             ]
         )
         self.neck = nn.ModuleDict(
@@ -123,15 +130,15 @@ class TinyEncoder(nn.Module):
         coarse = self.blocks[3](self.blocks[2](middle))
         wide = F.interpolate(self.neck["coarse"](coarse), scale_factor=2, mode="bilinear", align_corners=False)
         mixed = self.neck["mix"](self.neck["fine"](fine) + self.neck["middle"](middle) + wide)
-        out = self.neck["out"](mixed).permute(0, 2, 3, 1)
-        return self.neck["norm"](out).permute(0, 3, 1, 2)
+        out: Tensor = self.neck["norm"](self.neck["out"](mixed).permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
 
 
 def build_tiny(*, side: int = 128, channels: int = 64) -> Sam:
-    """A SAM of about 3 M parameters on frames of 128 px; embedding stride 8, low-resolution masks of 64 x 64."""
+    """A SAM of about 2 M parameters on frames of 128 px; embedding stride 8, low-resolution masks of 64 x 64."""
     grid = side // 8
     return Sam(
-        image_encoder=TinyEncoder(img_size=side, out_channels=channels),  # type: ignore[arg-type]  # SAM's interface, not its class
+        image_encoder=TinyEncoder(img_size=side, out_channels=channels),  # SAM's interface, not its class
         prompt_encoder=PromptEncoder(
             embed_dim=channels, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=16
         ),
@@ -156,7 +163,7 @@ def _meta(name: str) -> Callable[[], Sam]:
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    "tiny": Backbone(build_tiny, 128, "3 M parameters, weights in this repository, for laptops and tests"),
+    "tiny": Backbone(build_tiny, 128, "2 M parameters, weights in this repository, for laptops and tests"),
     "vit_b": Backbone(_meta("vit_b"), 1024, "SAM ViT-B, 94 M parameters, needs Meta's checkpoint"),
     "vit_l": Backbone(_meta("vit_l"), 1024, "SAM ViT-L, 312 M parameters, needs Meta's checkpoint"),
     "vit_h": Backbone(_meta("vit_h"), 1024, "SAM ViT-H, 641 M parameters, needs Meta's checkpoint"),

@@ -1,8 +1,12 @@
-"""Weights on disk: ours in safetensors, Meta's .pth read safely. A file of another model is refused by name, before anything is loaded."""
+"""Weights on disk: ours in safetensors, Meta's .pth read safely.
+
+A file of another model is refused by name, before anything is loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -23,7 +27,8 @@ TASK_PROMPT = "task_prompt"
 def load_segmenter(path: str | Path, *, backbone: str) -> Segmenter:
     """A Segmenter with the weights of a local file: our .safetensors or Meta's .pth.
 
-    A file without a task prompt (every stock SAM) gets a zero one. Raises CheckpointError with the first keys or shapes that differ.
+    A file without a task prompt (every stock SAM) gets a zero one. Raises CheckpointError with the keys or shapes that
+    differ.
     """
     built = choose(BACKBONES, backbone, key="model.backbone").build()
     model = Segmenter(built, backbone=backbone)
@@ -52,9 +57,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[st
     for name, value in ready.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; nothing was written")
-    data = save(ready, metadata=dict(about))
+    data = sorted_header(save(ready, metadata=dict(about)))
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with the header's keys in order: the library writes them in a new order every run."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def fingerprint(path: str | Path) -> str:
@@ -66,7 +80,10 @@ def fingerprint(path: str | Path) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors or .pth file. Nothing in the file can run code."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file. Set model.checkpoint in params.yaml; `python -m sum pretrain` makes those of 'tiny'")
+        raise CheckpointError(
+            f"{path}: no such weights file. Set model.checkpoint in params.yaml; "
+            "`python -m sum pretrain` makes those of 'tiny'"
+        )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -79,13 +96,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors, refused: a weights file must not run code") from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__} {str(error)[:80]})") from error
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__} {str(error)[:80]})"
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path}: wants a flat table of tensors as Meta's checkpoints are, found {type(found).__name__}")
+        raise CheckpointError(
+            f"{path}: wants a flat table of tensors as Meta's checkpoints are, found {type(found).__name__}"
+        )
     return found
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str | Path, owner: str, only: set[str] | None = None) -> None:
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], *, path: str | Path, owner: str, only: set[str] | None = None
+) -> None:
     """Copy tensors into a module after comparing every key and shape; owner: what the module is, for the message.
 
     only: the keys to fill; None for all of the module.
@@ -100,5 +123,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str | Path, 
     ]
     if wrong:
         more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path} is not of {owner}: {'; '.join(wrong[:3])}{more}. Check model.backbone and model.checkpoint")
+        raise CheckpointError(
+            f"{path} is not of {owner}: {'; '.join(wrong[:3])}{more}. Check model.backbone and model.checkpoint"
+        )
     module.load_state_dict(dict(tensors), strict=only is None)

@@ -12,7 +12,7 @@ _EARLY = re.compile(r"(?:^|\.)image_encoder\.(?:patch_embed|pos_embed)")
 
 
 def layer_of(name: str, *, blocks: int) -> int:
-    """Layer of a parameter: 0 the patch embedding, i + 1 encoder block i, blocks + 1 neck, prompt encoder, decoder, task prompt."""
+    """Layer of a parameter: 0 the patch embedding, i + 1 encoder block i, blocks + 1 everything behind the encoder."""
     if _EARLY.search(name):
         return 0
     block = _BLOCK.search(name)

@@ -80,7 +80,7 @@ def choices(protocol: Protocol) -> dict[str, str]:
 def encode_frame(model: Segmenter, frame: NDArray[np.uint8], hw: tuple[int, int]) -> Tensor:
     """Image embedding `[1, C, h, w]` of a padded model frame `[S, S, 3]` of which hw (height, width) is image."""
     device = model.task_prompt.device
-    image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].to(device)
+    image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).contiguous()[None].to(device)
     return model.encode(image, torch.tensor([hw], device=device))
 
 

@@ -1,4 +1,6 @@
-"""Training pairs of the refinement module: what SAM says of a human mask after one point, and whether that is good enough to learn from."""
+"""Training pairs of the refinement module: what SAM says of a human mask after one point, and whether it is good
+enough.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ class Pairs:
     """N proposals of SAM, one a human mask."""
 
     logits: Tensor  # [N, 1, L, L] low-resolution logits of the output closest to the human mask
-    fine: Tensor    # [N, 1, T, T] the same at the target's side
-    box: Tensor     # [N, 4] xyxy, model frame, around the proposal
-    point: Tensor   # [N, 2] xy, model frame: the prompt
-    iou: Tensor     # [N] with the human mask
-    good: Tensor    # [N] bool: passes the IoU threshold and SAM's own filters
+    fine: Tensor  # [N, 1, T, T] the same at the target's side
+    box: Tensor  # [N, 4] xyxy, model frame, around the proposal
+    point: Tensor  # [N, 2] xy, model frame: the prompt
+    iou: Tensor  # [N] with the human mask
+    good: Tensor  # [N] bool: passes the IoU threshold and SAM's own filters
 
 
 @torch.no_grad()

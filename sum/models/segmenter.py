@@ -12,7 +12,12 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-TASKS: dict[str, int] = {"unspecified": 0, "salient": 1, "entity": 2, "part": 3}  # rows of the task prompt (paper 3.2.4)
+TASKS: dict[str, int] = {
+    "unspecified": 0,
+    "salient": 1,
+    "entity": 2,
+    "part": 3,
+}  # rows of the task prompt (paper 3.2.4)
 
 PAD, NEGATIVE, POSITIVE, BOX_FIRST, BOX_SECOND = -1, 0, 1, 2, 3  # SAM's point labels; a box is its two corners
 
@@ -21,7 +26,8 @@ PAD, NEGATIVE, POSITIVE, BOX_FIRST, BOX_SECOND = -1, 0, 1, 2, 3  # SAM's point l
 class Prompts:
     """The prompts of N masks, padded to one length.
 
-    xy `[N, T, 2]` float, model frame; label `[N, T]` long: 1 on the object, 0 off it, 2 and 3 the two corners of a box, -1 padding
+    xy `[N, T, 2]` float, model frame; label `[N, T]` long: 1 on the object, 0 off it, 2 and 3 a box's corners, -1
+    padding
     (SAM always adds one padding point where there is no box); logits `[N, 1, L, L]` of the round before, or None.
     """
 
@@ -31,7 +37,9 @@ class Prompts:
 
     def __post_init__(self) -> None:
         if self.xy.shape != (*self.label.shape, 2):
-            raise ValueError(f"Prompts.xy has shape {tuple(self.xy.shape)}, wants {(*self.label.shape, 2)} to match label")
+            raise ValueError(
+                f"Prompts.xy has shape {tuple(self.xy.shape)}, wants {(*self.label.shape, 2)} to match label"
+            )
         if self.logits is not None and self.logits.shape[:2] != (len(self.xy), 1):
             raise ValueError(f"Prompts.logits has shape {tuple(self.logits.shape)}, wants ({len(self.xy)}, 1, L, L)")
 
@@ -70,7 +78,7 @@ class Prediction:
 
 
 class Segmenter(nn.Module):
-    """A stock SAM plus four task vectors `[4, C]`, zero at birth, so that an untuned Segmenter equals SAM bit for bit.
+    """A stock SAM plus four task vectors `[4, C]`, zero at birth: an untuned Segmenter equals SAM bit for bit.
 
     Row 0 (unspecified) is never trained: unlabelled images must keep asking for SAM's own behaviour.
     """
@@ -92,7 +100,8 @@ class Segmenter(nn.Module):
         return 4 * int(self.sam.prompt_encoder.image_embedding_size[0])
 
     def encode(self, image: Tensor, hw: Tensor) -> Tensor:
-        """image `[B, 3, S, S]` uint8 or float 0..255, hw `[B, 2]` the part of the frame that is image -> `[B, C, h, w]`.
+        """image `[B, 3, S, S]` uint8 or float 0..255, hw `[B, 2]` the part of the frame that is image -> `[B, C, h,
+        w]`.
 
         The padding becomes zero after normalisation, as in SAM.
         """
@@ -105,7 +114,7 @@ class Segmenter(nn.Module):
     def embed_points(self, prompts: Prompts) -> Tensor:
         """Sparse prompt embedding `[N, T, C]`, equal to SAM's for points, boxes and padding alike."""
         encoder = self.sam.prompt_encoder
-        xy = (prompts.xy.float() + 0.5) / self.side  # + 0.5: SAM shifts to the centre of the pixel
+        xy = ((prompts.xy + 0.5) / self.side).float()  # + 0.5: SAM shifts to the centre of the pixel
         position = encoder.pe_layer._pe_encoding(xy)
         label = prompts.label[..., None]
         position = torch.where(label == PAD, torch.zeros_like(position), position)
@@ -117,7 +126,8 @@ class Segmenter(nn.Module):
     ) -> Prediction:
         """Answer N prompts on B images.
 
-        embedding `[B, C, h, w]`; image_index `[N]`: the image of each prompt; task `[N]`: rows of the task prompt, None for none.
+        embedding `[B, C, h, w]`; image_index `[N]`: the image of each prompt; task `[N]`: rows of the task prompt, or
+        None.
         multimask: three outputs (after one prompt), else the single-mask output.
         """
         encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder

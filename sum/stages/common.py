@@ -5,19 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Literal
+
+import torch
 
 from sum.config import Config
 from sum.core.losses import LossWeights
 from sum.engine import LoopOptions
 from sum.rounds import Rounds
 from sum.settings import OptimConfig, RoundsConfig
+from sum.storage import S3, fetch
+
+WEIGHTS_CACHE = Path("work/weights")  # copies of base weights that lie in a bucket
 
 
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits naming settings and inputs: a work folder of this name was made from exactly these."""
     plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def base_weights(config: Config) -> Path:
+    """The local file of `model.checkpoint`, fetched first when it is an s3:// URL."""
+    uri = config.model.checkpoint
+    return fetch(uri, WEIGHTS_CACHE) if uri.startswith(S3) else Path(uri)
+
+
+def pick_device(name: str) -> torch.device:
+    """Where to compute: `device` of params.yaml, or for 'auto' the best that is there."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import torch
 
 from sum.data.frames import load_frame
 from sum.data.records import ImageRecord, Manifest, MaskRecord, decode_mask, encode_mask, read_manifest
@@ -37,8 +36,8 @@ from sum.models.refiner import Refiner, load_refiner
 from sum.models.segmenter import TASKS, Segmenter
 from sum.progress import track
 from sum.settings import Config, EvaluateConfig
-from sum.stages.common import fingerprint
-from sum.storage import S3, fetch, replace_file, replace_folder, write_json
+from sum.stages.common import base_weights, fingerprint, pick_device
+from sum.storage import replace_file, replace_folder, write_json
 from sum.tracking import run_of_weights
 
 MANIFEST = Path("data/manifest")
@@ -60,7 +59,7 @@ def run(config: Config, *, model: str) -> Path:
     protocol = _protocol(settings)
     benchmark = _benchmark()
     weights = _weights(config, model)
-    device = _device(config.device)
+    device = pick_device(config.device)
     segmenter = load_segmenter(weights, backbone=config.model.backbone).to(device).eval()
     sha256 = checkpoint.fingerprint(weights)
     with_maps = model == BASE and REFINER.is_file()
@@ -199,18 +198,11 @@ def _benchmark() -> Manifest:
 def _weights(config: Config, model: str) -> Path:
     """The local weights file of `model`."""
     if model == BASE:
-        uri = config.model.checkpoint
-        return fetch(uri, Path("work/weights")) if uri.startswith(S3) else Path(uri)
+        return base_weights(config)
     path = Path("data/models") / model / "model.safetensors"
     if not path.is_file():
         raise MissingInput(path, reader=f"evaluate@{model}", maker=f"finetune@{model}")
     return path
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _summary(folder: Path, settings: EvaluateConfig, *, seed: int) -> dict[str, Any]:

@@ -33,20 +33,22 @@ from sum.models.checkpoint import load_segmenter, save_segmenter
 from sum.models.segmenter import TASKS, Segmenter
 from sum.rounds import train_rounds
 from sum.settings import BudgetConfig
-from sum.stages.common import fingerprint, loop_options, round_options
+from sum.stages.common import base_weights, fingerprint, loop_options, round_options
 from sum.storage import replace_folder, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
-MANIFEST, LABELS, MAPS, MODELS = (Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty", "models"))
+MANIFEST, LABELS, MAPS, MODELS = (
+    Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty", "models")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
     """What a method of the paper's comparison switches (method.md section 8)."""
 
-    pseudo_labels: bool = True                             # mix in unlabelled images
-    uncertainty: bool = True                               # weigh losses and points by certainty
+    pseudo_labels: bool = True  # mix in unlabelled images
+    uncertainty: bool = True  # weigh losses and points by certainty
     task_prompt: Literal["first", "all", "off"] = "first"
 
 
@@ -62,7 +64,7 @@ def run(config: Config, *, budget: str) -> Path:
     entry = choose(config.budgets, budget, key="budgets")
     method = choose(METHODS, config.finetune.method, key="finetune.method")
     manifest = read_manifest(MANIFEST, reader="finetune")
-    base = Path(config.model.checkpoint)
+    base = base_weights(config)
     model = load_segmenter(base, backbone=config.model.backbone)
     facts = {
         "budget": budget,
@@ -100,17 +102,27 @@ def image_sources(
             f"{LABELS}: no pseudo-label for any image of {', '.join(entry.unlabelled)}. "
             "Lower pseudo_label.pred_iou_thresh or stability_thresh, or use finetune.method=human_only."
         )
-    log.info("%d images with human masks, %d with pseudo-labels (%d without any)", len(human), len(pseudo), pseudo.empty)
+    log.info(
+        "%d images with human masks, %d with pseudo-labels (%d without any)", len(human), len(pseudo), pseudo.empty
+    )
     return [human, pseudo]
 
 
 def train(
-    config: Config, loop: Loop, sources: list[ImageSource], *, entry: BudgetConfig, method: MethodOptions, on_row: Callable[[Row], None]
+    config: Config,
+    loop: Loop,
+    sources: list[ImageSource],
+    *,
+    entry: BudgetConfig,
+    method: MethodOptions,
+    on_row: Callable[[Row], None],
 ) -> None:
     """Bring the loop to its last step."""
     optim = config.finetune.optim
     shares = [entry.human_per_unlabelled, 1][: len(sources)]
-    mixture = Mixture(sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks)
+    mixture = Mixture(
+        sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
+    )
     rounds = round_options(config.finetune.rounds, task_prompt=method.task_prompt)
 
     def batches(start: int) -> Iterator[TrainBatch]:
@@ -161,14 +173,20 @@ def log_row(record: tracking.Run | None) -> Callable[[Row], None]:
     return send
 
 
-def publish(config: Config, loop: Loop, *, budget: str, facts: dict[str, str], record: tracking.Run, seconds: float) -> None:
+def publish(
+    config: Config, loop: Loop, *, budget: str, facts: dict[str, str], record: tracking.Run, seconds: float
+) -> None:
     """Write data/models/BUDGET whole: weights, history, summary, and where MLflow has them."""
     model = loop.finish()
     assert isinstance(model, Segmenter)
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
     summary = {**facts, "steps": loop.step, "trained": sum_parameters(model), "final": tail_means(history)}
-    cost = {"seconds_this_session": seconds, "seconds": float(history["seconds"].sum()), "peak_memory_mb": peak_memory_mb()}
+    cost = {
+        "seconds_this_session": seconds,
+        "seconds": float(history["seconds"].sum()),
+        "peak_memory_mb": peak_memory_mb(),
+    }
     with replace_folder(MODELS / budget) as folder:
         weights = folder / "model.safetensors"
         digest = save_segmenter(weights, model, about=about)
@@ -177,7 +195,9 @@ def publish(config: Config, loop: Loop, *, budget: str, facts: dict[str, str], r
         record.log_metrics(cost, step=loop.step)
         for name in ("history.csv", "summary.json"):
             record.log_file(folder / name)
-        model_id = record.log_model(weights, name=f"ft-{budget}", fingerprint=digest, params=about, tags={"budget": budget})
+        model_id = record.log_model(
+            weights, name=f"ft-{budget}", fingerprint=digest, params=about, tags={"budget": budget}
+        )
         write_json(folder / "run.json", {"run_id": record.id, "model_id": model_id, "fingerprint": digest, **cost})
 
 

@@ -1,4 +1,4 @@
-"""Rebuild the base weights of `tiny`: SAM's interactive training on masks that have lost their thin structures and small holes.
+"""Rebuild the base weights of `tiny`: SAM's interactive training on masks without thin structures and small holes.
 
 `python -m sum pretrain` takes hours on a CPU; it can be stopped at any time and goes on from its last checkpoint.
 """
@@ -24,7 +24,6 @@ from sum.models.segmenter import Segmenter
 from sum.rounds import train_rounds
 from sum.stages.common import fingerprint, loop_options, round_options
 
-
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +34,9 @@ def run(config: Config) -> Path:
     side = backbone.side
     loss_side = settings.rounds.loss_side or side
     work = Path("work/pretrain") / fingerprint(settings, config.seed)
-    scenes = CoarseScenes.made(work, count=settings.scenes, seed=settings.seed, coarsen=settings.coarsen, side=side, loss_side=loss_side)
+    scenes = CoarseScenes.made(
+        work, count=settings.scenes, seed=settings.seed, coarsen=settings.coarsen, side=side, loss_side=loss_side
+    )
     sources: list[ImageSource] = [scenes]
     shares = [1]
     if settings.manifest is not None:
@@ -43,11 +44,16 @@ def run(config: Config) -> Path:
         sources.append(CoarseManifest(manifest, coarsen=settings.coarsen, side=side, loss_side=loss_side))
         shares.append(1)
     torch.manual_seed(config.seed)
-    model = Segmenter(backbone.build(), backbone="tiny")
+    if settings.start is None:
+        model = Segmenter(backbone.build(), backbone="tiny")
+    else:
+        model = load_segmenter(settings.start, backbone="tiny")
     model.task_prompt.requires_grad_(False)
     loop = Loop(model, options=loop_options(settings.optim, config), folder=work)
     optim = settings.optim
-    mixture = Mixture(sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks)
+    mixture = Mixture(
+        sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
+    )
     interactive = round_options(settings.rounds, task_prompt="off")
     single = replace(interactive, count=1)
 
@@ -56,7 +62,9 @@ def run(config: Config) -> Path:
 
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         rounds = single if state.step < settings.single_round_steps else interactive
-        return train_rounds(model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast)
+        return train_rounds(
+            model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
+        )
 
     loop.run(batches, step, title="pretrain")
     output = Path(settings.output)

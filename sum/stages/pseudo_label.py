@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sum.data.images import read_image
@@ -29,8 +28,8 @@ from sum.models.generator import GeneratorSettings, generate
 from sum.models.segmenter import Segmenter
 from sum.progress import track
 from sum.settings import Config
-from sum.stages.common import fingerprint
-from sum.storage import S3, fetch, sha256_file
+from sum.stages.common import base_weights, fingerprint, pick_device
+from sum.storage import sha256_file
 
 MANIFEST = Path("data/manifest")
 REPORT = Path("data/validation/report.json")
@@ -53,9 +52,8 @@ def run(config: Config) -> Path:
         raise MissingInput(REPORT, reader=LABELS, maker="validate")
     size = config.pseudo_label.shard_images
     shards = {shard_name(start // size): images[start : start + size] for start in range(0, len(images), size)}
-    uri = config.model.checkpoint
-    weights = fetch(uri, CACHE) if uri.startswith(S3) else Path(uri)
-    model = load_segmenter(weights, backbone=config.model.backbone).to(_device(config.device))
+    weights = base_weights(config)
+    model = load_segmenter(weights, backbone=config.model.backbone).to(pick_device(config.device))
     digest = weights_fingerprint(weights)
     inputs = [[record.image_id, record.sha256] for record in images]
     work = WORK / fingerprint(config.pseudo_label, config.model.backbone, digest, inputs)
@@ -138,10 +136,3 @@ def _summary(infos: Sequence[ShardInfo], config: Config) -> dict[str, object]:
         "masks_per_image": {"median": median(counts), "min": min(counts), "max": max(counts)} if counts else None,
         "masks_per_prompt": round(sum(counts) / prompts, 6) if prompts else None,
     }
-
-
-def _device(name: str) -> torch.device:
-    """Where to compute: `device` of params.yaml, or for 'auto' the best that is there."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")

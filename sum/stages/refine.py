@@ -1,4 +1,6 @@
-"""Train the mask-refinement module (paper 3.2.3, Appendix D) and measure on held-out images what it does to SAM's masks."""
+"""Train the mask-refinement module (paper 3.2.3, Appendix D); measure on held-out images what it does to SAM's
+masks.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import TASKS, Segmenter
 from sum.progress import track
 from sum.rounds import valid_pixels
-from sum.stages.common import fingerprint, loop_options
+from sum.stages.common import base_weights, fingerprint, loop_options
 from sum.storage import replace_folder, write_json
 
 log = logging.getLogger(__name__)
@@ -42,12 +44,14 @@ def run(config: Config) -> Path:
     settings = config.refine
     manifest = read_manifest(MANIFEST, reader="refine").select(split="train")
     learn, measure = divide(manifest, share=settings.holdout_share)
-    base_path = Path(config.model.checkpoint)
+    base_path = base_weights(config)
     base = load_segmenter(base_path, backbone=config.model.backbone).requires_grad_(False)
     base_hash = file_fingerprint(base_path)
     images = HumanImages(learn, side=base.side, loss_side=base.side, tasks=TASKS)
     if not len(images):
-        raise DataError("refine: no human mask in any data set of split 'train'; the refinement module learns from those")
+        raise DataError(
+            "refine: no human mask in any data set of split 'train'; the refinement module learns from those"
+        )
     work = Path("work/refine") / fingerprint(settings, config.seed, config.model, base_hash, learn.fingerprint)
     loop = Loop(Refiner(base), options=loop_options(settings.optim, config), folder=work)
     base.to(loop.accelerator.device)
@@ -75,19 +79,21 @@ def run(config: Config) -> Path:
 def divide(manifest: Manifest, *, share: float) -> tuple[Manifest, Manifest]:
     """Images to learn from and held-out images, with their masks."""
     out = {image.image_id: held_out(image.image_id, share=share) for image in manifest.images}
-    parts = []
-    for wanted in (False, True):
-        parts.append(
-            Manifest(
-                [image for image in manifest.images if out[image.image_id] == wanted],
-                [mask for mask in manifest.masks if out[mask.image_id] == wanted],
-            )
-        )
-    return parts[0], parts[1]
+
+    def part(wanted: bool) -> Manifest:
+        images = [image for image in manifest.images if out[image.image_id] == wanted]
+        return Manifest(images, [mask for mask in manifest.masks if out[mask.image_id] == wanted])
+
+    return part(False), part(True)
 
 
 def refine_step(
-    loop: Loop, batch: TrainBatch, generator: torch.Generator, *, base: Segmenter, thresholds: tuple[float, float, float]
+    loop: Loop,
+    batch: TrainBatch,
+    generator: torch.Generator,
+    *,
+    base: Segmenter,
+    thresholds: tuple[float, float, float],
 ) -> dict[str, Tensor]:
     """Loss of the refined masks of a batch against the human masks, over the pairs worth learning from."""
     refiner = loop.model
@@ -100,7 +106,11 @@ def refine_step(
         return scalars
     with loop.autocast():
         refined = refiner(
-            embedding, batch.image_index[kept], sam_logits=pairs.logits[kept], box=pairs.box[kept], point=pairs.point[kept]
+            embedding,
+            batch.image_index[kept],
+            sam_logits=pairs.logits[kept],
+            box=pairs.box[kept],
+            point=pairs.point[kept],
         )
     side = batch.mask.shape[-1]
     fine = F.interpolate(refined.float(), (side, side), mode="bilinear", align_corners=False)
@@ -110,14 +120,25 @@ def refine_step(
 
 
 def pairs_of(
-    base: Segmenter, embedding: Tensor, batch: TrainBatch, *, generator: torch.Generator, thresholds: tuple[float, float, float]
+    base: Segmenter,
+    embedding: Tensor,
+    batch: TrainBatch,
+    *,
+    generator: torch.Generator,
+    thresholds: tuple[float, float, float],
 ) -> Pairs:
     """SAM's proposals for the masks of a batch, each from one point drawn uniformly over the mask."""
     xy, found = sample_points(batch.mask * batch.certainty, generator=generator)
     scale = base.side / batch.mask.shape[-1]
     point = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
     return propose(
-        base, embedding, batch.image_index, point=point, target=batch.mask, valid=valid_pixels(batch), thresholds=thresholds
+        base,
+        embedding,
+        batch.image_index,
+        point=point,
+        target=batch.mask,
+        valid=valid_pixels(batch),
+        thresholds=thresholds,
     )
 
 
@@ -127,7 +148,8 @@ def measure_refiner(
 ) -> pd.DataFrame:
     """One row a held-out mask whose proposal passes the filters; metrics in the model frame.
 
-    Columns: task, iou_sam, iou_refined, boundary_sam, boundary_refined, and for c in (0.6, 0.8) the pixels of the proposal's box above c
+    Columns: task, iou_sam, iou_refined, boundary_sam, boundary_refined, and for c in (0.6, 0.8) the pixels of the
+    proposal's box above c
     and not (certain_C, uncertain_C) and how many of each are right (certain_right_C, uncertain_right_C).
     """
     images = HumanImages(manifest, side=base.side, loss_side=base.side, tasks=TASKS)
@@ -143,18 +165,27 @@ def measure_refiner(
         if not len(kept):
             continue
         refined = refiner(
-            embedding, batch.image_index[kept], sam_logits=pairs.logits[kept], box=pairs.box[kept], point=pairs.point[kept]
+            embedding,
+            batch.image_index[kept],
+            sam_logits=pairs.logits[kept],
+            box=pairs.box[kept],
+            point=pairs.point[kept],
         )
         fine = F.interpolate(refined.float(), pairs.fine.shape[-2:], mode="bilinear", align_corners=False)
         certainty = 1 - refinement(pairs.fine[kept], fine)
         valid = valid_pixels(batch)[kept]
         for k, number in enumerate(kept.tolist()):
-            parts = [t[k, 0].cpu().numpy() for t in (batch.mask[kept] > 0.5, pairs.fine[kept] > 0, fine > 0, certainty, valid)]
+            parts = [
+                t[k, 0].cpu().numpy()
+                for t in (batch.mask[kept] > 0.5, pairs.fine[kept] > 0, fine > 0, certainty, valid)
+            ]
             rows.append({"task": names[int(batch.task[number])], **compare(*parts)})
     return pd.DataFrame(rows)
 
 
-def compare(truth: np.ndarray, sam: np.ndarray, refined: np.ndarray, certainty: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+def compare(
+    truth: np.ndarray, sam: np.ndarray, refined: np.ndarray, certainty: np.ndarray, valid: np.ndarray
+) -> dict[str, float]:
     """Figures of one mask; all `[T, T]`, bool but for certainty."""
     truth, sam, refined = truth & valid, sam & valid, refined & valid
     row = {
@@ -173,7 +204,9 @@ def compare(truth: np.ndarray, sam: np.ndarray, refined: np.ndarray, certainty: 
 
 
 def summarise(rows: pd.DataFrame, history: list[dict[str, float]]) -> dict[str, object]:
-    """The report (Fig. 7, Fig. 9, Table 3 of the paper): means a task, share made worse, accuracy of certain and uncertain pixels."""
+    """The report (Fig. 7, Fig. 9, Table 3 of the paper): means a task, share made worse, accuracy of certain and
+    uncertain pixels.
+    """
     last = pd.DataFrame(history).tail(20)
     report: dict[str, object] = {
         "steps": len(history),
@@ -183,12 +216,17 @@ def summarise(rows: pd.DataFrame, history: list[dict[str, float]]) -> dict[str, 
     }
     groups = {"all": rows, **dict(iter(rows.groupby("task")))} if len(rows) else {}
     for name, part in groups.items():
-        figures = {column: float(part[column].mean()) for column in ("iou_sam", "iou_refined", "boundary_sam", "boundary_refined")}
+        figures = {
+            column: float(part[column].mean())
+            for column in ("iou_sam", "iou_refined", "boundary_sam", "boundary_refined")
+        }
         figures["worse_share"] = float((part["iou_refined"] < part["iou_sam"]).mean())
         for cut in (0.6, 0.8):
             for kind in ("certain", "uncertain"):
                 count = float(part[f"{kind}_{cut}"].sum())
-                figures[f"{kind}_pixel_share_{cut}"] = count / float(part[f"certain_{cut}"].sum() + part[f"uncertain_{cut}"].sum())
+                figures[f"{kind}_pixel_share_{cut}"] = count / float(
+                    part[f"certain_{cut}"].sum() + part[f"uncertain_{cut}"].sum()
+                )
                 if count:
                     figures[f"{kind}_accuracy_{cut}"] = float(part[f"{kind}_right_{cut}"].sum()) / count
         report[str(name)] = {"masks": len(part), **{key: round(value, 5) for key, value in figures.items()}}

@@ -33,7 +33,7 @@ class Measured:
     """One model's figures on the benchmark."""
 
     figures: dict[str, dict[str, float]]  # task -> data set -> mean over masks and the gate's rounds
-    benchmark: str                        # names metric, rounds and masks: the same, or figures do not compare
+    benchmark: str  # names metric, rounds and masks: the same, or figures do not compare
 
 
 def run(config: Config, *, budget: str) -> Path:

@@ -31,8 +31,8 @@ from sum.models.refiner import Refiner, load_refiner
 from sum.models.segmenter import Segmenter
 from sum.progress import track
 from sum.settings import Config
-from sum.stages.common import fingerprint
-from sum.storage import fetch, sha256_file
+from sum.stages.common import base_weights, fingerprint, pick_device
+from sum.storage import sha256_file
 
 MANIFEST = Path("data/manifest")
 LABEL_FOLDER = Path("data/pseudo_labels")
@@ -55,7 +55,7 @@ def run(config: Config) -> Path:
     method = choose(METHODS, config.uncertainty.method, key="uncertainty.method")
     images = {record.image_id: record for record in read_manifest(MANIFEST, reader=UNCERTAINTY).images}
     store = LabelStore(LABEL_FOLDER, reader=UNCERTAINTY)
-    weights = fetch(config.model.checkpoint, CACHE)
+    weights = base_weights(config)
     refines = config.uncertainty.method not in WITHOUT_REFINER
     needed = {LABEL_FOLDER / SUMMARY: LABELS} | ({REFINER: "refine"} if refines else {})
     for path, maker in needed.items():
@@ -132,10 +132,7 @@ class _Mapper:
 
 
 def _load(config: Config, weights: Path) -> _Refinery:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = load_segmenter(weights, backbone=config.model.backbone).to(name)
+    model = load_segmenter(weights, backbone=config.model.backbone).to(pick_device(config.device))
     return _Refinery(model, load_refiner(REFINER, base=model))
 
 

@@ -1,8 +1,11 @@
-"""Weights files: what is written is read back; what is not ours or Meta's is refused by name, before anything is loaded."""
+"""Weights files: what is written is read back; what is not ours or Meta's is refused by name, before anything is
+loaded."""
 
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +55,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": _Evil(marker)}, tmp_path / "evil.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(_Evil(marker)))
     for name in ("evil.pth", "raw.pth"):
-        with pytest.raises(CheckpointError, match=f"{name}.*(refused|not a PyTorch checkpoint)"):
+        with pytest.raises(CheckpointError, match=rf"{name}.*(refused|not a PyTorch checkpoint)"):
             load_segmenter(tmp_path / name, backbone="tiny")
     assert not marker.exists()
 
@@ -76,7 +79,7 @@ def test_another_backbone_is_named(model: Segmenter, tmp_path: Path) -> None:
     state.pop("mask_decoder.iou_token.weight")
     state["image_encoder.blocks.0.attn.rel_pos_h"] = torch.zeros(1)
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="is not of backbone 'tiny'.*iou_token.*rel_pos_h.*model.checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is not of backbone 'tiny'.*iou_token.*rel_pos_h.*model.checkpoint"):
         load_segmenter(tmp_path / "other.pth", backbone="tiny")
 
 
@@ -88,7 +91,7 @@ def test_another_shape_is_named(model: Segmenter, tmp_path: Path) -> None:
 
 
 def test_an_absent_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such weights file.*model.checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no such weights file.*model.checkpoint"):
         load_segmenter(tmp_path / "none.safetensors", backbone="tiny")
 
 
@@ -104,3 +107,14 @@ def test_nan_is_never_written(model: Segmenter, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NaN"):
         save_segmenter(tmp_path / "nan.safetensors", broken, about={})
     assert not (tmp_path / "nan.safetensors").exists()
+
+
+def test_the_same_weights_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from sum.models.checkpoint import save_tensors\n"
+        "about = {name: name for name in 'abcdefgh'}\n"
+        "sys.stdout.write(save_tensors(Path(sys.argv[1]), {'x': torch.arange(3.0), 'w': torch.ones(2)}, about=about))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.safetensors")]
+    digests = {subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(3)}
+    assert digests == {fingerprint(tmp_path / "x.safetensors")}

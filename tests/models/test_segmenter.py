@@ -32,7 +32,10 @@ def test_decode_equals_sam_predictor(model: Segmenter, predictor: SamPredictor, 
     xy, label = torch.tensor([[[30.0, 40.0], [100.0, 12.0]]]), torch.tensor([[1, 0]])
     box, logits = torch.tensor([[10.0, 20.0, 90.0, 70.0]]), torch.randn(1, 1, 64, 64)
     ours, theirs = {
-        "point": (Prompts.from_points(xy[:, :1], label[:, :1]), {"point_coords": xy[:, :1], "point_labels": label[:, :1]}),
+        "point": (
+            Prompts.from_points(xy[:, :1], label[:, :1]),
+            {"point_coords": xy[:, :1], "point_labels": label[:, :1]},
+        ),
         "points": (Prompts.from_points(xy, label), {"point_coords": xy, "point_labels": label}),
         "box": (Prompts.from_boxes(box), {"point_coords": None, "point_labels": None, "boxes": box}),
         "box+point": (
@@ -67,7 +70,10 @@ def test_prompts_of_several_images_share_a_call(model: Segmenter) -> None:
     together = model.decode(embedding, index, prompts, multimask=True)
     for n in range(4):
         alone = model.decode(
-            embedding[index[n]][None], torch.tensor([0]), Prompts(prompts.xy[n : n + 1], prompts.label[n : n + 1]), multimask=True
+            embedding[index[n]][None],
+            torch.tensor([0]),
+            Prompts(prompts.xy[n : n + 1], prompts.label[n : n + 1]),
+            multimask=True,
         )
         torch.testing.assert_close(together.logits[n : n + 1], alone.logits, atol=1e-5, rtol=1e-5)
 
@@ -86,7 +92,9 @@ def test_task_zero_is_stock_sam_bit_for_bit_even_after_training(model: Segmenter
 
 def test_row_zero_of_the_task_prompt_gets_no_gradient(model: Segmenter) -> None:
     prompts = Prompts.from_points(torch.full((2, 1, 2), 50.0), torch.ones(2, 1, dtype=torch.int64))
-    out = model.decode(torch.randn(1, 64, 16, 16), torch.tensor([0, 0]), prompts, multimask=True, task=torch.tensor([0, 2]))
+    out = model.decode(
+        torch.randn(1, 64, 16, 16), torch.tensor([0, 0]), prompts, multimask=True, task=torch.tensor([0, 2])
+    )
     (gradient,) = torch.autograd.grad(out.logits.square().sum(), model.task_prompt)
     assert gradient[0].abs().max() == 0
     assert gradient[2].abs().max() > 0
