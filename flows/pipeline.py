@@ -20,8 +20,10 @@ from prefect.tasks import Task
 from flows.dvc import Outcome, StageRefused, run_stage
 from flows.results import all_done, pointers, result_rows
 from sum.cli import STAGES
-from sum.config import load_config
+from sum.commands import LOCAL, compare_page
+from sum.config import Config, load_config
 from sum.errors import choose
+from sum.registry import START_PAGE
 
 NO_FLOW = ("pretrain", "report")  # by hand; when all budgets are done
 
@@ -68,17 +70,18 @@ def sum_flow(budget: str = "large") -> dict[str, str]:
     project = Path.cwd()
     if all_done(project, budgets=config.budgets):
         done["report"] = dvc_stage("report")
-    show(project, budget=budget, models=["base", *config.budgets], tracking_uri=config.tracking.uri)
+    show(project, config, budget=budget)
     return {stage: str(outcome) for stage, outcome in done.items()}
 
 
-def show(project: Path, *, budget: str, models: list[str], tracking_uri: str) -> None:
-    """Put results and links where the UI shows them."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
+def show(project: Path, config: Config, *, budget: str) -> None:
+    """Put results and links where Prefect's pages show them."""
+    budgets = list(config.budgets)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri
+    server = uri.rstrip("/") if uri.startswith("http") else LOCAL
+    compare = compare_page(project, model=config.tracking.model, budgets=budgets)
     name = re.sub(r"[^a-z0-9-]", "-", budget.lower())  # what Prefect takes as a key
-    rows = result_rows(project, models=models)
+    rows = result_rows(project, models=["base", *budgets])
     create_table_artifact(rows, key=f"results-{name}", description="Oracle output, mean over all data sets, %")
-    create_markdown_artifact(pointers(project, budget=budget, tracking_uri=uri), key=f"links-{name}")
-    page = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-    link = f"{page}/?workflowType=machine_learning"
-    create_link_artifact(link, link_text="MLflow", key="mlflow", description="`make ui` starts it")
+    create_markdown_artifact(pointers(project, budget=budget, server=server, compare=compare), key=f"links-{name}")
+    create_link_artifact(f"{server}{compare or START_PAGE}", link_text="MLflow", key="mlflow")

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sum.commands import LOCAL
+from sum.registry import START_PAGE
+
 Row = dict[str, str]
 
 
@@ -23,14 +26,16 @@ def result_rows(project: Path, *, models: Iterable[str]) -> list[Row]:
     return rows
 
 
-def pointers(project: Path, *, budget: str, tracking_uri: str) -> str:
-    """Markdown: report, MLflow, versions and the reasons of the gate."""
+def pointers(project: Path, *, budget: str, server: str, compare: str | None) -> str:
+    """Markdown: report, MLflow, versions and the reasons of the gate.
+
+    server: MLflow's address; compare: the path of its page that compares the budgets, if there is something to compare.
+    """
     report = project / "data" / "report" / "index.html"
     lines = [f"- Report: {report.as_uri() if report.is_file() else 'when all budgets are done (`dvc repro report`)'}"]
-    if tracking_uri.startswith("http"):
-        lines.append(f"- MLflow: {tracking_uri}/?workflowType=machine_learning")
-    else:
-        lines.append("- MLflow: `make ui`, then http://127.0.0.1:5000/?workflowType=machine_learning")
+    lines.append(f"- MLflow: {server}{START_PAGE}{' after `make ui`' if server == LOCAL else ''}")
+    if compare is not None:
+        lines.append(f"- All budgets side by side: {server}{compare}")
     verdict = _read(project / "data" / "registry" / f"{budget}.json")
     if verdict is not None:
         versions = ", ".join(f"{name} version {number}" for name, number in verdict["versions"].items())

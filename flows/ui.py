@@ -9,6 +9,7 @@ from flows.ports import HOST, chosen_port, require_free
 from sum.cli import QUIET
 from sum.config import load_config
 from sum.errors import ConfigError, SumError
+from sum.registry import START_PAGE
 
 PORT, PORT_VARIABLE = 5000, "SUM_MLFLOW_PORT"
 
@@ -24,7 +25,7 @@ def main() -> int:
     except SumError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"Open http://{HOST}:{port}/?workflowType=machine_learning   Ctrl-C stops it.\n")
+    sys.stdout.write(f"Open http://{HOST}:{port}{START_PAGE}   Ctrl-C stops it.\n")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     return os.execve(sys.executable, command, {**os.environ, **QUIET})  # noqa: S606  # Ctrl-C is MLflow's from here on

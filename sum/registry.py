@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from sum.tracking import URI, connect, or_none, refusals
 
+MODE = "workflowType=machine_learning"  # MLflow's pages open in GenAI mode without it; it belongs behind the #
+START_PAGE = f"/#/experiments?{MODE}"
 SHOWN_TAG = "mlflow.modelVersions"  # on a logged model: what the UI's Models table links to
 
 
@@ -95,6 +97,6 @@ def _as_default(client: Any) -> Iterator[None]:
 
 
 def compare_link(name: str, runs: Mapping[str, str]) -> str:
-    """The part of a UI address that compares versions of registered model `name`; runs: version number -> run id."""
+    """The path of MLflow's page that compares versions of registered model `name`; runs: version number -> run id."""
     versions = quote(json.dumps(dict(runs), separators=(",", ":")))
-    return f"/?workflowType=machine_learning#/compare-model-versions?name={quote(json.dumps(name))}&runs={versions}"
+    return f"/#/compare-model-versions?name={quote(json.dumps(name))}&runs={versions}&{MODE}"

@@ -131,8 +131,8 @@ class Run:
     def log_evaluation(self, metrics: Mapping[str, Mapping[str, float]], *, digest: str) -> None:
         """Log the benchmark: data set name -> metric -> value, on the logged model and on the run.
 
-        digest: the benchmark's, the same for all models, so that all lie in one column. Raises TrackingError without a
-        logged model.
+        digest: the benchmark's, the same for all models, so that all lie in one column. What MLflow shows of a metric
+        without a data set is that of `all`, which goes last. Raises TrackingError without a logged model.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
@@ -140,7 +140,8 @@ class Run:
             raise TrackingError(f"run {self.id} has no logged model to evaluate")
         start, short = int(time.time() * 1000), digest[:36]
         rows, inputs = [], []
-        for now, (dataset, values) in enumerate(metrics.items(), start):  # MLflow wants (metric, time) once a model
+        ordered = sorted(metrics.items(), key=lambda entry: entry[0] == "all")
+        for now, (dataset, values) in enumerate(ordered, start):  # MLflow wants (metric, time) once a model
             about = Dataset(dataset, short, source_type="local", source=json.dumps({"uri": "data/manifest"}))
             inputs.append(DatasetInput(about, [InputTag("mlflow.data.context", "eval")]))
             for key, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -177,6 +178,13 @@ def test_results_prints_table_report_and_mlflow(project, capsys):
     assert "| base | 0.5 |" in told
     assert "data/report/index.html" in told
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in told
+    assert "Compare" not in told
+    for number, budget in enumerate(("small", "large"), 1):
+        path = project / "data" / "registry" / f"{budget}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"versions": {"sum": str(number)}, "run_id": f"run{number}"}))
+    assert main(["results"]) == 0
+    assert "Compare: http://127.0.0.1:5000/#/compare-model-versions" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_with_130(project):

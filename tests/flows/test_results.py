@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from flows.results import all_done, pointers, result_rows
+from sum.commands import LOCAL
 
 
 def write(path: Path, value: object) -> None:
@@ -22,19 +23,23 @@ def test_rows_of_what_has_been_evaluated(tmp_path):
         {"model": "base", "iou@1": "50.00", "iou@3": "61.00", "gate": "-"},
         {"model": "small", "iou@1": "60.00", "iou@3": "70.00", "gate": "promoted"},
     ]
-    assert "sum version 1; promoted: gain" in pointers(tmp_path, budget="small", tracking_uri="sqlite:///mlflow.db")
+    assert "sum version 1; promoted: gain" in pointers(tmp_path, budget="small", server=LOCAL, compare=None)
     assert all_done(tmp_path, budgets=["small"])
     assert not all_done(tmp_path, budgets=["small", "large"])
 
 
 def test_pointers_before_anything_is_there(tmp_path):
-    text = pointers(tmp_path, budget="small", tracking_uri="http://tracking:5000")
+    text = pointers(tmp_path, budget="small", server="http://tracking:5000", compare="/#/compare")
     assert "dvc repro report" in text
-    assert "http://tracking:5000/?workflowType=machine_learning" in text
+    assert "http://tracking:5000/#/experiments?workflowType=machine_learning" in text
+    assert "http://tracking:5000/#/compare" in text
+    assert "make ui" not in text
 
 
 def test_the_report_is_linked_as_a_file(tmp_path):
     page = tmp_path / "data/report/index.html"
     page.parent.mkdir(parents=True)
     page.touch()
-    assert page.as_uri() in pointers(tmp_path, budget="small", tracking_uri="sqlite:///mlflow.db")
+    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None)
+    assert page.as_uri() in text
+    assert "make ui" in text
