@@ -26,7 +26,7 @@ test: $(INSTALLED)
 	pytest
 
 slow: $(INSTALLED)
-	pytest -m slow --timeout 900
+	pytest -m "slow and not gpu" --timeout 900
 
 lint: $(INSTALLED)
 	ruff check .

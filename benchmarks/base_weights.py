@@ -1,8 +1,8 @@
 """Figures of the base weights on held-out demo scenes, for their model card: python benchmarks/base_weights.py [SCENES]
 
-Oracle 1-point mIoU a task (the best of three outputs; the point farthest from the boundary) and automatic mask generation with the
-thresholds of params.yaml: masks a scene, and the share that matches a true entity or part with IoU >= 0.7. The scenes are those of
-the demo's test sets; pre-training never saw them.
+Oracle 1-point mIoU a task (the best of three outputs; the point farthest from the boundary) and automatic mask
+generation with the thresholds of params.yaml: masks a scene, and the share that matches a true entity or part with
+IoU >= 0.7. The scenes are those of the demo's entity test set and on from there; pre-training never saw them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from sum.config import load_config
+from sum.core.geometry import logits_to_image
 from sum.core.metrics import iou
 from sum.core.prompts import farthest_point
-from sum.core.geometry import logits_to_image
 from sum.data.demo import Scene
 from sum.data.demo_files import set_scene
 from sum.data.records import decode_mask
@@ -74,7 +74,8 @@ def main() -> None:
         oracle = statistics.mean(o for t, o, _ in rows if t == task)
         own = statistics.mean(c for t, _, c in rows if t == task)
         print(f"{task:8} 1 point: oracle mIoU {100 * oracle:.1f}, the model's own choice {100 * own:.1f}")
-    print(f"automatic masks: median {statistics.median(yields)} a scene, {total} in {count} scenes, {100 * matched / max(total, 1):.1f} % match")
+    share = 100 * matched / max(total, 1)
+    print(f"automatic masks: median {statistics.median(yields)} a scene, {total} in all, {share:.1f} % match")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """The training loop over a model, a step and batches; stops at any moment and goes on as if nothing had happened.
 
 A checkpoint is one safetensors file: parameters, AdamW's moments, the averaged weights, and the history so far. The
-batch, the
-random numbers and the learning rate of step t are functions of t, so nothing else has to be remembered.
+batch, the random numbers and the learning rate of step t are functions of t, so nothing else has to be remembered.
 The only module that knows Accelerate.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
+from sum.errors import TrainingDiverged
 from sum.models.groups import parameter_groups
 from sum.progress import track
 from sum.storage import write_atomic
@@ -166,6 +168,11 @@ class Loop:
                 p.grad = piece.view_as(p).clone()
         limit = self.options.clip_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(values, limit))
+        if not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"step {self.step}: the norm of the gradient is {norm}; checkpoints in {self.folder} are from before. "
+                "Lower optim.lr, or set optim.clip_norm."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
@@ -186,18 +193,23 @@ class Loop:
         for value, state in self.optimizer.state.items():
             tensors |= {f"adam.{key}.{self.names[id(value)]}": t for key, t in state.items()}
         tensors = {name: t.contiguous().cpu() for name, t in tensors.items()}
-        header = {"step": str(self.step), "history": json.dumps(self.history)}
+        header = {"step": str(self.step), "history": json.dumps(self.history), "digest": _digest(tensors)}
         write_atomic(self.folder / f"checkpoint-{self.step:07d}.safetensors", save(tensors, metadata=header))
         for old in sorted(self.folder.glob("checkpoint-*.safetensors"))[:-2]:
             old.unlink()
 
     def resume(self) -> None:
         """Take up the newest checkpoint that can be read; a damaged one is named in the log and passed over."""
+        if self.accelerator.is_main_process:
+            for left in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed while writing
+                left.unlink()
         for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
             try:
                 with safe_open(path, framework="pt") as file:
                     header = file.metadata()
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                if (header or {}).get("digest") != _digest(tensors):
+                    raise OSError("its content does not match its digest")
             except (SafetensorError, OSError) as error:
                 log.warning("%s cannot be read (%s): going back to the checkpoint before it", path, error)
                 continue
@@ -222,3 +234,11 @@ class Loop:
         for name, state in moments.items():
             self.optimizer.state[parameters[name]] = state
         self.step, self.history = int(header["step"]), json.loads(header["history"])
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names and bytes of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,8 @@
     |-- CheckpointError    weights of another model, truncated, or not weights at all
     |-- StorageError       a disk or bucket that does not take or give bytes
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
-    `-- TrackingError      the MLflow server does not answer or refuses
+    |-- TrackingError      the MLflow server does not answer or refuses
+    `-- TrainingDiverged   a gradient is NaN or infinite
 
 Every message says what, where, expected, found, and which command helps.
 """
@@ -57,6 +58,10 @@ class ValidationFailed(SumError, ValueError):
 
 class TrackingError(SumError, RuntimeError):
     """The MLflow tracking server is absent or refuses."""
+
+
+class TrainingDiverged(SumError, ArithmeticError):
+    """A gradient is NaN or infinite: going on would spoil the checkpoints."""
 
 
 def choose(table: Mapping[str, T], name: str, *, key: str) -> T:

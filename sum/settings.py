@@ -12,14 +12,11 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from sum.limits import at_least, require, share
+from sum.training_settings import FinetuneConfig, PretrainConfig, RefineConfig
+
 _STRICT = ConfigDict(extra="forbid")
 Task = Literal["unspecified", "salient", "entity", "part"]
-Method = Literal["sum", "vanilla", "human_only"]
-
-
-def _require(good: bool, message: str) -> None:
-    if not good:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +24,7 @@ class ModelConfig:
     """Which SAM is tuned."""
 
     __pydantic_config__ = _STRICT
-    backbone: str = "tiny"  # a name of sum.models.backbones.BACKBONES
+    backbone: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny"  # a name of sum.models.backbones.BACKBONES
     checkpoint: str = "sum/models/weights/tiny.safetensors"  # our .safetensors or Meta's .pth, a path or s3://
 
 
@@ -50,6 +47,10 @@ class DemoConfig:
     seed: int = 11  # of the evaluation and training scenes; pre-training has its own
     scenes: dict[str, int] = field(default_factory=dict)  # data set -> number of images
 
+    def __post_init__(self) -> None:
+        at_least(self, 48, "side")
+        require(all(count >= 0 for count in self.scenes.values()), f"scenes must be 0 or more, got {self.scenes}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
@@ -68,12 +69,12 @@ class DatasetConfig:
     threshold: int = 127  # raster: a mask is where the grey value is above
 
     def __post_init__(self) -> None:
-        _require(0 <= self.threshold < 255, f"threshold must be in 0..254, got {self.threshold}")
-        _require(
+        require(0 <= self.threshold < 255, f"threshold must be in 0..254, got {self.threshold}")
+        require(
             (self.split == "unlabelled") == (self.kind == "images"),
             f"kind 'images' and split 'unlabelled' belong together, got kind '{self.kind}' with split '{self.split}'",
         )
-        _require(
+        require(
             self.split == "unlabelled" or self.task != "unspecified",
             "human masks need a task: salient, entity or part",
         )
@@ -89,8 +90,9 @@ class BudgetConfig:
     human_per_unlabelled: int = 1  # images in a batch: 1 for small and medium, 2 for large
 
     def __post_init__(self) -> None:
-        _require(bool(self.human), "human must name at least one data set")
-        _require(
+        require(bool(self.human), "human must name at least one data set")
+        require(bool(self.unlabelled), "unlabelled must name at least one data set")
+        require(
             self.human_per_unlabelled >= 1, f"human_per_unlabelled must be at least 1, got {self.human_per_unlabelled}"
         )
 
@@ -113,87 +115,10 @@ class ValidateConfig:
     min_area: int = 16  # px, of a mask at original size
     max_area_share: float = 0.99  # of the image: a whole-image mask is an error
 
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and the loop around it."""
-
-    __pydantic_config__ = _STRICT
-    steps: int  # optimizer steps
-    lr: float  # peak
-    images_per_batch: int  # over all processes
-    masks_per_image: int = 30  # drawn at random a step
-    layer_decay: float = 1.0  # learning rate of encoder layer i: lr * decay ** (layers - i)
-    weight_decay: float = 0.1
-    warmup_steps: int = 0  # linear from 0
-    decay_steps: int = 0  # linear to 0 over the last steps
-    clip_norm: float = 0.1  # of the gradient; 0 for none
-    ema: float = 0.0  # decay of an average of the weights that is used in the end; 0 for none
-    precision: Literal["fp32", "bf16"] = "fp32"  # autocast of encoder and decoder; losses are always fp32
-    checkpoint_every: int = 200  # steps; what a kill can cost
-    workers: int = 0  # processes that read ahead
-
     def __post_init__(self) -> None:
-        for name in ("steps", "images_per_batch", "masks_per_image", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.lr > 0, f"lr must be above 0, got {self.lr}")
-        _require(0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}")
-        _require(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
-        _require(
-            self.warmup_steps + self.decay_steps <= self.steps,
-            f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundsConfig:
-    """Interactive training (Appendix B.1) and its losses (3.2.1)."""
-
-    __pydantic_config__ = _STRICT
-    rounds: int = 7  # prompts a step
-    idle_last: bool = True  # the last round adds no point, it only feeds the logits back
-    box_odds: float = 0.5  # share of masks whose first prompt is a box
-    box_noise: float = 0.1  # sd of each coordinate, share of the box's side
-    box_noise_limit: float = 20.0  # px of a 1024 frame
-    loss_side: int | None = None  # px at which loss and sampling happen; null: the model's side
-    focal_weight: float = 20.0
-    dice_weight: float = 1.0
-    iou_weight: float = 1.0
-    iou_of_all: bool = False  # the IoU head learns from all three outputs, not only the best one
-    theta: float = 0.6  # Dice keeps pixels of certainty above
-
-    def __post_init__(self) -> None:
-        _require(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
-        _require(0 <= self.box_odds <= 1, f"box_odds must be in 0..1, got {self.box_odds}")
-        _require(self.theta < 1, f"theta must be below 1, got {self.theta}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """The recipe of the tiny backbone's base weights: SAM's interactive training on coarse masks."""
-
-    __pydantic_config__ = _STRICT
-    scenes: int  # demo scenes of the pre-training range, made once and kept in work/
-    seed: int
-    coarsen: int = 5  # px of a 128 frame: thinner structures and smaller holes are lost
-    manifest: str | None = None  # also the human train masks of this manifest, coarsened: half of each batch
-    start: str | None = None  # weights to go on from; null: random ones
-    output: str = "sum/models/weights/tiny.safetensors"
-    single_round_steps: int = 0  # first steps with one prompt only: twice as fast, and most is learnt there
-    optim: OptimConfig
-    rounds: RoundsConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefineConfig:
-    """Training of the mask-refinement module (3.2.3, Appendix D)."""
-
-    __pydantic_config__ = _STRICT
-    min_iou: float = 0.7  # a pair with a worse SAM output is dropped
-    pred_iou_thresh: float = 0.88  # SAM's own filters
-    stability_thresh: float = 0.95
-    holdout_share: float = 0.1  # of the images, by hash of the id; measured, never trained on
-    optim: OptimConfig
+        at_least(self, 1, "min_side", "min_area")
+        at_least(self, self.min_side, "max_side")
+        share(self, "max_area_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,24 +136,22 @@ class PseudoLabelConfig:
     min_area: float = 100.0  # px at a 1024 frame, as the official loader
     shard_images: int = 64  # images a shard; what a kill can cost
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "points_per_side", "points_per_batch", "shard_images")
+        at_least(self, 0, "stability_offset", "min_area")
+        share(self, "pred_iou_thresh", "stability_thresh", "max_area_share", "box_nms_thresh")
+
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyConfig:
     """Uncertainty maps of the pseudo-labels."""
 
     __pydantic_config__ = _STRICT
-    method: str = "refinement"  # a name of sum.core.uncertainty.UNCERTAINTY
+    method: Literal["refinement", "confidence", "none"] = "refinement"  # a name of sum.core.uncertainty.UNCERTAINTY
     min_refine_area: float = 10_000.0  # px at a 1024 frame; smaller masks get no map (all 0), min_refine_ratio 100
 
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Fine-tuning of one budget."""
-
-    __pydantic_config__ = _STRICT
-    method: Method = "sum"
-    optim: OptimConfig
-    rounds: RoundsConfig
+    def __post_init__(self) -> None:
+        at_least(self, 0, "min_refine_area")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +167,12 @@ class EvaluateConfig:
     resamples: int = 1000  # of the bootstrap over images
     pictures: int = 8  # a task in the report
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rounds", "batch_masks", "resamples")
+        at_least(self, 0, "pictures")
+        require(0 < self.boundary_ratio < 1, f"boundary_ratio must be in (0, 1), got {self.boundary_ratio}")
+        require(bool(self.report_rounds), "report_rounds must name at least one round")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterConfig:
@@ -254,6 +183,10 @@ class RegisterConfig:
     rounds: list[int] = field(default_factory=lambda: [1, 3, 5])
     min_gain: float = 0.0  # overall mean must exceed the base by more
     tolerance: float = 0.01  # no task may fall by more
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "tolerance")
+        require(bool(self.rounds), "rounds must name at least one round")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,13 +212,20 @@ class Config:
     register: RegisterConfig
 
     def __post_init__(self) -> None:
+        at_least(self, 0, "seed")
+        for where, rounds in (
+            ("evaluate.report_rounds", self.evaluate.report_rounds),
+            ("register.rounds", self.register.rounds),
+        ):
+            good = all(1 <= number <= self.evaluate.rounds for number in rounds)
+            require(good, f"{where} must lie in 1..{self.evaluate.rounds} (evaluate.rounds), got {rounds}")
         for budget, entry in self.budgets.items():
             for role, wanted in (("human", "train"), ("unlabelled", "unlabelled")):
                 for name in getattr(entry, role):
                     where = f"budgets.{budget}.{role}"
-                    _require(
+                    require(
                         name in self.datasets,
                         f"{where}: no data set '{name}'; datasets: {', '.join(sorted(self.datasets))}",
                     )
                     split = self.datasets[name].split
-                    _require(split == wanted, f"{where}: data set '{name}' has split '{split}', wants '{wanted}'")
+                    require(split == wanted, f"{where}: data set '{name}' has split '{split}', wants '{wanted}'")

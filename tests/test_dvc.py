@@ -13,7 +13,7 @@ import yaml
 
 from sum.cli import STAGES
 from sum.config import load_config
-from sum.settings import Config
+from sum.settings import BudgetConfig, Config, DatasetConfig
 
 PROJECT = Path(__file__).parents[1]
 PARAMS = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -23,7 +23,7 @@ SECTIONS = get_type_hints(Config)
 BUDGETS = list(PARAMS["budgets"])
 # What cannot change a result: words, logs, transport. MLflow's rooms count only where their answer is the result.
 NEUTRAL = {"sum.errors", "sum.config", "sum.storage", "sum.progress", "sum.provenance", "sum.tracking", "sum.registry"}
-NEUTRAL |= {"sum.settings"}  # counts by its defaults, see test_defaults_of_settings_are_params_too
+NEUTRAL |= {"sum.settings", "sum.training_settings", "sum.limits"}  # see test_defaults_of_settings_are_params_too
 NEUTRAL_PARAMS = {"tracking", "device"}  # where runs are kept, what computes: no reason to compute again
 ONLY_WORDS = {"finetune": {"datasets"}}  # licences for MLflow's tags
 WITH_REGISTRY = "register"
@@ -41,10 +41,14 @@ def params(name: str) -> list[str]:
 
 
 def classes(kind: Any) -> set[str]:
-    """Names of the settings classes that make up a section."""
+    """The settings classes that make up a section, as FILE:NAME."""
     if not is_dataclass(kind):
         return set()
-    return {kind.__name__}.union(*(classes(inner) for inner in get_type_hints(kind).values()))
+    return {named(kind)}.union(*(classes(inner) for inner in get_type_hints(kind).values()))
+
+
+def named(kind: type) -> str:
+    return f"{kind.__module__.replace('.', '/')}.py:{kind.__name__}"
 
 
 def listed(name: str) -> list[str]:
@@ -105,14 +109,14 @@ def test_a_stage_declares_the_params_it_reads(name):
 
 @pytest.mark.parametrize("name", PIPELINE)
 def test_defaults_of_settings_are_params_too(name):
-    """A number that params.yaml leaves out comes from a class of sum/settings.py: DVC watches those of the stage."""
+    """A number that params.yaml leaves out comes from a settings class: DVC watches those of the stage."""
     own = {entry.split(".")[0] for entry in params(name)} - {"seed"}
     shared = {"datasets", "budgets", "model"}  # other stages' tables are watched where they are read for good
     wanted = {kind for entry in own - shared for kind in classes(SECTIONS[entry])}
-    wanted |= {"DatasetConfig"} if name == "ingest" else set()
-    wanted |= {"BudgetConfig"} if name == "finetune" else set()
-    watched = [entry["sum/settings.py"] for entry in stage(name)["params"] if isinstance(entry, dict)]
-    assert set(watched[0] if watched else []) == wanted
+    wanted |= {named(DatasetConfig)} if name == "ingest" else set()
+    wanted |= {named(BudgetConfig)} if name == "finetune" else set()
+    tables = [entry for entry in stage(name)["params"] if isinstance(entry, dict)]
+    assert {f"{file}:{kind}" for table in tables for file, kinds in table.items() for kind in kinds} == wanted
 
 
 @pytest.mark.parametrize("name", PIPELINE)

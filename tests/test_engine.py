@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
 from sum.engine import Loop, LoopOptions, learning_rate
+from sum.errors import TrainingDiverged
 from sum.models.backbones import BACKBONES
 from sum.models.groups import layer_of, parameter_groups
 
@@ -147,9 +148,17 @@ def test_layer_decay_groups(backbone: str) -> None:
         early = name.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed"))
         layer = 0 if early else int(block) + 1 if block is not None else blocks + 1
         assert value == pytest.approx(0.8 ** (blocks + 1 - layer)), name
-    decayed = {name for group in groups for name in group["names"] if group["weight_decay"]}
-    assert "mask_decoder.iou_prediction_head.layers.0.weight" in decayed
-    assert not any(name.endswith("bias") or "embed" in name for name in decayed)
+    spared = {name for group in groups for name in group["names"] if not group["weight_decay"]}
+    tables = {name for name in spared if dict(model.named_parameters())[name].ndim > 1}
+    assert tables == {
+        *(f"prompt_encoder.point_embeddings.{i}.weight" for i in range(4)),
+        "prompt_encoder.not_a_point_embed.weight",
+        "prompt_encoder.no_mask_embed.weight",
+        "mask_decoder.iou_token.weight",
+        "mask_decoder.mask_tokens.weight",
+        *(name for name in scale if name.endswith((".position", "pos_embed", "rel_pos_h", "rel_pos_w"))),
+    }
+    assert all(name in spared for name in scale if name.endswith("bias"))
 
 
 def test_layer_of_the_task_prompt_is_the_last() -> None:
@@ -200,3 +209,25 @@ loop.run(t.toy_batches, step, title="toy")
         1.0, 1.0 / float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
     )
     torch.testing.assert_close(found, 0.1 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_anything(tmp_path: Path) -> None:
+    def diverge(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        loss = loop.model(batch.image.float()).mean() * (float("nan") if loop.step == 4 else 1.0)
+        loop.backward(loss)
+        return {"loss": loss.detach()}
+
+    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(TrainingDiverged, match="step 4: the norm of the gradient is nan"):
+        loop.run(toy_batches, diverge, title="toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000003.safetensors"]
+    assert all(torch.isfinite(p).all() for p in loop.model.parameters())
+
+
+def test_a_flipped_bit_is_noticed(whole: Loop, tmp_path: Path) -> None:
+    train(tmp_path)
+    newest = max(tmp_path.glob("checkpoint-*"))
+    data = bytearray(newest.read_bytes())
+    data[-3] ^= 1
+    newest.write_bytes(bytes(data))
+    assert same_run(train(tmp_path), whole)

@@ -193,3 +193,26 @@ def test_push_to_s3_and_pull_into_an_empty_copy(bucket, tmp_path):
     shutil.copytree(one, other, ignore=shutil.ignore_patterns("out", "cache", "tmp"))
     dvc(other, "pull", "demo")
     assert (other / "out" / "demo").read_text() == (one / "out" / "demo").read_text()
+
+
+def test_base_weights_in_a_bucket_are_a_dependency_like_a_file(bucket, tmp_path):
+    """dvc.yaml lists `${model.checkpoint}` among deps: an s3:// URL there is watched by its ETag."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    client.put_object(Bucket="project", Key="weights.bin", Body=b"one")
+    (tmp_path / "params.yaml").write_text("model:\n  checkpoint: s3://project/weights.bin\n")
+    stage = {"cmd": "echo made > out", "deps": ["${model.checkpoint}"], "outs": ["out"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"refine": stage}}))
+
+    def dvc(*words: str) -> str:
+        command = [sys.executable, "-m", "dvc", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    dvc("init", "--no-scm", "--quiet")
+    assert stages_run(dvc("repro")) == ["refine"]
+    assert stages_run(dvc("repro")) == []
+    client.put_object(Bucket="project", Key="weights.bin", Body=b"two")
+    assert stages_run(dvc("repro")) == ["refine"]

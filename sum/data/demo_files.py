@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 
 from sum.data.demo import Scene, make_scene, scene_seed
 from sum.errors import ConfigError, choose
+from sum.progress import track
 from sum.storage import replace_folder
 
 JPEG = (  # 4:4:4: halved colour resolution would smear legs two pixels wide
@@ -52,7 +53,7 @@ def set_scene(name: str, index: int, *, seed: int, side: int) -> Scene:
 
 
 def _scenes(name: str, count: int, *, seed: int, side: int) -> Numbered:
-    for index in range(count):
+    for index in track(range(count), title=f"draw {name}", unit="scene"):
         yield f"{name}_{index:05d}", set_scene(name, index, seed=seed, side=side)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,8 +28,8 @@ TASK_PROMPT = "task_prompt"
 def load_segmenter(path: str | Path, *, backbone: str) -> Segmenter:
     """A Segmenter with the weights of a local file: our .safetensors or Meta's .pth.
 
-    A file without a task prompt (every stock SAM) gets a zero one. Raises CheckpointError with the keys or shapes that
-    differ.
+    A file without a task prompt (every stock SAM) gets a zero one. Raises CheckpointError with the keys or shapes
+    that differ.
     """
     built = choose(BACKBONES, backbone, key="model.backbone").build()
     model = Segmenter(built, backbone=backbone)
@@ -88,6 +89,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80":  # torch's formats: a zip, or a pickle
+            raise ValueError("its first bytes are of another kind of file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols: the file is judged below
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -95,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors, refused: a weights file must not run code") from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__} {str(error)[:80]})"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 _BLOCK = re.compile(r"(?:^|\.)image_encoder\.blocks\.(\d+)\.")
+_TABLE = re.compile(r"pos_embed|rel_pos|point_embed|no_mask_embed|iou_token|mask_tokens|task_prompt|\.position$")
 _EARLY = re.compile(r"(?:^|\.)image_encoder\.(?:patch_embed|pos_embed)")
 
 
@@ -30,7 +31,7 @@ def parameter_groups(model: nn.Module, *, layer_decay: float, weight_decay: floa
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, value in named:
         layer = layer_of(name, blocks=blocks)
-        plain = value.ndim <= 1 or "embed" in name or "token" in name or "task_prompt" in name
+        plain = value.ndim <= 1 or _TABLE.search(name) is not None
         group = groups.setdefault(
             (layer, plain),
             {

@@ -27,8 +27,8 @@ class Prompts:
     """The prompts of N masks, padded to one length.
 
     xy `[N, T, 2]` float, model frame; label `[N, T]` long: 1 on the object, 0 off it, 2 and 3 a box's corners, -1
-    padding
-    (SAM always adds one padding point where there is no box); logits `[N, 1, L, L]` of the round before, or None.
+    padding (SAM always adds one padding point where there is no box); logits `[N, 1, L, L]` of the round before, or
+    None.
     """
 
     xy: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +14,28 @@ import torch
 from sum.config import Config
 from sum.core.losses import LossWeights
 from sum.engine import LoopOptions
+from sum.errors import ConfigError
 from sum.rounds import Rounds
-from sum.settings import OptimConfig, RoundsConfig
 from sum.storage import S3, fetch
+from sum.training_settings import OptimConfig, RoundsConfig
 
+PACKAGE = Path(__file__).parents[1]
 WEIGHTS_CACHE = Path("work/weights")  # copies of base weights that lie in a bucket
 
 
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits naming settings and inputs: a work folder of this name was made from exactly these."""
     plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([code_hash(), *plain], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """sha256 over this package's code: work begun by other code is not gone on with."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def base_weights(config: Config) -> Path:
@@ -34,9 +46,15 @@ def base_weights(config: Config) -> Path:
 
 def pick_device(name: str) -> torch.device:
     """Where to compute: `device` of params.yaml, or for 'auto' the best that is there."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    if not there[name]:
+        known = ", ".join(kind for kind, found in there.items() if found)
+        raise ConfigError(
+            f"params.yaml: device: '{name}' is not there; this machine has {known}. Use auto or one of these."
+        )
+    return torch.device(name)
 
 
 def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
@@ -53,7 +71,7 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
         precision=optim.precision,
         checkpoint_every=optim.checkpoint_every,
         seed=config.seed,
-        device=config.device,
+        device=pick_device(config.device).type,
     )
 
 

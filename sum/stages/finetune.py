@@ -150,7 +150,7 @@ def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracki
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
         name=f"ft-{facts['budget']}",
-        params={"finetune": asdict(config.finetune), "model": asdict(config.model), "seed": config.seed, **facts},
+        params=asdict(config) | facts,
         tags={**facts, "licences": "; ".join(licences)},
     )
     write_json(note, {"run_id": record.id})

@@ -35,7 +35,6 @@ MANIFEST = Path("data/manifest")
 REPORT = Path("data/validation/report.json")
 OUT = Path("data/pseudo_labels")
 WORK = Path("work/pseudo_label")
-CACHE = Path("work/weights")
 log = logging.getLogger(__name__)
 
 Shards = Mapping[str, Sequence[ImageRecord]]  # file name -> its images

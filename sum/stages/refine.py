@@ -1,6 +1,4 @@
-"""Train the mask-refinement module (paper 3.2.3, Appendix D); measure on held-out images what it does to SAM's
-masks.
-"""
+"""Train the mask-refinement module (paper 3.2.3, Appendix D); measure on held-out images what it does to masks."""
 
 from __future__ import annotations
 
@@ -78,7 +76,7 @@ def run(config: Config) -> Path:
 
 def divide(manifest: Manifest, *, share: float) -> tuple[Manifest, Manifest]:
     """Images to learn from and held-out images, with their masks."""
-    out = {image.image_id: held_out(image.image_id, share=share) for image in manifest.images}
+    out = {image.image_id: held_out(image.sha256, share=share) for image in manifest.images}  # a photo in two sets too
 
     def part(wanted: bool) -> Manifest:
         images = [image for image in manifest.images if out[image.image_id] == wanted]
@@ -149,8 +147,8 @@ def measure_refiner(
     """One row a held-out mask whose proposal passes the filters; metrics in the model frame.
 
     Columns: task, iou_sam, iou_refined, boundary_sam, boundary_refined, and for c in (0.6, 0.8) the pixels of the
-    proposal's box above c
-    and not (certain_C, uncertain_C) and how many of each are right (certain_right_C, uncertain_right_C).
+    proposal's box above c and not (certain_C, uncertain_C) and how many of each are right (certain_right_C,
+    uncertain_right_C).
     """
     images = HumanImages(manifest, side=base.side, loss_side=base.side, tasks=TASKS)
     names = {number: name for name, number in TASKS.items()}

@@ -39,7 +39,6 @@ LABEL_FOLDER = Path("data/pseudo_labels")
 REFINER = Path("data/refiner/model.safetensors")
 OUT = Path("data/uncertainty")
 WORK = Path("work/uncertainty")
-CACHE = Path("work/weights")
 WITHOUT_REFINER = frozenset({"none", "confidence"})  # methods that do not look at the refined logits
 BATCH = 64  # masks refined at once
 log = logging.getLogger(__name__)

@@ -74,6 +74,15 @@ def test_a_truncated_file_is_refused(model: Segmenter, tmp_path: Path, suffix: s
         load_segmenter(path, backbone="tiny")
 
 
+@pytest.mark.parametrize(
+    "data", [b"<html>404</html>", b"hello world", b"\x80hello", b"PK\x03\x04hello", bytes(range(256))]
+)
+def test_another_kind_of_file_is_one_clear_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "sam.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"sam.pth: (truncated or not a PyTorch checkpoint|holds more than)"):
+        load_segmenter(tmp_path / "sam.pth", backbone="tiny")
+
+
 def test_another_backbone_is_named(model: Segmenter, tmp_path: Path) -> None:
     state = model.sam.state_dict()
     state.pop("mask_decoder.iou_token.weight")

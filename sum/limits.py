@@ -1,0 +1,21 @@
+"""What a number of params.yaml may be; a broken limit is a ValueError that pydantic turns into a path."""
+
+from __future__ import annotations
+
+
+def require(good: bool, message: str) -> None:
+    """Refuse with `message` unless `good`."""
+    if not good:
+        raise ValueError(message)
+
+
+def at_least(section: object, low: float, *names: str) -> None:
+    """Refuse a field of `section` below `low`."""
+    for name in names:
+        require(getattr(section, name) >= low, f"{name} must be at least {low}, got {getattr(section, name)}")
+
+
+def share(section: object, *names: str) -> None:
+    """Refuse a field of `section` outside 0..1."""
+    for name in names:
+        require(0 <= getattr(section, name) <= 1, f"{name} must be in 0..1, got {getattr(section, name)}")

@@ -1,0 +1,115 @@
+"""The sections of params.yaml that train: pre-training, refinement module, fine-tuning; the others: sum/settings.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from sum.limits import at_least, require, share
+
+_STRICT = ConfigDict(extra="forbid")
+Method = Literal["sum", "vanilla", "human_only"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and the loop around it."""
+
+    __pydantic_config__ = _STRICT
+    steps: int  # optimizer steps
+    lr: float  # peak
+    images_per_batch: int  # over all processes
+    masks_per_image: int = 30  # drawn at random a step
+    layer_decay: float = 1.0  # learning rate of encoder layer i: lr * decay ** (layers - i)
+    weight_decay: float = 0.1
+    warmup_steps: int = 0  # linear from 0
+    decay_steps: int = 0  # linear to 0 over the last steps
+    clip_norm: float = 0.1  # of the gradient; 0 for none
+    ema: float = 0.0  # decay of an average of the weights that is used in the end; 0 for none
+    precision: Literal["fp32", "bf16"] = "fp32"  # autocast of encoder and decoder; losses are always fp32
+    checkpoint_every: int = 200  # steps; what a kill can cost
+    workers: int = 0  # processes that read ahead
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "images_per_batch", "masks_per_image", "checkpoint_every")
+        at_least(self, 0, "weight_decay", "warmup_steps", "decay_steps", "clip_norm", "workers")
+        require(self.lr > 0, f"lr must be above 0, got {self.lr}")
+        require(0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        require(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
+        require(
+            self.warmup_steps + self.decay_steps <= self.steps,
+            f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """Interactive training (Appendix B.1) and its losses (3.2.1)."""
+
+    __pydantic_config__ = _STRICT
+    rounds: int = 7  # prompts of a mask in a step
+    idle_last: bool = True  # the last round adds no point, it only feeds the logits back
+    box_odds: float = 0.5  # share of masks whose first prompt is a box
+    box_noise: float = 0.1  # sd of each coordinate, share of the box's side
+    box_noise_limit: float = 20.0  # px of a 1024 frame
+    loss_side: int | None = None  # px at which loss and sampling happen; null: the model's side
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    iou_of_all: bool = False  # the IoU head learns from all three outputs, not only the best one
+    theta: float = 0.6  # Dice keeps pixels of certainty above
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rounds")
+        share(self, "box_odds")
+        at_least(self, 0, "box_noise", "box_noise_limit", "focal_weight", "dice_weight", "iou_weight")
+        require(self.loss_side is None or self.loss_side >= 8, f"loss_side must be at least 8 px, got {self.loss_side}")
+        require(self.theta < 1, f"theta must be below 1, got {self.theta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The recipe of the tiny backbone's base weights: SAM's interactive training on coarse masks."""
+
+    __pydantic_config__ = _STRICT
+    scenes: int  # demo scenes of the pre-training range, made once and kept in work/
+    seed: int
+    coarsen: int = 5  # px of a 128 frame: thinner structures and smaller holes are lost
+    manifest: str | None = None  # also the human train masks of this manifest, coarsened: half of each batch
+    start: str | None = None  # weights to go on from; null: random ones
+    output: str = "sum/models/weights/tiny.safetensors"
+    single_round_steps: int = 0  # first steps with one prompt only: twice as fast, and most is learnt there
+    optim: OptimConfig
+    rounds: RoundsConfig
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "scenes")
+        at_least(self, 2, "coarsen")
+        at_least(self, 0, "single_round_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Training of the mask-refinement module (3.2.3, Appendix D)."""
+
+    __pydantic_config__ = _STRICT
+    min_iou: float = 0.7  # a pair with a worse SAM output is dropped
+    pred_iou_thresh: float = 0.88  # SAM's own filters
+    stability_thresh: float = 0.95
+    holdout_share: float = 0.1  # of the images, by hash of the id; measured, never trained on
+    optim: OptimConfig
+
+    def __post_init__(self) -> None:
+        share(self, "min_iou", "pred_iou_thresh", "stability_thresh", "holdout_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tuning of one budget."""
+
+    __pydantic_config__ = _STRICT
+    method: Method = "sum"
+    optim: OptimConfig
+    rounds: RoundsConfig
