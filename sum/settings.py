@@ -24,7 +24,7 @@ class ModelConfig:
     """Which SAM is tuned."""
 
     __pydantic_config__ = _STRICT
-    backbone: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "tiny"  # a name of sum.models.backbones.BACKBONES
+    backbone: str = "tiny"  # a name of sum.models.backbones.BACKBONES
     checkpoint: str = "sum/models/weights/tiny.safetensors"  # our .safetensors or Meta's .pth, a path or s3://
 
 
@@ -138,8 +138,8 @@ class PseudoLabelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "points_per_side", "points_per_batch", "shard_images")
-        at_least(self, 0, "stability_offset", "min_area")
-        share(self, "pred_iou_thresh", "stability_thresh", "max_area_share", "box_nms_thresh")
+        at_least(self, 0, "stability_offset", "min_area", "max_area_share")
+        share(self, "pred_iou_thresh", "stability_thresh", "box_nms_thresh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class UncertaintyConfig:
     """Uncertainty maps of the pseudo-labels."""
 
     __pydantic_config__ = _STRICT
-    method: Literal["refinement", "confidence", "none"] = "refinement"  # a name of sum.core.uncertainty.UNCERTAINTY
+    method: str = "refinement"  # a name of sum.core.uncertainty.UNCERTAINTY
     min_refine_area: float = 10_000.0  # px at a 1024 frame; smaller masks get no map (all 0), min_refine_ratio 100
 
     def __post_init__(self) -> None:

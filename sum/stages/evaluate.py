@@ -28,7 +28,7 @@ from sum.data.scores import (
     read_rows,
     write_table,
 )
-from sum.errors import ConfigError, DataError, MissingInput
+from sum.errors import DataError, MissingInput
 from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
 from sum.models.interact import Answer, Protocol, choices, doubts, encode_frame, play
@@ -172,11 +172,6 @@ def _finish_shard(folder: Path, found: Records) -> None:
 
 
 def _protocol(settings: EvaluateConfig) -> Protocol:
-    late = [number for number in settings.report_rounds if not 1 <= number <= settings.rounds]
-    if late:
-        raise ConfigError(
-            f"params.yaml: evaluate.report_rounds: {late} lie outside 1..{settings.rounds} (evaluate.rounds)"
-        )
     return Protocol(settings.rounds, settings.first_prompt, settings.boundary_ratio, settings.batch_masks)
 
 

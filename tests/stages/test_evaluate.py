@@ -53,6 +53,7 @@ def configured(weights: tuple[Path, Path], **changes: Any) -> Config:
     tree["model"]["checkpoint"] = str(weights[0])
     tree["device"] = "cpu"
     tree["evaluate"] |= {"rounds": 2, "report_rounds": [1, 2], "resamples": 20, **changes}
+    tree["register"]["rounds"] = [1]
     return check_config(tree, source="params.yaml")
 
 
@@ -230,5 +231,5 @@ def test_nothing_to_evaluate_on(project: Path, weights: tuple[Path, Path]) -> No
 
 
 def test_report_rounds_beyond_the_last(project: Path, weights: tuple[Path, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate.report_rounds: \[3\] lie outside 1..2"):
+    with pytest.raises(ConfigError, match=r"evaluate.report_rounds must lie in 1..2 .*got \[1, 3\]"):
         evaluate.run(configured(weights, report_rounds=[1, 3]), model="base")

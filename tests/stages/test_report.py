@@ -34,6 +34,7 @@ def configured(**changes: Any) -> Config:
     tree = yaml.safe_load(PARAMS.read_text())
     tree["budgets"].pop("medium")
     tree["evaluate"] |= {"rounds": 3, "report_rounds": [1, 3], "resamples": 20, "pictures": 3, **changes}
+    tree["register"]["rounds"] = [1]
     tree["datasets"]["demo_part_test"]["licence"] = "<b>none</b>"
     return check_config(tree, source="params.yaml")
 
