@@ -67,6 +67,8 @@ class DatasetConfig:
     annotations: str = "annotations.json"  # coco: the file below root
     names: str | None = None  # raster, images: a file below root with one NAME a line
     threshold: int = 127  # raster: a mask is where the grey value is above
+    image_suffix: str = ""  # raster, images: only files that end so, where photos and masks share a folder: .jpg
+    mask_suffix: str = ""  # raster: likewise .png
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold < 255, f"threshold must be in 0..254, got {self.threshold}")

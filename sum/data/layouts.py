@@ -31,8 +31,8 @@ STRAY = "file that is no image by its suffix passed over"
 
 def raster_layout(source: Source) -> list[Job]:
     """A folder of photos and a folder of masks, paired by name without suffix; one mask an image."""
-    photos, jobs = _by_stem(source, source.images)
-    masks, others = _by_stem(source, source.masks)
+    photos, jobs = _by_stem(source, source.images, suffix=source.image_suffix)
+    masks, others = _by_stem(source, source.masks, suffix=source.mask_suffix)
     wanted = _names(source) or sorted(photos.keys() | masks.keys())
     jobs += others
     for stem in wanted:
@@ -45,7 +45,7 @@ def raster_layout(source: Source) -> list[Job]:
 
 def images_layout(source: Source) -> list[Job]:
     """A folder of photos without masks."""
-    photos, jobs = _by_stem(source, source.images)
+    photos, jobs = _by_stem(source, source.images, suffix=source.image_suffix)
     for stem in _names(source) or sorted(photos):
         found = stem in photos
         jobs.append(_photo_job(source, photos[stem]) if found else _absent(source, stem, folder=source.images))
@@ -57,11 +57,13 @@ _PAIR = "add the file, or take the name out"
 _EXPORT = "export the mask again: one grey channel, the object above the threshold"
 
 
-def _by_stem(source: Source, folder: str) -> tuple[dict[str, str], list[Job]]:
-    """Image files of a folder by name without suffix, and jobs that tell what is wrong with the rest."""
+def _by_stem(source: Source, folder: str, *, suffix: str) -> tuple[dict[str, str], list[Job]]:
+    """Image files of a folder that end with `suffix`, by name without it, and jobs that tell what is wrong with others."""
     place = join(source.root, folder)
     found, jobs = dict[str, str](), list[Job]()
     for relative in list_files(place):
+        if not relative.lower().endswith(suffix.lower()):
+            continue  # the masks beside the photos, or the photos beside the masks: the other call reads them
         path, stem = join(place, relative), stem_of(relative)
         if not is_image_name(relative):
             jobs.append(told(Note(STRAY, path)))

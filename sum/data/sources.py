@@ -31,6 +31,8 @@ class Source:
     annotations: str = "annotations.json"
     names: str | None = None
     threshold: int = 127
+    image_suffix: str = ""
+    mask_suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,3 +216,18 @@ def test_raster_turns_the_photo_and_never_the_mask(tmp_path: Path) -> None:
     grey(tmp_path / "masks" / "a.png", BOX * 255)
     found = problem(read("raster", source(tmp_path)))
     assert "turn the mask as the photo's EXIF tag says" in found.remedy
+
+
+def test_photos_and_masks_may_share_a_folder(tmp_path: Path) -> None:
+    """HQSeg-44K's DUTS, ECSSD, MSRA10K and FSS-1000: NAME.jpg beside NAME.png, and a surplus .jpeg."""
+    write_raster(tmp_path)
+    for part in ("images", "masks"):
+        for path in (tmp_path / part).rglob("*.*"):
+            if path.is_file():
+                path.rename(tmp_path / path.name)
+    (tmp_path / "surplus.jpeg").write_bytes((tmp_path / "a.jpg").read_bytes())
+    of = source(tmp_path, images=".", masks=".", image_suffix=".jpg", mask_suffix=".png")
+    items = read("raster", of)
+    assert [sample.image.image_id for sample in samples(items)] == ["set/a", "set/b.v2", "set/c"]
+    assert len(items) == 3
+    assert all(np.array_equal(pixels(sample.masks[0]), BOX) for sample in samples(items))
