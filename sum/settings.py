@@ -141,7 +141,7 @@ class PseudoLabelConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "points_per_side", "points_per_batch", "shard_images")
         at_least(self, 0, "stability_offset", "min_area", "max_area_share")
-        share(self, "pred_iou_thresh", "stability_thresh", "box_nms_thresh")
+        share(self, "stability_thresh", "box_nms_thresh")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ class RefineConfig:
     optim: OptimConfig
 
     def __post_init__(self) -> None:
-        share(self, "min_iou", "pred_iou_thresh", "stability_thresh", "holdout_share")
+        share(self, "min_iou", "stability_thresh", "holdout_share")
 
 
 @dataclass(frozen=True, kw_only=True)
