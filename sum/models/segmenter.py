@@ -12,6 +12,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from sum.core.geometry import valid_frame
+
 TASKS: dict[str, int] = {
     "unspecified": 0,
     "salient": 1,
@@ -106,9 +108,7 @@ class Segmenter(nn.Module):
         The padding becomes zero after normalisation, as in SAM.
         """
         x = (image.to(self.sam.pixel_mean.dtype) - self.sam.pixel_mean) / self.sam.pixel_std
-        edge = torch.arange(self.side, device=x.device)
-        inside = (edge[None, :, None] < hw[:, 0, None, None]) & (edge[None, None, :] < hw[:, 1, None, None])
-        features: Tensor = self.sam.image_encoder(x * inside[:, None])
+        features: Tensor = self.sam.image_encoder(x * valid_frame(hw, self.side))
         return features
 
     def embed_points(self, prompts: Prompts) -> Tensor:

@@ -146,8 +146,8 @@ def measure_refiner(
 ) -> pd.DataFrame:
     """One row a held-out mask whose proposal passes the filters; metrics in the model frame.
 
-    Columns: task, iou_sam, iou_refined, boundary_sam, boundary_refined, and for c in (0.6, 0.8) the pixels of the
-    proposal's box above c and not (certain_C, uncertain_C) and how many of each are right (certain_right_C,
+    Columns: task, iou_sam, iou_refined, boundary_sam, boundary_refined, and for c in (0.6, 0.8) all image
+    pixels above c and not (certain_C, uncertain_C) and how many of each are right (certain_right_C,
     uncertain_right_C).
     """
     images = HumanImages(manifest, side=base.side, loss_side=base.side, tasks=TASKS)
