@@ -88,8 +88,9 @@ def configure(folder: Path, **changes: Mapping[str, Any]) -> Config:
     return check_config(tree, source="params.yaml")
 
 
-def kill(folder: Path, *, stage: str, function: str, call: int) -> None:
+def kill(folder: Path, *, stage: str, function: str, call: int, budget: str | None = None) -> None:
     """Run a stage in a process that kills itself at call number `call` of `function`, a name in the stage's module."""
+    words = {} if budget is None else {"budget": budget}
     script = f"""
 import os, signal, yaml
 from sum.config import check_config
@@ -104,7 +105,7 @@ def last(*arguments, **options):
     return real(*arguments, **options)
 
 stage.{function} = last
-stage.run(check_config(yaml.safe_load(open("params.yaml")), source="params.yaml"))
+stage.run(check_config(yaml.safe_load(open("params.yaml")), source="params.yaml"), **{words})
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script]

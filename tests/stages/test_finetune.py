@@ -1,0 +1,143 @@
+"""The finetune stage on a small world: what a method trains on, certainty in the batch, a kill, what is published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sum.data.labels import LabelStore
+from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
+from sum.data.samples import PseudoImages, enlarge
+from sum.errors import ConfigError, MissingInput
+from sum.models.segmenter import TASKS
+from sum.settings import Config
+from sum.stages import finetune, pseudo_label, uncertainty
+from sum.stages.finetune import METHODS
+from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
+
+BUDGETS = {"small": {"human": ["h"], "unlabelled": ["u"]}}
+DATASETS = {
+    "h": {"kind": "raster", "root": "data/raw/u", "split": "train", "task": "part", "licence": "MIT"},
+    "u": {"kind": "images", "root": "data/raw/u", "split": "unlabelled", "licence": "MIT"},
+}
+OPTIM = {"steps": 3, "lr": 1e-3, "images_per_batch": 2, "masks_per_image": 2, "checkpoint_every": 1}
+
+
+def settings(folder: Path, uri: str, *, method: str = "sum") -> Config:
+    return configure(
+        folder,
+        budgets=BUDGETS,
+        datasets=DATASETS,
+        tracking={"uri": uri},
+        uncertainty={"method": "confidence", "min_refine_area": 1},
+        finetune={"method": method, "optim": OPTIM, "rounds": {"rounds": 2}},
+    )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos with pseudo-labels and maps, and one photo with a human mask."""
+    folder = tmp_path_factory.mktemp("template")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        plain = read_manifest(Path("data/manifest"), reader="test")
+        mask = np.zeros((48, 64), dtype=bool)
+        mask[10:30, 20:50] = True
+        human = ImageRecord("h/0", "h", "data/raw/u/0.png", "h0", 48, 64, "part", "train", "MIT")
+        row = MaskRecord("h/0#0", "h/0", "h", "part", "train", 600, 20, 10, 49, 29, encode_mask(mask), "", "")
+        write_manifest(Path("data/manifest"), [*plain.images, human], [row])
+        config = settings(folder, "sqlite:///unused.db")
+        pseudo_label.run(config)
+        uncertainty.run(config)
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "data/models/small/model.safetensors")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, method: str) -> None:
+    if method == "human_only":
+        shutil.rmtree("data/pseudo_labels")
+        shutil.rmtree("data/uncertainty")
+    assert finetune.run(settings(project, tracking_uri, method=method), budget="small") == Path("data/models/small")
+    found, base = trained(project), load_file(WEIGHTS)
+    assert not torch.equal(found["mask_decoder.iou_token.weight"], base["mask_decoder.iou_token.weight"])
+    used = sorted(found["task_prompt"].abs().amax(1).nonzero().flatten().tolist())
+    assert used == ([TASKS["part"]] if method == "sum" else [])  # row 0, the pseudo-labels', is never trained
+    names = sorted(path.name for path in Path("data/models/small").iterdir())
+    assert names == ["history.csv", "model.safetensors", "run.json", "summary.json"]
+    assert len(Path("data/models/small/history.csv").read_text().splitlines()) == 1 + OPTIM["steps"]
+    assert json.loads(Path("data/models/small/run.json").read_text())["model_id"]
+
+
+def test_certainty_of_the_batch_is_one_minus_the_map(project: Path) -> None:
+    manifest = read_manifest(Path("data/manifest"), reader="test").select(datasets=["u"], split="unlabelled")
+    with_maps = LabelStore(Path("data/pseudo_labels"), Path("data/uncertainty"))
+    without = LabelStore(Path("data/pseudo_labels"), None)
+    for store, plain in ((with_maps, False), (without, True)):
+        images = PseudoImages(manifest, store, side=128, loss_side=64)
+        sample = images.sample(0, masks=100, rng=np.random.default_rng(0))
+        height, width = (side // 2 for side in sample.hw.tolist())
+        image, padding = sample.certainty[:, :height, :width], sample.certainty.clone()
+        padding[:, :height, :width] = 0
+        assert padding.abs().max() == 0
+        assert sample.task == 0
+        if plain:
+            assert image.min() == 1
+        else:  # L is 64 here, so nothing is enlarged: the set of maps is the store's
+            wanted = 1 - with_maps.uncertainty(manifest.images[0].image_id)[:, :height, :width]
+            assert image.numpy().sum() == pytest.approx(wanted.sum(), rel=1e-5)
+            assert image.min() < 0.9
+
+
+def test_enlarged_maps_are_torchs() -> None:
+    maps = np.random.default_rng(0).random((3, 16, 16), dtype=np.float32)
+    wanted = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], (64, 64), mode="bilinear")[0]
+    torch.testing.assert_close(enlarge(maps, side=64), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
+    project: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    config = settings(project, tracking_uri)
+    whole = tmp_path / "whole"
+    shutil.copytree(project, whole)
+    kill(project, stage="finetune", function="train_rounds", call=3, budget="small")
+    assert not Path("data/models").exists()
+    (note,) = Path("work/finetune").glob("*/mlflow.json")
+    finetune.run(config, budget="small")
+    run = json.loads(Path("data/models/small/run.json").read_text())
+    assert run["run_id"] == json.loads(note.read_text())["run_id"]
+    resumed = contents(Path("data/models/small"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(whole)
+        finetune.run(config, budget="small")
+        straight = contents(Path("data/models/small"))
+    for name in ("model.safetensors", "history.csv", "summary.json"):
+        assert resumed[name] == straight[name], name
+
+
+def test_what_is_missing_names_the_stage(project: Path, tracking_uri: str) -> None:
+    config = settings(project, tracking_uri)
+    shutil.rmtree("data/uncertainty")
+    with pytest.raises(MissingInput, match="dvc repro uncertainty"):
+        finetune.run(config, budget="small")
+    with pytest.raises(ConfigError, match="Did you mean 'small'"):
+        finetune.run(config, budget="smal")
