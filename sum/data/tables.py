@@ -49,9 +49,13 @@ def dataset_table(manifest: Manifest, splits: Mapping[str, str]) -> pd.DataFrame
 
 
 def budget_table(datasets: pd.DataFrame, budgets: Mapping[str, Collection[str]]) -> pd.DataFrame:
-    """A row a data set of a budget: `images` it has in the manifest."""
+    """A row a budget: the data set with the fewest `images` in the manifest.
+
+    Not a row a data set: the report is an input of stages that a change of a budget does not concern.
+    """
     images = dict(zip(datasets["dataset"], datasets["images"], strict=True))
-    rows = [(budget, name, int(images.get(name, 0))) for budget, names in budgets.items() for name in names]
+    fewest = {budget: min((int(images.get(name, 0)), name) for name in names) for budget, names in budgets.items()}
+    rows = [(budget, name, count) for budget, (count, name) in fewest.items()]
     return pd.DataFrame(rows, columns=["budget", "dataset", "images"])
 
 
