@@ -15,8 +15,9 @@ import numpy as np
 from sum.data.demo_shapes import DARK, SHAPES, Piece
 
 FACTOR = 3  # supersampling; odd, so a pixel's truth is the sample at its centre
-LEAST_PART, LEAST_REGION = 16, 30  # visible pixels; smaller ones join a neighbour
-LEAST_OBJECT = 60  # visible pixels; with less the scene is redrawn
+LEAST_PART, LEAST_REGION = 48, 120  # visible pixels of a 128 px scene; smaller ones join a neighbour
+LEAST_OBJECT = 150  # likewise; with less the scene is redrawn
+FLOOR = 16  # visible pixels at any side: less has no shape
 LEAST_SIDE = 48  # in a smaller picture objects would have no room for parts
 SALIENT_SHARE = (0.05, 0.60)  # of the image
 GROUP_CHANCE = (0.30, 0.42, 0.28)  # that the salient group has 1, 2, 3 objects
@@ -87,6 +88,11 @@ def coarsen(mask: np.ndarray, *, size: int) -> np.ndarray:
     rough = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
     rough = cv2.morphologyEx(rough, cv2.MORPH_OPEN, kernel).astype(np.float32)
     return cv2.GaussianBlur(rough, (0, 0), size / 3, borderType=cv2.BORDER_REPLICATE) > 0.5
+
+
+def least(area: int, side: int) -> float:
+    """Pixels at `side` of an area given at 128 px."""
+    return max(FLOOR, area * (side / 128) ** 2)
 
 
 def _try_layout(rng: np.random.Generator, side: int) -> _Layout | None:
@@ -170,7 +176,7 @@ def _lawful(layout: _Layout, anchor: int, *, wanted: int) -> bool:
     entity_map = layout.entity_map()
     area = np.bincount(entity_map.ravel(), minlength=layout.owner[-1] + 1)
     for index, silhouette in enumerate(layout.silhouettes):
-        if area[layout.regions + index] < max(LEAST_OBJECT, 0.45 * silhouette.sum()):
+        if area[layout.regions + index] < max(least(LEAST_OBJECT, len(entity_map)), 0.45 * silhouette.sum()):
             return False
     _, blobs = cv2.connectedComponents((entity_map >= layout.regions).astype(np.uint8), connectivity=8)
     salient = blobs == np.bincount(blobs[entity_map == anchor]).argmax()
@@ -188,10 +194,11 @@ def _join_crumbs(layout: _Layout) -> None:
     """Give labels with few visible pixels to the sibling they touch most, so that what is painted stays the truth."""
     owner = np.asarray(layout.owner)
     ground = owner < layout.regions
-    least = np.where(ground, LEAST_REGION, LEAST_PART)
+    side = len(layout.labels())
+    wanted = np.where(ground, least(LEAST_REGION, side), least(LEAST_PART, side))
     while True:
         count = np.bincount(layout.labels().ravel(), minlength=len(owner))
-        crumbs = np.flatnonzero((count > 0) & (count < least))
+        crumbs = np.flatnonzero((count > 0) & (count < wanted))
         if not len(crumbs):
             return
         crumb = crumbs[0]

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from sum.data import demo_files
-from sum.data.demo import LEAST_PART, LEAST_REGION, SALIENT_SHARE, Scene, coarsen, make_scene, pretrain_scene
+from sum.data.demo import LEAST_PART, LEAST_REGION, SALIENT_SHARE, Scene, coarsen, least, make_scene, pretrain_scene
 from sum.data.demo_files import SETS, set_scene, write_demo
 from sum.data.demo_shapes import SHAPES
 from sum.errors import ConfigError
@@ -60,7 +60,8 @@ def test_truth_laws(side):
         entities, parts = np.stack(scene.entities), np.stack(scene.parts)
         assert entities.dtype == parts.dtype == scene.salient.dtype == bool
         assert (entities.sum(0) == 1).all()  # entities tile the image
-        assert entities.sum((1, 2)).min() >= LEAST_REGION and parts.sum((1, 2)).min() >= LEAST_PART
+        assert entities.sum((1, 2)).min() >= least(LEAST_REGION, side)
+        assert parts.sum((1, 2)).min() >= least(LEAST_PART, side)
         assert parts.sum(0).max() == 1
         assert all((entities & part).any((1, 2)).sum() == 1 for part in parts)  # a part is of one entity
         painted = parts.any(0)
