@@ -44,7 +44,9 @@ class DemoConfig:
 
     __pydantic_config__ = _STRICT
     side: int = 128  # px, height and width of a scene
-    seed: int = 11  # of the evaluation and training scenes; pre-training has its own
+    seeds: dict[Literal["train", "val", "test"], int] = field(  # of the sets; pre-training has its own
+        default_factory=lambda: {"train": 11, "val": 12, "test": 13}
+    )
     scenes: dict[str, int] = field(default_factory=dict)  # data set -> number of images
 
     def __post_init__(self) -> None:

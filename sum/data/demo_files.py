@@ -1,7 +1,7 @@
 """Write the built-in world to disk in the formats of real data sets: image and mask folders, COCO JSON.
 
-ROOT/salient_{train,test}/images/NAME.jpg, masks/NAME.png (0 or 255)
-ROOT/{entity,part}_{train,test}/images/NAME.jpg, annotations.json (COCO, compressed RLE)
+ROOT/salient_{train,val,test}/images/NAME.jpg, masks/NAME.png (0 or 255)
+ROOT/{entity,part}_{train,val,test}/images/NAME.jpg, annotations.json (COCO, compressed RLE)
 ROOT/unlabelled/images/NAME.jpg
 """
 
@@ -31,30 +31,30 @@ Numbered = Iterator[tuple[str, Scene]]  # file stem and scene
 def write_demo(root: Path, *, seeds: Mapping[str, int], scenes: Mapping[str, int], side: int) -> None:
     """Write every set named in `scenes` under `root`, whole or not at all; an older `root` is replaced.
 
-    seeds, scenes: base seed and number of scenes of each set; sets never share a scene, whatever their seeds.
-    side: width and height of the pictures, pixels.
+    seeds: base seed of each split (train, val, test); scenes: number of scenes of each set. Sets never share a scene,
+    whatever their seeds. side: width and height of the pictures, pixels.
     """
     for name in scenes:
-        choose(SETS, name, key="demo.scenes")
-        if name not in seeds:
-            raise ConfigError(f"params.yaml: demo.seeds: no seed for the set '{name}' of demo.scenes")
+        split, _ = choose(SETS, name, key="demo.scenes")
+        if split not in seeds:
+            raise ConfigError(f"params.yaml: demo.seeds: no seed '{split}', which the set '{name}' of demo.scenes needs")
     with replace_folder(root) as partial:
         for name, count in scenes.items():
-            write = SETS[name]
+            _, write = SETS[name]
             folder = partial / name
             (folder / "images").mkdir(parents=True)
-            write(folder, _scenes(name, count, seed=seeds[name], side=side))
+            write(folder, _scenes(name, count, seeds=seeds, side=side))
 
 
-def set_scene(name: str, index: int, *, seed: int, side: int) -> Scene:
-    """Scene `index` of the set `name` with base seed `seed`: the one that `write_demo` writes."""
-    number = list(SETS).index(name)
-    return make_scene(scene_seed(seed, number, index=index), side=side)
+def set_scene(name: str, index: int, *, seeds: Mapping[str, int], side: int) -> Scene:
+    """Scene `index` of the set `name`, seeds as in `write_demo`: the one that it writes."""
+    number, (split, _) = list(SETS).index(name), SETS[name]
+    return make_scene(scene_seed(seeds[split], number, index=index), side=side)
 
 
-def _scenes(name: str, count: int, *, seed: int, side: int) -> Numbered:
+def _scenes(name: str, count: int, *, seeds: Mapping[str, int], side: int) -> Numbered:
     for index in track(range(count), title=f"draw {name}", unit="scene"):
-        yield f"{name}_{index:05d}", set_scene(name, index, seed=seed, side=side)
+        yield f"{name}_{index:05d}", set_scene(name, index, seeds=seeds, side=side)
 
 
 def _write_plain(folder: Path, scenes: Numbered) -> None:
@@ -120,12 +120,16 @@ def _write_bytes(path: Path, pixels: np.ndarray, *, options: tuple[int, ...] = (
     path.write_bytes(data.tobytes())
 
 
-SETS: dict[str, Callable[[Path, Numbered], None]] = {  # the order numbers the sets' seed ranges: append only
-    "salient_train": _write_salient,
-    "salient_test": _write_salient,
-    "entity_train": _write_entities,
-    "entity_test": _write_entities,
-    "part_train": _write_parts,
-    "part_test": _write_parts,
-    "unlabelled": _write_plain,
+Writer = Callable[[Path, Numbered], None]
+SETS: dict[str, tuple[str, Writer]] = {  # split and writer; the order numbers the sets' seed ranges: append only
+    "salient_train": ("train", _write_salient),
+    "salient_test": ("test", _write_salient),
+    "entity_train": ("train", _write_entities),
+    "entity_test": ("test", _write_entities),
+    "part_train": ("train", _write_parts),
+    "part_test": ("test", _write_parts),
+    "unlabelled": ("train", _write_plain),
+    "salient_val": ("val", _write_salient),
+    "entity_val": ("val", _write_entities),
+    "part_val": ("val", _write_parts),
 }

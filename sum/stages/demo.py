@@ -16,7 +16,7 @@ def run(config: Config) -> Path:
     scenes = {name: count for name, count in config.demo.scenes.items() if count > 0}
     read = any(Path(entry.root).is_relative_to(OUT) for entry in config.datasets.values())
     if scenes and read:
-        write_demo(OUT, seeds=dict.fromkeys(scenes, config.demo.seed), scenes=scenes, side=config.demo.side)
+        write_demo(OUT, seeds=config.demo.seeds, scenes=scenes, side=config.demo.side)
         return OUT
     why = (
         f"no data set of params.yaml has its root below {OUT}"

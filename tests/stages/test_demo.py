@@ -19,7 +19,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     settings = load_config(root=ROOT)
     monkeypatch.chdir(tmp_path)
     return replace(
-        settings, demo=DemoConfig(side=64, seed=3, scenes={"salient_train": 2, "unlabelled": 1, "part_test": 0})
+        settings, demo=DemoConfig(side=64, scenes={"salient_train": 2, "unlabelled": 1, "part_test": 0})
     )
 
 
