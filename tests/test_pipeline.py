@@ -9,60 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.dvc import environment
-from tests.flows.project import make_project
+from tests.small import Small
 
-PROJECT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-def shrink(path: Path) -> None:
-    """Turn params.yaml into one whose whole pipeline takes minutes: its results mean nothing."""
-    tree = yaml.safe_load(path.read_text())
-    tree["device"] = "cpu"
-    tree["demo"]["scenes"] = dict.fromkeys(tree["demo"]["scenes"], 5)
-    for section in ("refine", "finetune"):
-        small = {"steps": 4, "warmup_steps": 1, "decay_steps": 1, "images_per_batch": 2, "masks_per_image": 2}
-        tree[section]["optim"] |= small | {"checkpoint_every": 1}
-    tree["refine"] |= {"min_iou": 0.0, "pred_iou_thresh": 0.0, "stability_thresh": 0.0, "holdout_share": 0.4}
-    tree["pseudo_label"] |= {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_thresh": 0.0, "shard_images": 1}
-    tree["evaluate"] |= {"resamples": 20, "pictures": 1}
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
-
-
-class Small:
-    """A copy of this project at small scale, with a git repository of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {**environment(), "OMP_NUM_THREADS": "1", "GIT_CEILING_DIRECTORIES": str(folder.parent)}
-        self.env["PYTHONPATH"] = str(folder)
-        for name in ("sum", ".dvc"):
-            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
-        for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
-            shutil.copy(PROJECT / name, folder)
-        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-        shrink(folder / "params.yaml")
-
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", *words]
-
-    def dvc(self, *words: str) -> str:
-        """Run DVC to a good end; returns what it said."""
-        command = self.command("dvc", *words)
-        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def hashes(self) -> dict[str, str]:
-        """Output -> hash, of all stages, as dvc.lock has them."""
-        lock = yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
-        return {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +57,7 @@ def test_metrics_and_plots(small):
 def test_a_changed_budget_runs_only_that_budget(small):
     path = small.folder / "params.yaml"
     before = path.read_text()
-    tree = yaml.safe_load(before)
-    tree["budgets"]["small"]["human"] = ["demo_salient", "demo_entity"]
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    small.edit(lambda tree: tree["budgets"]["small"].update(human=["demo_salient", "demo_entity"]))
     try:
         own = ["finetune@small", "evaluate@small", "register@small"]
         assert stages_run(small.dvc("repro")) == ["validate", *own, "report"]
@@ -141,6 +95,43 @@ def test_kill_9_then_repro_goes_on_and_gives_the_same(small, stage, out):
     assert {path.name: content(path) for path in sorted((small.folder / out).iterdir()) if path.name in SAME} == kept
 
 
+@pytest.mark.parametrize(
+    ("stage", "out"),
+    [
+        ("demo", "data/raw/demo"),
+        ("ingest", "data/manifest"),
+        ("validate", "data/validation/report.json"),
+        ("register@small", "data/registry/small.json"),
+        ("report", "data/report"),
+    ],
+)
+def test_kill_9_of_a_quick_stage_leaves_nothing_half_done(small, stage, out):
+    """Killed at two moments of its life; afterwards it gives the same files, and register no second version."""
+    force = ("repro", "--force", "--single-item", stage)
+    began = time.monotonic()
+    small.dvc(*force)
+    lasts = time.monotonic() - began
+    kept = tree(small.folder / out)
+    for share in (0.5, 0.8):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(
+            small.command("dvc", *force), cwd=small.folder, env=small.env, start_new_session=True, **quiet
+        ) as child:
+            time.sleep(share * lasts)
+            os.killpg(child.pid, signal.SIGKILL)
+        left = tree(small.folder / out)
+        assert not left or left == kept, "half written"
+        small.dvc(*force)
+        assert tree(small.folder / out) == kept
+        assert not [path for path in (small.folder / "data").rglob(".*.partial*")]
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Relative path -> content of a file or of a folder's files."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(files)}
+
+
 # What a resumed stage must give again to the last bit; run.json and the like tell times and ids.
 SAME = {"model.safetensors", "report.json", "rows.parquet", "predictions.parquet", "history.csv"} | {
     f"shard-{number:05d}.parquet" for number in range(20)
@@ -173,26 +164,19 @@ def bucket(monkeypatch) -> Iterator[str]:
     server.stop()
 
 
-def test_push_to_s3_and_pull_into_an_empty_copy(bucket, tmp_path):
-    """A stub pipeline: the files of any stage travel the same way."""
-    (tmp_path / "one").mkdir()
-    one = make_project(tmp_path / "one")
-    env = environment()
-
-    def dvc(folder: Path, *words: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *words], cwd=folder, env=env, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    dvc(one, "repro", "--single-item", "demo")
-    dvc(one, "remote", "add", "--default", "s3", bucket)
-    dvc(one, "remote", "modify", "--local", "s3", "endpointurl", os.environ["AWS_ENDPOINT_URL_S3"])
-    dvc(one, "push")
-    other = tmp_path / "other"
-    shutil.copytree(one, other, ignore=shutil.ignore_patterns("out", "cache", "tmp"))
-    dvc(other, "pull", "demo")
-    assert (other / "out" / "demo").read_text() == (one / "out" / "demo").read_text()
+def test_push_to_s3_and_pull_into_a_copy_without_data(small, bucket, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.setitem(small.env, name, os.environ[name])
+    small.dvc("remote", "add", "--default", "--force", "store", bucket)
+    small.dvc("remote", "modify", "--local", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL_S3"])
+    small.dvc("push")
+    other = copy(small)
+    other.folder = tmp_path / "other"
+    shutil.copytree(small.folder, other.folder, ignore=shutil.ignore_patterns("data", "cache", "tmp", "work"))
+    other.dvc("pull")
+    assert stages_run(other.dvc("repro", "--dry")) == []
+    for out in ("data/raw/demo", "data/models/large", "data/report"):
+        assert tree(other.folder / out) == tree(small.folder / out)
 
 
 def test_base_weights_in_a_bucket_are_a_dependency_like_a_file(bucket, tmp_path):
