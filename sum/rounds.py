@@ -49,7 +49,7 @@ def train_rounds(
 ) -> dict[str, Tensor]:
     """Run all rounds of a batch and leave the gradients in the model's parameters.
 
-    backward takes a scalar loss; the losses of all rounds add up to the mean over masks and rounds.
+    backward takes a scalar loss; the losses of all rounds add up to the mean over images and rounds.
     Returns scalars on the model's device: loss, and the IoU with the label after the first and the last round.
     """
     with autocast():
@@ -84,7 +84,7 @@ def train_rounds(
 def round_loss(
     prediction: Prediction, batch: TrainBatch, *, rounds: Rounds
 ) -> tuple[Tensor, Prediction, Tensor, Tensor]:
-    """Loss of a round, averaged over masks, of the best output of each mask.
+    """Loss of a round of the best output of each mask: the mean over images of the mean over an image's masks.
 
     Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and
     its IoU `[N]`.
@@ -102,8 +102,21 @@ def round_loss(
         quality = iou_loss(prediction.iou.float().flatten(), every.flatten()).view_as(every).mean(1)
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
-    total = (losses[rows, index] + rounds.weights.iou * quality).mean()
+    every_image = image_shares(batch.image_index, images=len(batch.image))
+    total = (every_image * (losses[rows, index] + rounds.weights.iou * quality)).sum()
     return total, prediction.pick(index), chosen, iou
+
+
+def image_shares(image_index: Tensor, *, images: int) -> Tensor:
+    """Weight of each mask so that every image counts the same: `[N]` -> float `[N]`, 1 in all.
+
+    The paper has one image a GPU and averages over GPUs. A mean over masks would let an image with 30 pseudo-labels
+    drown one with a single human mask, whatever the budget's ratio of images says.
+    """
+    counts = torch.zeros(images, device=image_index.device).index_add_(
+        0, image_index, torch.ones(len(image_index), device=image_index.device)
+    )
+    return 1 / (counts[image_index] * images)
 
 
 def valid_pixels(batch: TrainBatch) -> Tensor:

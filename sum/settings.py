@@ -44,13 +44,15 @@ class DemoConfig:
 
     __pydantic_config__ = _STRICT
     side: int = 128  # px, height and width of a scene
-    seeds: dict[Literal["train", "val", "test"], int] = field(  # of the sets; pre-training has its own
+    seeds: dict[str, int] = field(  # split -> seed of its sets; pre-training has its own
         default_factory=lambda: {"train": 11, "val": 12, "test": 13}
     )
     scenes: dict[str, int] = field(default_factory=dict)  # data set -> number of images
 
     def __post_init__(self) -> None:
         at_least(self, 48, "side")
+        require(set(self.seeds) == {"train", "val", "test"}, f"seeds must name train, val and test, got {self.seeds}")
+        require(all(seed >= 0 for seed in self.seeds.values()), f"seeds must be 0 or more, got {self.seeds}")
         require(all(count >= 0 for count in self.scenes.values()), f"scenes must be 0 or more, got {self.scenes}")
 
 

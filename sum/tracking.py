@@ -27,11 +27,11 @@ from sum.provenance import UNKNOWN, environment, flatten, provenance
 
 log = logging.getLogger(__name__)
 
-URI = "MLFLOW_TRACKING_URI"           # of the environment: wins over tracking.uri
-WEIGHTS_TAG = "sum.weights"          # fingerprint of the weights: how a model is found again
-BATCH = 900                          # metrics a request; MLflow takes 1000
-KNOCK = 5.0                          # seconds a server may take to say that it is there
-PATIENCE = 30.0                      # seconds before a server that failed is asked again during training
+URI = "MLFLOW_TRACKING_URI"  # of the environment: wins over tracking.uri
+WEIGHTS_TAG = "sum.weights"  # fingerprint of the weights: how a model is found again
+BATCH = 900  # metrics a request; MLflow takes 1000
+KNOCK = 5.0  # seconds a server may take to say that it is there
+PATIENCE = 30.0  # seconds before a server that failed is asked again during training
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # default 7, with growing pauses: minutes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sum.core.geometry import resize_mask, resized_hw, to_frame
+from sum.errors import SumError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def image_part(hw: tuple[int, int], *, side: int, loss_side: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Mixture(Dataset[TrainBatch]):
+class Mixture(Dataset["TrainBatch | SumError"]):
     """The batch of step t: roles take turns in the wanted ratio, each role walks through its images in a new order every epoch.
 
     sources and shares go together: shares (2, 1) puts two images of the first source beside one of the second.
@@ -132,12 +134,21 @@ class Mixture(Dataset[TrainBatch]):
             source = int(turn[slot % len(turn)])
             drawn = slot // len(turn) * self.shares[source] + int((turn[: slot % len(turn)] == source).sum())
             epoch, place = divmod(drawn, len(self.sources[source]))
-            order = np.random.default_rng([self.seed, source, epoch]).permutation(len(self.sources[source]))
+            order = _shuffled(len(self.sources[source]), seed=(self.seed, source, epoch))
             chosen.append((source, int(order[place])))
         return chosen
 
-    def __getitem__(self, step: int) -> TrainBatch:
-        """This process's part of the batch of `step`."""
+    def __getitem__(self, step: int) -> TrainBatch | SumError:
+        """This process's part of the batch of `step`, or why there is none: raised here, a worker's traceback would
+        bury the message.
+        """
+        try:
+            return self.batch(step)
+        except SumError as error:
+            return error
+
+    def batch(self, step: int) -> TrainBatch:
+        """This process's part of the batch of `step`. Raises DataError and StorageError of the images' readers."""
         samples = []
         for place, (source, index) in enumerate(self.slots(step)):
             if place % self.ranks == self.rank:
@@ -146,7 +157,16 @@ class Mixture(Dataset[TrainBatch]):
         return collate(samples)
 
     def batches(self, *, start: int, stop: int, workers: int) -> Iterator[TrainBatch]:
-        """Batches of the steps start .. stop - 1, read ahead by `workers` processes."""
+        """Batches of the steps start .. stop - 1, read ahead by `workers` processes. Errors as `batch`."""
         steps = range(start, stop)
-        loader: DataLoader[TrainBatch] = DataLoader(self, batch_size=None, sampler=steps, num_workers=workers)
-        return iter(loader)
+        loader = DataLoader(self, batch_size=None, sampler=steps, num_workers=workers)
+        for found in loader:
+            if isinstance(found, SumError):
+                raise found
+            yield found
+
+
+@lru_cache(maxsize=16)
+def _shuffled(count: int, *, seed: tuple[int, ...]) -> NDArray[np.int64]:
+    """The order of an epoch; kept, because every slot of every step asks for it: 8 ms for 250,000 images."""
+    return np.random.default_rng(list(seed)).permutation(count)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
-from sum.core.geometry import resize_mask, to_frame
-from sum.data.batches import Sample
+from sum.core.geometry import to_frame
+from sum.data.batches import Sample, masks_to_frame
 from sum.data.demo import Scene, coarsen, pretrain_scene
 from sum.data.frames import load_frame
 from sum.data.records import Manifest
@@ -88,11 +88,11 @@ class CoarseManifest:
     def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
         """Image `index` with at most `masks` of its masks."""
         record = self.images[index]
-        frame, inner, _ = load_frame(record.path, side=self.side)
+        frame, inner = load_frame(record, side=self.side)
         found = self.masks[record.image_id]
         order = rng.permutation(len(found))[:masks]
         full = decoded([found[k].rle for k in order], record)
-        small = resize_mask(torch.from_numpy(full), hw_out=inner).numpy()
+        small = masks_to_frame(full, loss_side=self.side)[:, : inner[0], : inner[1]].numpy()  # never empty
         size = max(2, round(self.coarsen * self.side / 128))
         rough = np.stack([kept if (kept := coarsen(row, size=size)).sum() >= MIN_AREA else row for row in small])
         padded = to_frame(torch.from_numpy(rough), self.side).numpy()

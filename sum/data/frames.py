@@ -1,4 +1,5 @@
-"""An image file as the model sees it: longest side resized to S as SamPredictor does, padded below and right."""
+"""A photo of the manifest, and the photo as the model sees it: longest side resized to S as SamPredictor does, padded
+below and right."""
 
 from __future__ import annotations
 
@@ -8,18 +9,31 @@ from PIL import Image
 
 from sum.core.geometry import resized_hw
 from sum.data.images import read_image
+from sum.data.records import ImageRecord
+from sum.errors import DataError
 
 
-def load_frame(path: str, *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
-    """Returns the frame `[S, S, 3]` uint8 RGB, (height, width) of the image in it, and the original (height, width)."""
-    return to_square(read_image(path), side=side)
-
-
-def to_square(image: NDArray[np.uint8], *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
-    """The same for pixels `[H, W, 3]` already read. Resized by Pillow's antialiased bilinear filter, as ResizeLongestSide."""
+def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
+    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or has another size than at ingest."""
+    image = read_image(record.path)
     height, width = image.shape[:2]
-    inner = resized_hw(height, width, side)
+    if (height, width) != (record.height, record.width):
+        raise DataError(
+            f"{record.path} is {width} x {height} pixels, the manifest says {record.width} x {record.height}: "
+            "the file has changed. Run `dvc repro --force ingest`."
+        )
+    return image
+
+
+def load_frame(record: ImageRecord, *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Returns the frame `[S, S, 3]` uint8 RGB and (height, width) of the image in it. Errors as `load_photo`."""
+    return to_square(load_photo(record), side=side)
+
+
+def to_square(image: NDArray[np.uint8], *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The same for pixels `[H, W, 3]` already read. Resized by Pillow's antialiased bilinear filter, as ResizeLongestSide."""
+    inner = resized_hw(image.shape[0], image.shape[1], side)
     small = np.asarray(Image.fromarray(image).resize((inner[1], inner[0]), Image.Resampling.BILINEAR))
     frame = np.zeros((side, side, 3), dtype=np.uint8)
     frame[: inner[0], : inner[1]] = small
-    return frame, inner, (height, width)
+    return frame, inner

@@ -35,7 +35,7 @@ class HumanImages:
         image = self._images[index]
         rows = self._masks[image.image_id]
         chosen = [rows[k].rle for k in rng.permutation(len(rows))[:masks]]
-        frame, inner, _ = load_frame(image.path, side=self._side)
+        frame, inner = load_frame(image, side=self._side)
         return human_sample(
             frame, decoded(chosen, image), hw=inner, loss_side=self._loss_side, task=self._tasks[image.task], rng=rng
         )
@@ -58,7 +58,7 @@ class PseudoImages:
         image = self._images[index]
         rows = self._store.masks(image.image_id, logits=False)
         order = rng.permutation(len(rows))[:masks]
-        frame, inner, hw = load_frame(image.path, side=self._side)
+        frame, inner = load_frame(image, side=self._side)
         part = image_part(inner, side=self._side, loss_side=self._loss_side)
         maps = self._store.uncertainty(image.image_id)[order]
         target = masks_to_frame(decoded([rows[k].rle for k in order], image), loss_side=self._loss_side)
@@ -68,7 +68,7 @@ class PseudoImages:
             hw=torch.tensor(inner),
             mask=target,
             certainty=(1 - enlarge(maps, side=self._loss_side)) * part,
-            point=torch.from_numpy(np.asarray(points_to_model(points, hw=hw, side=self._side))).float(),
+            point=torch.from_numpy(np.asarray(points_to_model(points, hw=(image.height, image.width), side=self._side))).float(),
             task=0,
         )
 

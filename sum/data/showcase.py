@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sum.core.geometry import logits_to_image, resized_hw
-from sum.data.images import read_image
+from sum.data.frames import load_photo
 from sum.data.pictures import Image, Window, compared, heat, prompted
 from sum.data.records import ImageRecord, MaskRecord, decode_mask
 from sum.data.scores import spread, task_names
@@ -102,7 +102,7 @@ def draw(
 
 def _tiles(mask: MaskRecord, record: ImageRecord, answers: Answers) -> tuple[Tile, ...]:
     hw = (record.height, record.width)
-    image = read_image(record.path)
+    image = load_photo(record)
     truth = decode_mask(mask.rle, height=record.height, width=record.width)
     box = (mask.x0, mask.y0, mask.x1, mask.y1)
     window = Window.around(box, hw=hw)

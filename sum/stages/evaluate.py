@@ -92,13 +92,8 @@ class Bench:
 
     def image(self, image: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
         """All rows of one image, in the order of its masks."""
-        frame, inner, (height, width) = load_frame(image.path, side=self.model.side)
-        if (height, width) != (image.height, image.width):
-            raise DataError(
-                f"{image.path} is {width} x {height} pixels, the manifest says {image.width} x {image.height}: "
-                "the file has changed. Run `dvc repro ingest`."
-            )
-        truths = [decode_mask(mask.rle, height=height, width=width) for mask in masks]
+        frame, inner = load_frame(image, side=self.model.side)
+        truths = [decode_mask(mask.rle, height=image.height, width=image.width) for mask in masks]
         embedding = encode_frame(self.model, frame, inner)
         found: Records = {name: [] for name in TABLES}
         # task ids differ between data sets, never within an image: every image belongs to one set

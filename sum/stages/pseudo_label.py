@@ -14,10 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sum.data.images import read_image
+from sum.data.frames import load_photo
 from sum.data.labels import PseudoMask, label_rows
 from sum.data.records import ImageRecord, read_manifest
 from sum.data.shards import LABELS, ShardInfo, publish, read_info, shard_name, write_shard
@@ -79,7 +76,7 @@ def _label(shards: Shards, model: Segmenter, *, work: Path, settings: GeneratorS
         with write_shard(work / name, kind=LABELS, side=model.low_side, shards=total) as shard:
             for _, record in group:
                 try:
-                    image = _read(record)
+                    image = load_photo(record)
                 except DataError as error:
                     log.warning("pseudo_label: %s", error)
                     shard.skip(record.image_id, str(error))
@@ -90,15 +87,6 @@ def _label(shards: Shards, model: Segmenter, *, work: Path, settings: GeneratorS
                     for n, mask in enumerate(found)
                 ]
                 shard.add(record.image_id, label_rows(masks, side=model.low_side))
-
-
-def _read(record: ImageRecord) -> NDArray[np.uint8]:
-    """The photo; DataError when it is unreadable or has changed its size since ingest."""
-    image = read_image(record.path)
-    if image.shape[:2] != (record.height, record.width):
-        found, wanted = f"{image.shape[0]} x {image.shape[1]}", f"{record.height} x {record.width}"
-        raise DataError(f"{record.path}: is {found}, the manifest says {wanted}. Run `dvc repro ingest`.")
-    return image
 
 
 def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:
@@ -113,7 +101,7 @@ def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:
     for record in images:
         if record.image_id in info.unreadable:
             try:
-                _read(record)
+                load_photo(record)
             except DataError:
                 continue
             return False

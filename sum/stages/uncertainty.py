@@ -86,9 +86,8 @@ class _Refinery:
     @torch.inference_mode()
     def __call__(self, record: ImageRecord, masks: Sequence[PseudoMask], logits: Tensor) -> Tensor:
         """Refined logits `[K, 1, L, L]` on the cpu for SAM's of these masks, in model frame."""
-        frame, inner, hw = load_frame(record.path, side=self.model.side)
-        if hw != (record.height, record.width):
-            raise DataError(f"{record.path}: has changed since stage 'ingest'. Run `dvc repro ingest`.")
+        frame, inner = load_frame(record, side=self.model.side)
+        hw = (record.height, record.width)
         embedding = encode_frame(self.model, frame, inner)
         device = embedding.device
         box = boxes_to_model(torch.tensor([mask.box for mask in masks]), hw=hw, side=self.model.side)

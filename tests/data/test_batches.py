@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from sum.data.batches import ImageSource, Mixture, Sample, TrainBatch, collate, image_part, masks_to_frame
 from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask
 from sum.data.samples import HumanImages
+from sum.errors import DataError
 
 
 class Numbers:
@@ -62,9 +64,36 @@ def test_a_batch_depends_on_the_step_alone() -> None:
         assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
 
 
+class Broken(Numbers):
+    """A source whose files have gone."""
+
+    def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
+        raise DataError(f"photo-{index}.jpg: the image is missing")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_photo_is_one_clear_error_from_a_worker_too(workers: int) -> None:
+    broken = Mixture([Broken(3, 1)], (1,), images_per_batch=2, masks_per_image=2, seed=3)
+    with pytest.raises(DataError) as caught:
+        list(broken.batches(start=0, stop=2, workers=workers))
+    assert re.fullmatch(r"photo-\d\.jpg: the image is missing", str(caught.value))
+
+
+def test_workers_read_the_same_batches() -> None:
+    for a, b in zip(mixture().batches(start=0, stop=4, workers=0), mixture().batches(start=0, stop=4, workers=2), strict=True):
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
+
+
+def test_a_photo_that_changed_since_ingest_is_refused(tmp_path: Path) -> None:
+    images = human_images(tmp_path)
+    Image.fromarray(np.zeros((30, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is 40 x 30 pixels, the manifest says 40 x 60"):
+        images.sample(0, masks=30, rng=np.random.default_rng(0))
+
+
 def test_processes_share_a_batch_without_overlap() -> None:
-    whole = mixture()[2]
-    parts = [mixture(rank=r, ranks=3)[2] for r in range(3)]
+    whole = mixture().batch(2)
+    parts = [mixture(rank=r, ranks=3).batch(2) for r in range(3)]
     images = torch.cat([p.image[:, 0, 0, 0] for p in parts])
     assert sorted(images.tolist()) == sorted(whole.image[:, 0, 0, 0].tolist())
     assert sum(len(p.image_index) for p in parts) == len(whole.image_index)
@@ -78,7 +107,7 @@ def test_collate_keeps_masks_with_their_image() -> None:
 
 
 def test_a_batch_that_does_not_fit_together_is_refused() -> None:
-    batch = mixture()[0]
+    batch = mixture().batch(0)
     parts = {name: getattr(batch, name) for name in TrainBatch.__slots__}
     with pytest.raises(ValueError, match=r"TrainBatch.point has shape \(1, 2\), wants \(\d+, 2\)"):
         TrainBatch(**parts | {"point": parts["point"][:1]})
@@ -98,18 +127,24 @@ def test_image_part_is_one_on_the_image_and_zero_on_the_padding(hw: tuple[int, i
     assert part.sum() == (-(-hw[0] // 2)) * (-(-hw[1] // 2))
 
 
-def test_human_images_are_fully_certain_and_their_points_lie_on_the_mask(tmp_path: Path) -> None:
-    mask = np.zeros((60, 40), dtype=bool)
-    mask[10:50, 5:15] = True
+MASK = np.zeros((60, 40), dtype=bool)
+MASK[10:50, 5:15] = True
+
+
+def human_images(tmp_path: Path) -> HumanImages:
+    """One photo of 60 x 40 with MASK."""
     Image.fromarray(np.full((60, 40, 3), 9, dtype=np.uint8)).save(tmp_path / "a.png")
     image = ImageRecord("set/a", "set", str(tmp_path / "a.png"), "", 60, 40, "entity", "train", "x")
-    row = MaskRecord("set/a#0", "set/a", "set", "entity", "train", 400, 5, 10, 14, 49, encode_mask(mask), "", "")
-    images = HumanImages(Manifest([image], [row]), side=120, loss_side=60, tasks={"entity": 2})
-    sample = images.sample(0, masks=30, rng=np.random.default_rng(0))
+    row = MaskRecord("set/a#0", "set/a", "set", "entity", "train", 400, 5, 10, 14, 49, encode_mask(MASK), "", "")
+    return HumanImages(Manifest([image], [row]), side=120, loss_side=60, tasks={"entity": 2})
+
+
+def test_human_images_are_fully_certain_and_their_points_lie_on_the_mask(tmp_path: Path) -> None:
+    sample = human_images(tmp_path).sample(0, masks=30, rng=np.random.default_rng(0))
     assert sample.hw.tolist() == [120, 80]
-    assert torch.equal(sample.mask[0, :, :40], torch.from_numpy(mask))
+    assert torch.equal(sample.mask[0, :, :40], torch.from_numpy(MASK))
     assert sample.certainty[0, :, :40].min() == 1
     assert sample.certainty[0, :, 40:].max() == 0
     x, y = sample.point[0].tolist()
-    assert mask[int(y * 60 / 120), int(x * 40 / 80)]
+    assert MASK[int(y * 60 / 120), int(x * 40 / 80)]
     assert sample.task == 2

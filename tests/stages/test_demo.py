@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     settings = load_config(root=ROOT)
     monkeypatch.chdir(tmp_path)
-    return replace(
-        settings, demo=DemoConfig(side=64, scenes={"salient_train": 2, "unlabelled": 1, "part_test": 0})
-    )
+    return replace(settings, demo=DemoConfig(side=64, scenes={"salient_train": 2, "unlabelled": 1, "part_test": 0}))
 
 
 def test_writes_the_scenes_that_are_asked_for(config: Config) -> None:
