@@ -21,7 +21,6 @@ from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 KIND = "refiner"
 _PARTS = ("prompt_encoder.", "mask_decoder.")
-_POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # random, never trained: tells bases apart
 _UNREACHED = (  # what point + box + mask prompts with one output never touch
     "prompt_encoder.no_mask_embed.",
     "prompt_encoder.not_a_point_embed.",
@@ -75,16 +74,19 @@ class Refiner(nn.Module):
         return {name: value for name, value in self.core.sam.state_dict().items() if name.startswith(_PARTS)}
 
 
-def save_refiner(path: Path, refiner: Refiner, *, about: Mapping[str, str]) -> str:
+def save_refiner(path: Path, refiner: Refiner, *, origin: str, about: Mapping[str, str]) -> str:
     """Write the two tuned parts to one safetensors file, atomically; returns its sha256.
 
-    about: what the header tells a reader, beside the kind and the backbone.
+    origin: sha256 of the weights file of the SAM it was tuned from; about: what else the header tells a reader.
     """
-    return save_tensors(path, refiner.weights(), about={"kind": KIND, "backbone": refiner.core.backbone, **about})
+    head = {"kind": KIND, "backbone": refiner.core.backbone, "origin": origin}
+    return save_tensors(path, refiner.weights(), about={**head, **about})
 
 
-def load_refiner(path: Path, *, base: Segmenter) -> Refiner:
+def load_refiner(path: Path, *, base: Segmenter, origin: str) -> Refiner:
     """The refiner of `base` from a local file, in eval mode on the base's device.
+
+    origin: sha256 of the base's weights file; a refiner reads the embedding of the very SAM it was tuned from.
 
     Raises CheckpointError by name when the file is no refiner, is of another backbone, or was tuned from another SAM.
     """
@@ -94,11 +96,12 @@ def load_refiner(path: Path, *, base: Segmenter) -> Refiner:
         raise _refused(path, f"wants a refinement module, found {about.get('kind', 'a whole model')}")
     if about.get("backbone") != base.backbone:
         raise _refused(path, f"refines backbone '{about.get('backbone')}', model.backbone is '{base.backbone}'")
+    if about.get("origin") != origin:
+        found = f"weights {about.get('origin', 'unknown')[:12]}, model.checkpoint is {origin[:12]}"
+        raise _refused(path, f"tuned from another SAM than model.checkpoint: {found}")
     refiner = Refiner(base)
     owner = f"the refiner of backbone '{base.backbone}'"
     fill(refiner.core.sam, tensors, path=path, owner=owner, only=set(refiner.weights()))
-    if not torch.equal(tensors[_POSITIONS], base.sam.state_dict()[_POSITIONS].cpu()):
-        raise _refused(path, f"tuned from another SAM than model.checkpoint: '{_POSITIONS}' differs")
     return refiner.eval()
 
 

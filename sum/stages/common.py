@@ -40,7 +40,11 @@ def code_hash() -> str:
 
 def base_weights(config: Config) -> Path:
     """The local file of `model.checkpoint`, fetched first when it is an s3:// URL."""
-    uri = config.model.checkpoint
+    return local_weights(config.model.checkpoint)
+
+
+def local_weights(uri: str) -> Path:
+    """The local file of weights at a path or s3:// URL."""
     return fetch(uri, WEIGHTS_CACHE) if uri.startswith(S3) else Path(uri)
 
 

@@ -63,7 +63,7 @@ def run(config: Config, *, model: str) -> Path:
     segmenter = load_segmenter(weights, backbone=config.model.backbone).to(device).eval()
     sha256 = checkpoint.fingerprint(weights)
     with_maps = model == BASE and REFINER.is_file()
-    refiner = load_refiner(REFINER, base=segmenter) if with_maps else None
+    refiner = load_refiner(REFINER, base=segmenter, origin=sha256) if with_maps else None
     inputs = (model, sha256, benchmark.fingerprint, checkpoint.fingerprint(REFINER) if with_maps else None)
     work = WORK / fingerprint(protocol, sorted(settings.report_rounds), config.model.backbone, *inputs)
     bench = Bench(model, segmenter, refiner, protocol, frozenset(settings.report_rounds))

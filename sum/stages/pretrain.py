@@ -16,15 +16,36 @@ from torch import Tensor
 from sum.config import Config
 from sum.data.batches import ImageSource, Mixture, TrainBatch
 from sum.data.coarse import CoarseManifest, CoarseScenes
-from sum.data.records import read_manifest
+from sum.data.records import Manifest, read_manifest
 from sum.engine import Loop
+from sum.errors import DataError
 from sum.models.backbones import BACKBONES
+from sum.models.checkpoint import fingerprint as file_fingerprint
 from sum.models.checkpoint import load_segmenter, save_segmenter
 from sum.models.segmenter import Segmenter
 from sum.rounds import train_rounds
-from sum.stages.common import fingerprint, loop_options, round_options
+from sum.stages.common import fingerprint, local_weights, loop_options, round_options
+from sum.training_settings import PretrainConfig
 
 log = logging.getLogger(__name__)
+
+
+def train_manifest(settings: PretrainConfig) -> Manifest | None:
+    """The human train masks to learn from beside the scenes, if wanted. Raises DataError where there are none."""
+    if settings.manifest is None:
+        return None
+    manifest = read_manifest(Path(settings.manifest), reader="pretrain").select(split="train")
+    if not manifest.masks:
+        raise DataError(
+            f"pretrain.manifest: {settings.manifest} has no mask of split 'train'. Add such a data set and run "
+            "`python -m sum ingest`, or set pretrain.manifest to null."
+        )
+    return manifest
+
+
+def start_weights(settings: PretrainConfig) -> Path | None:
+    """The local file of `pretrain.start`, fetched first when it lies in a bucket; None for random weights."""
+    return None if settings.start is None else local_weights(settings.start)
 
 
 def run(config: Config) -> Path:
@@ -33,21 +54,19 @@ def run(config: Config) -> Path:
     backbone = BACKBONES["tiny"]
     side = backbone.side
     loss_side = settings.rounds.loss_side or side
-    work = Path("work/pretrain") / fingerprint(settings, config.seed)
+    manifest, start = train_manifest(settings), start_weights(settings)
+    inputs = [manifest and manifest.fingerprint, start and file_fingerprint(start)]
+    work = Path("work/pretrain") / fingerprint(settings, config.seed, inputs)
     scenes = CoarseScenes.made(
         work, count=settings.scenes, seed=settings.seed, coarsen=settings.coarsen, side=side, loss_side=loss_side
     )
     sources: list[ImageSource] = [scenes]
     shares = [1]
-    if settings.manifest is not None:
-        manifest = read_manifest(Path(settings.manifest), reader="pretrain").select(split="train")
+    if manifest is not None:
         sources.append(CoarseManifest(manifest, coarsen=settings.coarsen, side=side, loss_side=loss_side))
         shares.append(1)
     torch.manual_seed(config.seed)
-    if settings.start is None:
-        model = Segmenter(backbone.build(), backbone="tiny")
-    else:
-        model = load_segmenter(settings.start, backbone="tiny")
+    model = load_segmenter(start, backbone="tiny") if start else Segmenter(backbone.build(), backbone="tiny")
     model.task_prompt.requires_grad_(False)
     loop = Loop(model, options=loop_options(settings.optim, config), folder=work)
     optim = settings.optim

@@ -69,7 +69,8 @@ def run(config: Config) -> Path:
     rows = measure_refiner(refiner.eval(), base, measure, thresholds=thresholds, seed=config.seed)
     if loop.rank == 0:
         with replace_folder(OUT) as folder:
-            save_refiner(folder / "model.safetensors", refiner, about={"base": base_hash, "steps": str(optim.steps)})
+            about = {"steps": str(optim.steps)}
+            save_refiner(folder / "model.safetensors", refiner, origin=base_hash, about=about)
             write_json(folder / "report.json", summarise(rows, loop.history))
     return OUT
 

@@ -131,7 +131,7 @@ class _Mapper:
 
 def _load(config: Config, weights: Path) -> _Refinery:
     model = load_segmenter(weights, backbone=config.model.backbone).to(pick_device(config.device))
-    return _Refinery(model, load_refiner(REFINER, base=model))
+    return _Refinery(model, load_refiner(REFINER, base=model, origin=sha256_file(weights)))
 
 
 def _map(

@@ -19,6 +19,7 @@ from sum.models.refiner import Refiner, load_refiner, save_refiner
 from sum.models.segmenter import Segmenter
 
 SIDE = 64
+ORIGIN = "0123456789abcdef" * 4  # sha256 of the base's weights file
 
 
 def tiny(seed: int = 0) -> Segmenter:
@@ -105,9 +106,9 @@ def test_a_saved_refiner_comes_back_equal(base: Segmenter, tmp_path: Path) -> No
         for value in refiner.parameters():
             value.add_(0.01)
     path = tmp_path / "model.safetensors"
-    digest = save_refiner(path, refiner, about={"steps": "3"})
+    digest = save_refiner(path, refiner, origin=ORIGIN, about={"steps": "3"})
     assert len(digest) == 64
-    found = load_refiner(path, base=base)
+    found = load_refiner(path, base=base, origin=ORIGIN)
     assert not found.training
     for name, value in refiner.weights().items():
         assert torch.equal(found.weights()[name], value), name
@@ -122,26 +123,29 @@ def head(path: Path) -> dict[str, str]:
 def test_a_whole_model_is_refused(base: Segmenter, tmp_path: Path) -> None:
     save_segmenter(tmp_path / "sam.safetensors", base, about={})
     with pytest.raises(CheckpointError, match=r"sam\.safetensors: wants a refinement module.*dvc repro refine"):
-        load_refiner(tmp_path / "sam.safetensors", base=base)
+        load_refiner(tmp_path / "sam.safetensors", base=base, origin=ORIGIN)
 
 
 def test_another_backbone_is_refused(base: Segmenter, tmp_path: Path) -> None:
-    save_refiner(tmp_path / "r.safetensors", Refiner(base), about={})
+    save_refiner(tmp_path / "r.safetensors", Refiner(base), origin=ORIGIN, about={})
     other = Segmenter(base.sam, backbone="vit_b")
     with pytest.raises(CheckpointError, match=r"r\.safetensors: refines backbone 'tiny', model\.backbone is 'vit_b'"):
-        load_refiner(tmp_path / "r.safetensors", base=other)
+        load_refiner(tmp_path / "r.safetensors", base=other, origin=ORIGIN)
 
 
 def test_the_refiner_of_another_sam_is_refused(base: Segmenter, tmp_path: Path) -> None:
-    save_refiner(tmp_path / "r.safetensors", Refiner(tiny(seed=9)), about={})
-    with pytest.raises(CheckpointError, match=r"tuned from another SAM than model\.checkpoint"):
-        load_refiner(tmp_path / "r.safetensors", base=base)
+    """Also of one that was tuned further from the same start, whose shapes and random positions are the same."""
+    save_refiner(tmp_path / "r.safetensors", Refiner(base), origin="f" * 64, about={})
+    with pytest.raises(
+        CheckpointError, match=r"another SAM than model\.checkpoint: weights ffffffffffff, .* 0123456789ab"
+    ):
+        load_refiner(tmp_path / "r.safetensors", base=base, origin=ORIGIN)
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_a_changed_file_is_refused_by_name(base: Segmenter, tmp_path: Path, change: str) -> None:
     path, name = tmp_path / "r.safetensors", "mask_decoder.iou_token.weight"
-    save_refiner(path, Refiner(base), about={})
+    save_refiner(path, Refiner(base), origin=ORIGIN, about={})
     tensors, about = load_file(path), head(path)
     if change == "missing":
         del tensors[name]
@@ -151,12 +155,12 @@ def test_a_changed_file_is_refused_by_name(base: Segmenter, tmp_path: Path, chan
         tensors[name] = torch.zeros(2, 2)
     save_file(tensors, path, metadata=about)
     with pytest.raises(CheckpointError, match=r"mask_decoder\.iou_token\.weight"):
-        load_refiner(path, base=base)
+        load_refiner(path, base=base, origin=ORIGIN)
 
 
 def test_a_truncated_file_is_refused(base: Segmenter, tmp_path: Path) -> None:
     path = tmp_path / "r.safetensors"
-    save_refiner(path, Refiner(base), about={})
+    save_refiner(path, Refiner(base), origin=ORIGIN, about={})
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"r\.safetensors: truncated"):
-        load_refiner(path, base=base)
+        load_refiner(path, base=base, origin=ORIGIN)
