@@ -49,7 +49,7 @@ def table(answers: list[Answer]) -> dict[tuple[int, int, str], tuple[float, floa
 
 def test_equal_to_a_plain_loop_over_sam_predictor(tiny: Segmenter) -> None:
     image, truths = picture(), shapes(4)
-    frame, inner, _ = to_square(image, side=tiny.side)
+    frame, inner = to_square(image, side=tiny.side)
     found = table(list(play(tiny, encode_frame(tiny, frame, inner), truths, task=0, protocol=Protocol(rounds=4))))
     predictor = SamPredictor(tiny.sam)
     predictor.set_image(image)
@@ -81,7 +81,7 @@ def predictor_loop(
 
 def test_batches_and_order_do_not_matter(tiny: Segmenter) -> None:
     truths = shapes(5)
-    frame, inner, _ = to_square(picture(), side=tiny.side)
+    frame, inner = to_square(picture(), side=tiny.side)
     embedding = encode_frame(tiny, frame, inner)
     want = table(list(play(tiny, embedding, truths, task=2, protocol=Protocol(rounds=3))))
     order = [3, 0, 4, 1, 2]
@@ -95,7 +95,7 @@ def test_batches_and_order_do_not_matter(tiny: Segmenter) -> None:
 
 def test_the_task_changes_the_first_round(tiny: Segmenter) -> None:
     truths = shapes(3)
-    frame, inner, _ = to_square(picture(), side=tiny.side)
+    frame, inner = to_square(picture(), side=tiny.side)
     embedding = encode_frame(tiny, frame, inner)
     plain, asked = (
         table(list(play(tiny, embedding, truths, task=task, protocol=Protocol(rounds=1)))) for task in (0, 3)
@@ -105,7 +105,7 @@ def test_the_task_changes_the_first_round(tiny: Segmenter) -> None:
 
 def test_doubts_are_how_far_refinement_moved_each_answer(tiny: Segmenter) -> None:
     truths = shapes(5)
-    frame, inner, hw = to_square(picture(), side=tiny.side)
+    frame, inner = to_square(picture(), side=tiny.side)
     embedding = encode_frame(tiny, frame, inner)
     answers = [a for a in play(tiny, embedding, truths, task=0, protocol=Protocol(rounds=1)) if a.output == "oracle"]
     refiner = Refiner(tiny).eval()
@@ -114,7 +114,7 @@ def test_doubts_are_how_far_refinement_moved_each_answer(tiny: Segmenter) -> Non
     found = doubts(refiner, embedding, answers, truths, step=2)
     assert [code.shape for code in found] == [(32, 32)] * 5
     y, x = np.nonzero(answers[3].prediction)
-    scale = tiny.side / hw[1]
+    scale = tiny.side / picture().shape[1]
     box = torch.tensor([[x.min(), y.min(), x.max(), y.max()]]) * scale
     click = answers[3].click
     assert click is not None

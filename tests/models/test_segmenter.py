@@ -7,6 +7,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
+from sum.errors import ConfigError
 from sum.models.backbones import BACKBONES
 from sum.models.segmenter import PAD, TASKS, Prompts, Segmenter
 
@@ -99,6 +100,33 @@ def test_row_zero_of_the_task_prompt_gets_no_gradient(model: Segmenter) -> None:
     assert gradient[0].abs().max() == 0
     assert gradient[2].abs().max() > 0
     assert gradient[[1, 3]].abs().max() == 0
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_predictor_for_a_task_answers_as_the_benchmark_asks(model: Segmenter, task: str) -> None:
+    tuned = Segmenter(model.sam, backbone="tiny").eval()
+    with torch.no_grad():
+        tuned.task_prompt.normal_()
+    predictor = SamPredictor(tuned.for_task(task))
+    image = np.random.default_rng(0).integers(0, 256, (90, 128, 3), dtype=np.uint8)
+    predictor.set_image(image)
+    masks, scores, low = predictor.predict(np.array([[40.0, 30.0]]), np.array([1]), multimask_output=True)
+    stock = SamPredictor(model.sam)
+    stock.set_image(image)
+    prompts = Prompts.from_points(torch.tensor([[[40.0, 30.0]]]), torch.ones(1, 1, dtype=torch.int64))
+    with torch.no_grad():
+        want = tuned.decode(
+            stock.features, torch.tensor([0]), prompts, multimask=True, task=torch.tensor([TASKS[task]])
+        )
+    assert (masks.shape, scores.shape) == ((3, 90, 128), (3,))
+    if task == "unspecified":  # row 0 is never used, whatever it holds
+        want = model.decode(stock.features, torch.tensor([0]), prompts, multimask=True)
+    torch.testing.assert_close(torch.from_numpy(low), want.logits[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_predictor_for_an_unknown_task_is_refused(model: Segmenter) -> None:
+    with pytest.raises(ConfigError, match="unknown 'parts'. Known: unspecified, salient, entity, part"):
+        model.for_task("parts")
 
 
 def test_prompts_of_unequal_length_are_refused() -> None:
