@@ -26,9 +26,12 @@ def shrink_for_vit_b(tree: dict[str, Any]) -> None:
     only = {"human": ["demo_salient"], "unlabelled": ["demo_unlabelled"]}
     tree["budgets"] = dict.fromkeys(tree["budgets"], only)
     tree["refine"]["holdout_share"] = 0.0
-    tree["refine"]["optim"] |= {"steps": 2, "images_per_batch": 1}
+    tree["refine"]["optim"] |= {"steps": 1, "warmup_steps": 0, "images_per_batch": 1}
     tree["pseudo_label"]["points_per_side"] = 2
     tree["finetune"]["optim"] |= {"steps": 2, "images_per_batch": 1, "checkpoint_every": 2}
+    tree["finetune"]["rounds"] |= {"rounds": 3, "loss_side": 256}
+    tree["evaluate"] |= {"rounds": 2, "report_rounds": [1]}
+    tree["register"]["rounds"] = [1]
 
 
 def test_vit_b_in_metas_format_runs_the_stages(tmp_path: Path) -> None:

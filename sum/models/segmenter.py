@@ -111,9 +111,9 @@ class Segmenter(nn.Module):
     def for_task(self, task: str) -> Sam:
         """A Sam for SamPredictor and SamAutomaticMaskGenerator that is always asked for masks of `task`.
 
-        The vector is part of every image embedding, so unlike in the benchmark it also acts on later clicks (the paper's
-        "continuous", Table 2: 72.8 against 73.4 mIoU at one point, 81.0 against 82.1 at three). Weights are shared with
-        this model, not copied. Raises ConfigError for a task that is none of TASKS.
+        The vector is part of every image embedding, so unlike in the benchmark it also acts on later clicks (the
+        paper's "continuous", Table 2: 72.8 against 73.4 mIoU at one point, 81.0 against 82.1 at three). Weights are
+        shared with this model, not copied. Raises ConfigError for a task that is none of TASKS.
         """
         if task not in TASKS:
             raise ConfigError(f"task: unknown '{task}'. Known: {', '.join(TASKS)}.")

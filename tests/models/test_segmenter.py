@@ -125,7 +125,7 @@ def test_a_predictor_for_a_task_answers_as_the_benchmark_asks(model: Segmenter, 
 
 
 def test_a_predictor_for_an_unknown_task_is_refused(model: Segmenter) -> None:
-    with pytest.raises(ConfigError, match="unknown 'parts'. Known: unspecified, salient, entity, part"):
+    with pytest.raises(ConfigError, match=r"unknown 'parts'\. Known: unspecified, salient, entity, part"):
         model.for_task("parts")
 
 
