@@ -44,10 +44,12 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Run:
     """One MLflow run; `model_id`: its logged model, once there is one. As a context it finishes as the block ends."""
 
-    def __init__(self, client: Any, run_id: str, *, model_id: str | None = None, logged_until: int = -1) -> None:
-        """logged_until: the last step whose metrics the server has; earlier steps are not sent again."""
+    def __init__(
+        self, client: Any, run_id: str, *, model_id: str | None = None, logged: Mapping[str, int] | None = None
+    ) -> None:
+        """logged: metric -> the last step the server has of it; that one and those before are not sent again."""
         self.client, self.id, self.model_id = client, run_id, model_id
-        self._logged_until = logged_until
+        self._logged = dict(logged or {})
         self._waiting: list[Any] = []
         self._silent_until = 0.0
 
@@ -64,19 +66,24 @@ class Run:
             log.warning("%s", second)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Keep the metrics of a step for the next batch. A server that is away is asked again later."""
-        if step <= self._logged_until:
-            return
+        """Keep the metrics of a step for the next batch, but for those that the server has."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if len(self._waiting) >= BATCH and time.monotonic() >= self._silent_until:
-            try:
-                self.flush()
-            except TrackingError as error:
-                self._silent_until = time.monotonic() + PATIENCE
-                log.warning("%s; %d metrics wait, training goes on", error, len(self._waiting))
+        fresh = {key: value for key, value in metrics.items() if step > self._logged.get(key, -1)}
+        self._waiting += [Metric(key, float(value), now, step) for key, value in fresh.items()]
+        if len(self._waiting) >= BATCH:
+            self.offer()
+
+    def offer(self) -> None:
+        """Send what waits if the server takes it; one that is away is asked again later, and nothing stops."""
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            self.flush()
+        except TrackingError as error:
+            self._silent_until = time.monotonic() + PATIENCE
+            log.warning("%s; %d metrics wait, training goes on", error, len(self._waiting))
 
     def flush(self) -> None:
         """Send what waits. Raises TrackingError and keeps it when the server is away."""
@@ -189,9 +196,9 @@ def resume_run(uri: str, run_id: str) -> Run | None:
         if found is None or found.info.lifecycle_stage == "deleted":
             return None
         client.update_run(run_id, status="RUNNING")
-        steps = [metric.step for metric in found.data._metric_objs if "/" not in metric.key]
+        logged = {metric.key: int(metric.step) for metric in found.data._metric_objs}  # a batch may have cut a step
         model = find_model(client, found.info.experiment_id, run_id=run_id)
-    return Run(client, run_id, model_id=model and model.model_id, logged_until=max(steps, default=-1))
+    return Run(client, run_id, model_id=model and model.model_id, logged=logged)
 
 
 def connect(uri: str) -> Any:

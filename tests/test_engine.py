@@ -110,11 +110,17 @@ def test_a_finished_run_does_nothing(whole: Loop) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()}
 
 
-def test_rows_are_reported_also_those_of_the_run_before(tmp_path: Path) -> None:
-    rows: list[float] = []
-    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
-    loop.run(toy_batches, toy_step, title="toy", on_row=lambda row: rows.append(row["step"]))
-    assert rows == list(range(STEPS))
+def test_rows_are_reported_at_each_checkpoint_also_those_of_the_run_before(tmp_path: Path) -> None:
+    def told() -> list[list[float]]:
+        rows: list[list[float]] = []
+        loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
+        loop.run(toy_batches, toy_step, title="toy", on_rows=lambda new: rows.append([row["step"] for row in new]))
+        return rows
+
+    assert told() == [[], [0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert told() == [list(range(STEPS))]  # at its end already
+    max(tmp_path.glob("checkpoint-*")).unlink()
+    assert told() == [list(range(9)), [9, 10, 11]]
 
 
 def test_checkpoints_hold_no_pickle_and_only_two_are_kept(whole: Loop) -> None:

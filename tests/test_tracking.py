@@ -107,6 +107,32 @@ def test_training_goes_on_while_the_server_is_away(tracking_uri, monkeypatch, ca
     assert len(run.client.get_metric_history(run.id, "loss")) == tracking.BATCH + 50
 
 
+def test_a_batch_that_cut_a_step_loses_and_doubles_nothing(tracking_uri, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH", 3)  # two metrics a step: the first batch ends inside step 1
+    run = start(tracking_uri)
+    real, calls = run.client.log_batch, []
+
+    def once(*args, **keywords):
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError("connection refused")
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(run.client, "log_batch", once)
+    for step in range(4):
+        run.log_metrics({"loss": 1.0, "lr": 2.0}, step=step)
+    run.offer()
+    assert [len(run.client.get_metric_history(run.id, key)) for key in ("loss", "lr")] == [2, 1]
+    monkeypatch.setattr(run.client, "log_batch", real)
+    again = tracking.resume_run(tracking_uri, run.id)  # the first was killed here, with what waited
+    assert again is not None
+    for step in range(4):
+        again.log_metrics({"loss": 1.0, "lr": 2.0}, step=step)
+    again.finish()
+    for key in ("loss", "lr"):
+        assert [point.step for point in again.client.get_metric_history(run.id, key)] == [0, 1, 2, 3]
+
+
 def test_a_model_is_logged_once_a_fingerprint(tracking_uri, weights):
     run = start(tracking_uri)
     first = run.log_model(weights, name="m", fingerprint="aa", params={})

@@ -10,7 +10,7 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ def run(config: Config, *, budget: str) -> Path:
     record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
     began = time.perf_counter()
     with record or nullcontext():
-        train(config, loop, sources, entry=entry, method=method, on_row=log_row(record))
+        train(config, loop, sources, entry=entry, method=method, on_rows=log_rows(record))
         if record is not None:
             publish(config, loop, budget=budget, facts=facts, record=record, seconds=time.perf_counter() - began)
     return MODELS / budget
@@ -115,7 +115,7 @@ def train(
     *,
     entry: BudgetConfig,
     method: MethodOptions,
-    on_row: Callable[[Row], None],
+    on_rows: Callable[[Sequence[Row]], None],
 ) -> None:
     """Bring the loop to its last step."""
     optim = config.finetune.optim
@@ -134,7 +134,7 @@ def train(
             state.model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
         )
 
-    loop.run(batches, step, title="finetune", on_row=on_row)
+    loop.run(batches, step, title="finetune", on_rows=on_rows)
 
 
 def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracking.Run:
@@ -163,12 +163,15 @@ def used_sets(config: Config, budget: str) -> list[str]:
     return [*entry.human, *entry.unlabelled]
 
 
-def log_row(record: tracking.Run | None) -> Callable[[Row], None]:
-    """Where a row of the history goes: to MLflow, from the first process only."""
+def log_rows(record: tracking.Run | None) -> Callable[[Sequence[Row]], None]:
+    """Where rows of the history go: to MLflow at once, from the first process only."""
 
-    def send(row: Row) -> None:
-        if record is not None:
+    def send(rows: Sequence[Row]) -> None:
+        if record is None:
+            return
+        for row in rows:
             record.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+        record.offer()
 
     return send
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sum import tracking
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
-from sum.errors import ConfigError, MissingInput
+from sum.errors import ConfigError, MissingInput, TrackingError
 from sum.models.segmenter import TASKS
 from sum.settings import Config
 from sum.stages import finetune, pseudo_label, uncertainty
@@ -132,6 +133,37 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
         straight = contents(Path("data/models/small"))
     for name in ("model.safetensors", "history.csv", "summary.json"):
         assert resumed[name] == straight[name], name
+
+
+def curve(uri: str) -> list[int]:
+    """Steps of the loss that MLflow has of the one run begun here."""
+    (note,) = Path("work/finetune").glob("*/mlflow.json")
+    history = tracking.connect(uri).get_metric_history(json.loads(note.read_text())["run_id"], "loss")
+    return [point.step for point in history]
+
+
+def test_a_checkpoint_brings_its_metrics_to_mlflow(project: Path, tracking_uri: str) -> None:
+    config = settings(project, tracking_uri)
+    kill(project, stage="finetune", function="publish", call=1, budget="small")  # at the end, before Run.finish
+    assert curve(tracking_uri) == [0, 1, 2]
+    finetune.run(config, budget="small")
+    assert curve(tracking_uri) == [0, 1, 2]
+
+
+def test_a_curve_that_mlflow_missed_is_sent_by_the_next_run(
+    project: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(run: tracking.Run) -> None:
+        raise TrackingError("connection refused")
+
+    config = settings(project, tracking_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "flush", away)  # a server that fell ill after the run was opened
+        with pytest.raises(TrackingError, match="connection refused"):
+            finetune.run(config, budget="small")
+    assert curve(tracking_uri) == []
+    finetune.run(config, budget="small")
+    assert curve(tracking_uri) == [0, 1, 2]
 
 
 def test_what_is_missing_names_the_stage(project: Path, tracking_uri: str) -> None:
