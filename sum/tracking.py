@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 URI = "MLFLOW_TRACKING_URI"           # of the environment: wins over tracking.uri
 WEIGHTS_TAG = "sum.weights"          # fingerprint of the weights: how a model is found again
+CARD = "model.json"                  # beside a logged model's weights: what a reader needs to build the model
 BATCH = 900                          # metrics a request; MLflow takes 1000
 KNOCK = 5.0                          # seconds a server may take to say that it is there
 PATIENCE = 30.0                      # seconds before a server that failed is asked again during training
@@ -119,7 +120,7 @@ class Run:
     ) -> str:
         """Log a weights file as model `name`; returns (and keeps) its id. Of the same fingerprint it is logged once.
 
-        The file goes as it is (ours tell the backbone in their header), never as a pickle.
+        The file goes as it is, never as a pickle, and with it the CARD beside it, where there is one.
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -129,7 +130,8 @@ class Run:
             if model is None:
                 about = {**(tags or {}), WEIGHTS_TAG: fingerprint}
                 model = self.client.create_logged_model(experiment, name, self.id, about, flatten(params), "SAM")
-                self.client.log_model_artifact(model.model_id, str(weights))
+                for path in filter(Path.is_file, (weights, weights.with_name(CARD))):
+                    self.client.log_model_artifact(model.model_id, str(path))
                 self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, 0)])
                 self.client.finalize_logged_model(model.model_id, "READY")
         self.model_id = str(model.model_id)
@@ -247,25 +249,13 @@ def find_model(client: Any, experiment: str, *, fingerprint: str | None = None, 
     return next((model for model in found if str(model.status) in ("READY", "LoggedModelStatus.READY")), None)
 
 
-def run_of_weights(
-    weights: Path, *, uri: str, experiment: str, name: str, fingerprint: str, run_id: str | None = None
-) -> Run:
-    """The run and logged model of a weights file, to add an evaluation to; its status is left alone.
+def download_model(client: Any, model_id: str, *, folder: Path) -> list[Path]:
+    """Copy the files of a logged model into `folder`; returns them in order."""
+    from mlflow.artifacts import download_artifacts
 
-    It is run `run_id` if the server knows it with these weights, else the newest run of these weights, else a new one:
-    base weights have no finetune, and weights that came by `dvc pull` were logged to another server.
-    """
-    client = connect(uri)
-    with refusals(f"model {name}"):
-        where = experiment_id(client, experiment)
-        model = find_model(client, where, fingerprint=fingerprint, run_id=run_id) if run_id else None
-        model = model or find_model(client, where, fingerprint=fingerprint)
-    if model is not None and model.source_run_id:
-        return Run(client, model.source_run_id, model_id=model.model_id)
-    run = start_run(uri=uri, experiment=experiment, name=name, params={}, tags={WEIGHTS_TAG: fingerprint})
-    run.log_model(weights, name=name, fingerprint=fingerprint, params={})
-    run.finish()
-    return run
+    with refusals(f"the download of model {model_id}"):
+        download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=str(folder), tracking_uri=client.tracking_uri)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _knock(uri: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 from sum import tracking
 from sum.errors import TrackingError
 from sum.provenance import environment, flatten, provenance
-from sum.registry import Registry, compare_link
+from sum.registry import Registry, compare_link, download, run_of_weights
+from sum.storage import sha256_file
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_an_evaluation_wants_a_logged_model(tracking_uri):
 def test_weights_of_another_server_get_a_run_of_their_own(tracking_uri, weights):
     def find(run_id=None) -> tracking.Run:
         where = {"uri": tracking_uri, "experiment": "sum"}
-        return tracking.run_of_weights(weights, name="base", fingerprint="cc", run_id=run_id, **where)
+        return run_of_weights(weights, name="base", fingerprint="cc", run_id=run_id, **where)
 
     first = find("0" * 32)
     assert first.client.get_run(first.id).info.status == "FINISHED"
@@ -197,6 +198,35 @@ def test_one_version_a_model_and_aliases_that_move(tracking_uri, weights):
     registry.untag(versions[0], key="refused")
     registry.untag(versions[0], key="refused")
     assert "refused" not in run.client.get_model_version("sum", versions[0].number).tags
+
+
+def register(uri: str, weights: Path, fingerprint: str) -> None:
+    """`weights` as the champion of registered model `sum`."""
+    run = start(uri)
+    model = run.log_model(weights, name="m", fingerprint=fingerprint, params={})
+    version = Registry(uri).register(model, run_id=run.id, name="sum", tags={})
+    Registry(uri).point("sum", alias="champion", number=version.number)
+
+
+def test_the_champion_is_downloaded_with_its_card(tracking_uri, weights, tmp_path):
+    (tmp_path / "model.json").write_text('{"backbone": "tiny"}')
+    register(tracking_uri, weights, sha256_file(weights))
+    folder = tmp_path / "fetched" / "champion"
+    found = download(tracking_uri, "sum", alias="champion", folder=folder)
+    assert found == folder / weights.name
+    assert found.read_bytes() == weights.read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_download_that_is_not_what_was_registered_is_refused(tracking_uri, weights, tmp_path):
+    register(tracking_uri, weights, sha256_file(weights))
+    (stored,) = (tmp_path / "mlruns").rglob("model.safetensors")
+    stored.write_bytes(b"weights of a thief")
+    with pytest.raises(TrackingError, match=r"models:/sum@champion .version 1.: none of .'model.safetensors'. has the"):
+        download(tracking_uri, "sum", alias="champion", folder=tmp_path / "fetched")
+    assert not list((tmp_path / "fetched").iterdir())
+    with pytest.raises(TrackingError, match="has no models:/sum@large"):
+        download(tracking_uri, "sum", alias="large", folder=tmp_path / "fetched")
 
 
 @pytest.mark.timeout(60)

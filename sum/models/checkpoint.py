@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sum.errors import CheckpointError, choose
 from sum.models.backbones import BACKBONES
-from sum.models.segmenter import Segmenter
+from sum.models.segmenter import TASKS, Segmenter
 
 TASK_PROMPT = "task_prompt"
 
@@ -48,6 +48,22 @@ def save_segmenter(path: Path, model: Segmenter, *, about: Mapping[str, str]) ->
     """
     tensors = dict(model.sam.state_dict()) | {TASK_PROMPT: model.task_prompt}
     return save_tensors(path, tensors, about={"backbone": model.backbone, **about})
+
+
+def describe(weights: str, model: Segmenter, *, fingerprint: str, about: Mapping[str, object]) -> dict[str, object]:
+    """What it takes to load a file that `save_segmenter` wrote without this pipeline, and where it comes from.
+
+    weights: the file's name; fingerprint: its sha256; about: facts of the training.
+    """
+    return {
+        "weights": weights,
+        "sha256": fingerprint,
+        "format": f"safetensors: the state dict of segment_anything's Sam, and '{TASK_PROMPT}' [tasks, C]",
+        "backbone": model.backbone,
+        "side": model.side,  # px of the model frame: the longest side is resized to it, the rest is padded
+        "tasks": TASKS,  # name -> row of the task prompt
+        **about,
+    }
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[str, str]) -> str:

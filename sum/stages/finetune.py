@@ -28,8 +28,8 @@ from sum.data.records import Manifest, read_manifest
 from sum.data.samples import HumanImages, PseudoImages
 from sum.engine import Loop, Row
 from sum.errors import DataError, choose
+from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
-from sum.models.checkpoint import load_segmenter, save_segmenter
 from sum.models.segmenter import TASKS, Segmenter
 from sum.rounds import train_rounds
 from sum.settings import BudgetConfig
@@ -195,6 +195,9 @@ def publish(
         digest = save_segmenter(weights, model, about=about)
         history.drop(columns="seconds").to_csv(folder / "history.csv", index=False)
         write_json(folder / "summary.json", summary)
+        entry = config.budgets[budget]
+        origin = {**about, "human": entry.human, "unlabelled": entry.unlabelled}
+        write_json(folder / tracking.CARD, describe(weights.name, model, fingerprint=digest, about=origin))
         record.log_metrics(cost, step=loop.step)
         for name in ("history.csv", "summary.json"):
             record.log_file(folder / name)

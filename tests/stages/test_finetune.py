@@ -16,7 +16,9 @@ from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
 from sum.errors import ConfigError, MissingInput, TrackingError
+from sum.models.checkpoint import load_segmenter
 from sum.models.segmenter import TASKS
+from sum.registry import Registry, download
 from sum.settings import Config
 from sum.stages import finetune, pseudo_label, uncertainty
 from sum.stages.finetune import METHODS
@@ -83,7 +85,7 @@ def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, 
     used = sorted(found["task_prompt"].abs().amax(1).nonzero().flatten().tolist())
     assert used == ([TASKS["part"]] if method == "sum" else [])  # row 0, the pseudo-labels', is never trained
     names = sorted(path.name for path in Path("data/models/small").iterdir())
-    assert names == ["history.csv", "model.safetensors", "run.json", "summary.json"]
+    assert names == ["history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
     assert len(Path("data/models/small/history.csv").read_text().splitlines()) == 1 + OPTIM["steps"]
     assert json.loads(Path("data/models/small/run.json").read_text())["model_id"]
 
@@ -131,8 +133,24 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
         patch.chdir(whole)
         finetune.run(config, budget="small")
         straight = contents(Path("data/models/small"))
-    for name in ("model.safetensors", "history.csv", "summary.json"):
+    for name in ("model.safetensors", "history.csv", "summary.json", "model.json"):
         assert resumed[name] == straight[name], name
+
+
+def test_a_published_model_is_loaded_from_mlflow_with_what_its_card_says(
+    project: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    finetune.run(settings(project, tracking_uri), budget="small")
+    about = json.loads(Path("data/models/small/run.json").read_text())
+    registry = Registry(tracking_uri)
+    version = registry.register(about["model_id"], run_id=about["run_id"], name="sum-ft-small", tags={})
+    registry.point("sum-ft-small", alias="champion", number=version.number)
+    weights = download(tracking_uri, "sum-ft-small", alias="champion", folder=tmp_path / "fetched")
+    card = json.loads((weights.parent / "model.json").read_text())
+    model = load_segmenter(weights, backbone=card["backbone"])
+    assert torch.equal(model.task_prompt, trained(project)["task_prompt"])
+    assert (card["weights"], card["sha256"], card["side"]) == (weights.name, about["fingerprint"], model.side)
+    assert (card["tasks"], card["budget"], card["method"], card["human"]) == (TASKS, "small", "sum", ["h"])
 
 
 def curve(uri: str) -> list[int]:
