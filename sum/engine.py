@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
-from sum.errors import TrainingDiverged
+from sum.errors import ConfigError, TrainingDiverged
 from sum.models.groups import parameter_groups
 from sum.progress import track
 from sum.storage import write_atomic
@@ -50,6 +50,7 @@ class LoopOptions:
     ema: float
     precision: str
     checkpoint_every: int
+    images_per_batch: int  # over all processes
     seed: int
     device: str = "auto"
 
@@ -70,6 +71,11 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=options.device == "cpu", mixed_precision="bf16" if options.precision == "bf16" else "no"
         )
+        if options.images_per_batch < self.ranks:
+            raise ConfigError(
+                f"params.yaml: optim.images_per_batch is {options.images_per_batch}, fewer than the {self.ranks} "
+                "processes that share a batch. Raise it, or start fewer processes."
+            )
         self.model = model.to(self.accelerator.device)
         groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
