@@ -71,9 +71,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[st
     from sum.storage import write_atomic
 
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    for name, value in ready.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; nothing was written")
+    name = _not_finite(ready)
+    if name is not None:
+        raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; nothing was written")
     data = sorted_header(save(ready, metadata=dict(about)))
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -95,7 +95,21 @@ def fingerprint(path: str | Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors or .pth file. Nothing in the file can run code."""
+    """All tensors of a .safetensors or .pth file. Nothing in the file can run code; NaN and infinity are refused."""
+    tensors = _read(path)
+    name = _not_finite(tensors)
+    if name is not None:
+        raise CheckpointError(f"{path}: '{name}' holds NaN or infinity. Take another file, or make it again")
+    return tensors
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds NaN or infinity."""
+    return next((n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """`read_tensors` without looking at the numbers."""
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such weights file. Set model.checkpoint in params.yaml; "
