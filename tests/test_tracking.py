@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from sum.errors import TrackingError
 from sum.provenance import environment, flatten, provenance
 from sum.registry import Registry, compare_link, download, run_of_weights
 from sum.storage import sha256_file
+
+ENV = os.environ | {"PYTHONPATH": "."}
 
 
 @pytest.fixture
@@ -263,6 +267,14 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     assert (facts["git.commit"], facts["git.dirty"], facts["dvc.lock"]) == ("unknown",) * 3
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     assert provenance(tmp_path)["git.commit"] == "unknown"
+
+
+def test_peak_memory_is_in_megabytes():
+    code = "from sum.provenance import peak_memory; a = bytearray(300_000_000); print(peak_memory())"
+    small_parent = ["sh", "-c", '"$0" "$@"; exit $?']  # Linux counts the parent before exec too: pytest is large
+    command = [*small_parent, sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=ENV).stdout
+    assert 300 < float(said) < 400  # what was asked for, and Python
 
 
 def test_environment_lists_versions():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from sum.errors import DataError, choose
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
 from sum.models.segmenter import TASKS, Segmenter
+from sum.provenance import peak_memory
 from sum.rounds import train_rounds
 from sum.settings import BudgetConfig
 from sum.stages.common import base_weights, fingerprint, loop_options, round_options
@@ -188,7 +188,7 @@ def publish(
     cost = {
         "seconds_this_session": seconds,
         "seconds": float(history["seconds"].sum()),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak_memory(),
     }
     with replace_folder(MODELS / budget) as folder:
         weights = folder / "model.safetensors"
@@ -216,13 +216,6 @@ def tail_means(history: pd.DataFrame, *, rows: int = 20) -> dict[str, float]:
 def sum_parameters(model: Segmenter) -> int:
     """How many numbers were trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory of this process: on the accelerator where there is one, else resident (MiB)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def folders_fingerprint(*folders: Path) -> str:
