@@ -124,7 +124,7 @@ def test_kill_9_of_a_quick_stage_leaves_nothing_half_done(small, stage, out):
         assert not left or left == kept, "half written"
         small.dvc(*force)
         assert tree(small.folder / out) == kept
-        assert not [path for path in (small.folder / "data").rglob(".*.partial*")]
+        assert not list((small.folder / "data").rglob(".*.partial*"))
 
 
 def tree(path: Path) -> dict[str, bytes]:
