@@ -124,13 +124,14 @@ def _run_command(name: str, names: Sequence[str], overrides: Sequence[str]) -> N
 
 def _run_stage(name: str, names: Sequence[str], overrides: Sequence[str]) -> None:
     from sum.config import load_config
+    from sum.provenance import peak_memory
 
     config = load_config(overrides)
     argument = _argument(name, names, config)
     module = importlib.import_module(f"sum.stages.{name}")
     began = time.perf_counter()
     written = module.run(config, **argument)
-    log.info("%s: wrote %s in %.1f s, peak memory %.0f MB", name, written, time.perf_counter() - began, _peak_memory())
+    log.info("%s: wrote %s in %.1f s, peak memory %.0f MB", name, written, time.perf_counter() - began, peak_memory())
 
 
 def _argument(name: str, names: Sequence[str], config: Config) -> dict[str, str]:
@@ -153,14 +154,6 @@ def _pick(known: Sequence[str], name: str, *, what: str) -> str:
         return choose({entry: entry for entry in known}, name, key=what)
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("params.yaml: ")) from None
-
-
-def _peak_memory() -> float:
-    """MB, of this process or of its largest child."""
-    import resource
-
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
 def _start_logging(*, verbose: bool) -> None:

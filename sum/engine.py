@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
-from sum.errors import TrainingDiverged
+from sum.errors import ConfigError, TrainingDiverged
 from sum.models.groups import parameter_groups
 from sum.progress import track
 from sum.storage import write_atomic
@@ -50,6 +50,7 @@ class LoopOptions:
     ema: float
     precision: str
     checkpoint_every: int
+    images_per_batch: int  # over all processes
     seed: int
     device: str = "auto"
 
@@ -70,6 +71,11 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=options.device == "cpu", mixed_precision="bf16" if options.precision == "bf16" else "no"
         )
+        if options.images_per_batch < self.ranks:
+            raise ConfigError(
+                f"params.yaml: optim.images_per_batch is {options.images_per_batch}, fewer than the {self.ranks} "
+                "processes that share a batch. Raise it, or start fewer processes."
+            )
         self.model = model.to(self.accelerator.device)
         groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
@@ -105,16 +111,18 @@ class Loop:
         compute: Step,
         *,
         title: str,
-        on_row: Callable[[Row], None] | None = None,
+        on_rows: Callable[[Sequence[Row]], None] | None = None,
     ) -> None:
         """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns
         scalars to log.
 
-        on_row gets every new row of the history at each checkpoint, also those of the run before that were not
-        reported.
+        on_rows gets the new rows of the history at each checkpoint, and first of all the whole history of the run
+        before: nobody knows how much of it was reported when that run died.
         """
         self.resume()
-        reported = 0
+        tell = on_rows or (lambda rows: None)
+        tell(self.history)
+        reported = len(self.history)
         device = self.accelerator.device
         stream = batches(self.step)
         began = time.perf_counter()
@@ -145,9 +153,7 @@ class Loop:
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
                 self.save()
-                if on_row is not None:
-                    for row in self.history[reported:]:
-                        on_row(row)
+                tell(self.history[reported:])
                 reported = len(self.history)
 
     def finish(self) -> nn.Module:

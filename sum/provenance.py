@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,6 +52,15 @@ def flatten(tree: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
         path = f"{above}{key}"
         flat |= flatten(value, above=f"{path}.") if isinstance(value, Mapping) else {path: str(value)[:LONGEST]}
     return flat
+
+
+def peak_memory() -> float:
+    """Peak memory so far, MB: on the accelerator if torch used one, else resident, of this process or a child's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return float(torch.cuda.max_memory_allocated() / 1e6)
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
 def _git(folder: Path, *command: str) -> str | None:

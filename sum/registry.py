@@ -1,4 +1,4 @@
-"""Registered models: versions, aliases, tags. Works through the client that sum.tracking makes."""
+"""Weights in MLflow: the run they belong to, versions, aliases, tags, download. Works through sum.tracking's client."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from sum.tracking import URI, connect, or_none, refusals
+from sum.errors import TrackingError
+from sum.storage import sha256_file
+from sum.tracking import (
+    URI,
+    WEIGHTS_TAG,
+    Run,
+    connect,
+    download_model,
+    experiment_id,
+    find_model,
+    or_none,
+    refusals,
+    start_run,
+)
 
 MODE = "workflowType=machine_learning"  # MLflow's pages open in GenAI mode without it; it belongs behind the #
 START_PAGE = f"/#/experiments?{MODE}"
+SOURCE = "models:/"  # and the id of a logged model: where a version's files lie
 SHOWN_TAG = "mlflow.modelVersions"  # on a logged model: what the UI's Models table links to
 
 
@@ -38,7 +54,7 @@ class Registry:
         with refusals(f"registered model {name}"), _as_default(self.client):
             if or_none(lambda: self.client.get_registered_model(name)) is None:
                 self.client.create_registered_model(name)
-            source = f"models:/{model_id}"
+            source = f"{SOURCE}{model_id}"
             found = [entry for entry in self.client.search_model_versions(f"name='{name}'") if entry.source == source]
             if found:
                 number = str(found[0].version)
@@ -83,9 +99,59 @@ class Registry:
         self.client.set_logged_model_tags(model_id, {SHOWN_TAG: json.dumps(shown)})
 
 
+def run_of_weights(
+    weights: Path, *, uri: str, experiment: str, name: str, fingerprint: str, run_id: str | None = None
+) -> Run:
+    """The run and logged model of a weights file, to add an evaluation to; its status is left alone.
+
+    It is run `run_id` if the server knows it with these weights, else the newest run of these weights, else a new one:
+    base weights have no finetune, and weights that came by `dvc pull` were logged to another server.
+    """
+    client = connect(uri)
+    with refusals(f"model {name}"):
+        where = experiment_id(client, experiment)
+        model = find_model(client, where, fingerprint=fingerprint, run_id=run_id) if run_id else None
+        model = model or find_model(client, where, fingerprint=fingerprint)
+    if model is not None and model.source_run_id:
+        return Run(client, model.source_run_id, model_id=model.model_id)
+    run = start_run(uri=uri, experiment=experiment, name=name, params={}, tags={WEIGHTS_TAG: fingerprint})
+    run.log_model(weights, name=name, fingerprint=fingerprint, params={})
+    run.finish()
+    return run
+
+
+def download(uri: str, name: str, *, alias: str, folder: Path) -> Path:
+    """Fetch `models:/NAME@ALIAS` (its weights and model.json) into `folder`; returns the path of the weights.
+
+    Nothing is put there unless the weights have the fingerprint they were registered with. Raises TrackingError when
+    there is no such version, or when its files are not what was logged.
+    """
+    client = connect(uri)
+    with refusals(f"alias {alias} of {name}"):
+        version = or_none(lambda: client.get_model_version_by_alias(name, alias))
+    if version is None:
+        raise TrackingError(f"{client.tracking_uri} has no models:/{name}@{alias}. See `python -m sum results`.")
+    model_id = str(version.source).removeprefix(SOURCE)  # MLflow leaves version.model_id empty here
+    with refusals(f"model {model_id}"):
+        wanted = client.get_logged_model(model_id).tags.get(WEIGHTS_TAG)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".download-") as place:
+        with _as_default(client):
+            files = download_model(client, model_id, folder=Path(place))
+        weights = next((path for path in files if sha256_file(path) == wanted), None)
+        if weights is None:
+            raise TrackingError(
+                f"models:/{name}@{alias} (version {version.version}): none of {[path.name for path in files]} has the "
+                f"sha256 it was registered with ({wanted}). The files at {client.tracking_uri} were changed or cut."
+            )
+        for path in files:
+            path.replace(folder / path.name)
+    return folder / weights.name
+
+
 @contextmanager
 def _as_default(client: Any) -> Iterator[None]:
-    """MLflow's registry looks up logged models at the default server, whatever the client's: make them the same."""
+    """MLflow looks up logged models at the default server, whatever the client's: make them the same."""
     before = os.environ.get(URI)
     os.environ[URI] = client.tracking_uri
     try:

@@ -12,9 +12,14 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from sum.limits import at_least, require, share
+from sum.limits import at_least, names, require, share
 from sum.training_settings import FinetuneConfig, PretrainConfig, RefineConfig
 
+BUDGETS_TAKEN = {  # a budget is also the name of a model and an alias in MLflow
+    "base": "the model before any tuning",
+    "champion": "the alias of the version that passed the gate",
+    r"latest|[vV]\d+": "a name MLflow gives to versions itself",
+}
 _STRICT = ConfigDict(extra="forbid")
 Task = Literal["unspecified", "salient", "entity", "part"]
 
@@ -219,6 +224,9 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
+        require(self.seed < 2**31, f"seed must be below 2**31, got {self.seed}")  # seed and step share 64 bits
+        names(self.budgets, where="budgets", taken=BUDGETS_TAKEN)
+        names(self.datasets, where="datasets", taken={"all": "where MLflow keeps the means over all data sets"})
         for where, rounds in (
             ("evaluate.report_rounds", self.evaluate.report_rounds),
             ("register.rounds", self.register.rounds),

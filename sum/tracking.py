@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 URI = "MLFLOW_TRACKING_URI"  # of the environment: wins over tracking.uri
 WEIGHTS_TAG = "sum.weights"  # fingerprint of the weights: how a model is found again
+CARD = "model.json"  # beside a logged model's weights: what a reader needs to build the model
 BATCH = 900  # metrics a request; MLflow takes 1000
 KNOCK = 5.0  # seconds a server may take to say that it is there
 PATIENCE = 30.0  # seconds before a server that failed is asked again during training
@@ -44,10 +45,12 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Run:
     """One MLflow run; `model_id`: its logged model, once there is one. As a context it finishes as the block ends."""
 
-    def __init__(self, client: Any, run_id: str, *, model_id: str | None = None, logged_until: int = -1) -> None:
-        """logged_until: the last step whose metrics the server has; earlier steps are not sent again."""
+    def __init__(
+        self, client: Any, run_id: str, *, model_id: str | None = None, logged: Mapping[str, int] | None = None
+    ) -> None:
+        """logged: metric -> the last step the server has of it; that one and those before are not sent again."""
         self.client, self.id, self.model_id = client, run_id, model_id
-        self._logged_until = logged_until
+        self._logged = dict(logged or {})
         self._waiting: list[Any] = []
         self._silent_until = 0.0
 
@@ -64,19 +67,24 @@ class Run:
             log.warning("%s", second)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Keep the metrics of a step for the next batch. A server that is away is asked again later."""
-        if step <= self._logged_until:
-            return
+        """Keep the metrics of a step for the next batch, but for those that the server has."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        if len(self._waiting) >= BATCH and time.monotonic() >= self._silent_until:
-            try:
-                self.flush()
-            except TrackingError as error:
-                self._silent_until = time.monotonic() + PATIENCE
-                log.warning("%s; %d metrics wait, training goes on", error, len(self._waiting))
+        fresh = {key: value for key, value in metrics.items() if step > self._logged.get(key, -1)}
+        self._waiting += [Metric(key, float(value), now, step) for key, value in fresh.items()]
+        if len(self._waiting) >= BATCH:
+            self.offer()
+
+    def offer(self) -> None:
+        """Send what waits if the server takes it; one that is away is asked again later, and nothing stops."""
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            self.flush()
+        except TrackingError as error:
+            self._silent_until = time.monotonic() + PATIENCE
+            log.warning("%s; %d metrics wait, training goes on", error, len(self._waiting))
 
     def flush(self) -> None:
         """Send what waits. Raises TrackingError and keeps it when the server is away."""
@@ -112,7 +120,7 @@ class Run:
     ) -> str:
         """Log a weights file as model `name`; returns (and keeps) its id. Of the same fingerprint it is logged once.
 
-        The file goes as it is (ours tell the backbone in their header), never as a pickle.
+        The file goes as it is, never as a pickle, and with it the CARD beside it, where there is one.
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -122,7 +130,8 @@ class Run:
             if model is None:
                 about = {**(tags or {}), WEIGHTS_TAG: fingerprint}
                 model = self.client.create_logged_model(experiment, name, self.id, about, flatten(params), "SAM")
-                self.client.log_model_artifact(model.model_id, str(weights))
+                for path in filter(Path.is_file, (weights, weights.with_name(CARD))):
+                    self.client.log_model_artifact(model.model_id, str(path))
                 self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, 0)])
                 self.client.finalize_logged_model(model.model_id, "READY")
         self.model_id = str(model.model_id)
@@ -189,9 +198,9 @@ def resume_run(uri: str, run_id: str) -> Run | None:
         if found is None or found.info.lifecycle_stage == "deleted":
             return None
         client.update_run(run_id, status="RUNNING")
-        steps = [metric.step for metric in found.data._metric_objs if "/" not in metric.key]
+        logged = {metric.key: int(metric.step) for metric in found.data._metric_objs}  # a batch may have cut a step
         model = find_model(client, found.info.experiment_id, run_id=run_id)
-    return Run(client, run_id, model_id=model and model.model_id, logged_until=max(steps, default=-1))
+    return Run(client, run_id, model_id=model and model.model_id, logged=logged)
 
 
 def connect(uri: str) -> Any:
@@ -240,25 +249,13 @@ def find_model(client: Any, experiment: str, *, fingerprint: str | None = None, 
     return next((model for model in found if str(model.status) in ("READY", "LoggedModelStatus.READY")), None)
 
 
-def run_of_weights(
-    weights: Path, *, uri: str, experiment: str, name: str, fingerprint: str, run_id: str | None = None
-) -> Run:
-    """The run and logged model of a weights file, to add an evaluation to; its status is left alone.
+def download_model(client: Any, model_id: str, *, folder: Path) -> list[Path]:
+    """Copy the files of a logged model into `folder`; returns them in order."""
+    from mlflow.artifacts import download_artifacts
 
-    It is run `run_id` if the server knows it with these weights, else the newest run of these weights, else a new one:
-    base weights have no finetune, and weights that came by `dvc pull` were logged to another server.
-    """
-    client = connect(uri)
-    with refusals(f"model {name}"):
-        where = experiment_id(client, experiment)
-        model = find_model(client, where, fingerprint=fingerprint, run_id=run_id) if run_id else None
-        model = model or find_model(client, where, fingerprint=fingerprint)
-    if model is not None and model.source_run_id:
-        return Run(client, model.source_run_id, model_id=model.model_id)
-    run = start_run(uri=uri, experiment=experiment, name=name, params={}, tags={WEIGHTS_TAG: fingerprint})
-    run.log_model(weights, name=name, fingerprint=fingerprint, params={})
-    run.finish()
-    return run
+    with refusals(f"the download of model {model_id}"):
+        download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=str(folder), tracking_uri=client.tracking_uri)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _knock(uri: str) -> None:

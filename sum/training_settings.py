@@ -59,12 +59,12 @@ class RoundsConfig:
     dice_weight: float = 1.0
     iou_weight: float = 1.0
     iou_of_all: bool = False  # the IoU head learns from all three outputs, not only the best one
-    theta: float = 0.6  # Dice keeps pixels of certainty above
+    theta: float = 0.6  # Dice keeps pixels of certainty above; padding, of certainty 0, never
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rounds")
         share(self, "box_odds")
-        at_least(self, 0, "box_noise", "box_noise_limit", "focal_weight", "dice_weight", "iou_weight")
+        at_least(self, 0, "box_noise", "box_noise_limit", "focal_weight", "dice_weight", "iou_weight", "theta")
         require(self.loss_side is None or self.loss_side >= 8, f"loss_side must be at least 8 px, got {self.loss_side}")
         require(self.theta < 1, f"theta must be below 1, got {self.theta}")
 

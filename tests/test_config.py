@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from sum.commands import check
@@ -46,6 +47,13 @@ def test_shipped_params_serve_every_stage_and_deployment(path):
         ("finetune.optim.steps=0", "finetune.optim: steps must be at least 1, got 0"),
         ("finetune.optim.lr=-1", "finetune.optim: lr must be above 0"),
         ("finetune.optim.warmup_steps=100000", "exceed steps"),
+        ("seed=-1", "seed must be at least 0, got -1"),
+        (f"seed={2**31}", "seed must be below 2**31, got 2147483648"),
+        ("finetune.rounds.theta=-0.1", "finetune.rounds: theta must be at least 0, got -0.1"),
+        ("+budgets.base=${budgets.small}", "budgets.base: 'base' is the model before any tuning"),
+        ("+budgets.champion=${budgets.small}", "budgets.champion: 'champion' is the alias"),
+        ("+budgets.v2=${budgets.small}", "budgets.v2: 'v2' is a name MLflow gives"),
+        ("+datasets.all=${datasets.demo_part}", "datasets.all: 'all' is where MLflow keeps"),
         ("finetune.rounds.theta=1", "finetune.rounds: theta must be below 1"),
         ("budgets.small.human=[]", "budgets.small: human must name at least one data set"),
         ("budgets.small.human=[demo_salien]", "budgets.small.human: no data set 'demo_salien'; datasets: demo_"),
@@ -67,6 +75,21 @@ def test_a_bad_override_names_the_key(override, message):
         load_config([override], root=PROJECT)
     assert message in str(caught.value)
     assert str(caught.value).startswith("params.yaml: ")
+
+
+@pytest.mark.parametrize("table", ["budgets", "datasets"])
+@pytest.mark.parametrize("name", ["my set", "a/b", "a.b", "größe", ""])
+def test_a_name_that_cannot_be_a_file_is_refused(table, name):
+    tree = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    tree[table][name] = next(iter(tree[table].values()))
+    with pytest.raises(ConfigError, match="a name has only letters, digits, _ and -") as caught:
+        check(yaml.safe_dump(tree).encode(), source="mine.yaml")
+    assert f"mine.yaml: (top level): {table}.{name}: " in str(caught.value)
+
+
+def test_the_largest_seed_is_one_that_torch_takes():
+    seed = load_config([f"seed={2**31 - 1}"], root=PROJECT).seed
+    torch.Generator().manual_seed((seed << 32) + 2**32 - 1)  # as Loop.run does
 
 
 def test_every_fault_is_told_at_once():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
 from sum.engine import Loop, LoopOptions, learning_rate
-from sum.errors import TrainingDiverged
+from sum.errors import ConfigError, TrainingDiverged
 from sum.models.backbones import BACKBONES
 from sum.models.groups import layer_of, parameter_groups
 
@@ -25,7 +25,7 @@ STEPS = 12
 OPTIONS = {
     "steps": STEPS, "lr": 0.05, "layer_decay": 1.0, "weight_decay": 0.01, "warmup_steps": 2, "decay_steps": 4,
     "clip_norm": 1.0,
-    "ema": 0.9, "precision": "fp32", "checkpoint_every": 3, "seed": 4, "device": "cpu",
+    "ema": 0.9, "precision": "fp32", "checkpoint_every": 3, "images_per_batch": 2, "seed": 4, "device": "cpu",
 }  # fmt: skip
 
 
@@ -110,11 +110,17 @@ def test_a_finished_run_does_nothing(whole: Loop) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()}
 
 
-def test_rows_are_reported_also_those_of_the_run_before(tmp_path: Path) -> None:
-    rows: list[float] = []
-    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
-    loop.run(toy_batches, toy_step, title="toy", on_row=lambda row: rows.append(row["step"]))
-    assert rows == list(range(STEPS))
+def test_rows_are_reported_at_each_checkpoint_also_those_of_the_run_before(tmp_path: Path) -> None:
+    def told() -> list[list[float]]:
+        rows: list[list[float]] = []
+        loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
+        loop.run(toy_batches, toy_step, title="toy", on_rows=lambda new: rows.append([row["step"] for row in new]))
+        return rows
+
+    assert told() == [[], [0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert told() == [list(range(STEPS))]  # at its end already
+    max(tmp_path.glob("checkpoint-*")).unlink()
+    assert told() == [list(range(9)), [9, 10, 11]]
 
 
 def test_checkpoints_hold_no_pickle_and_only_two_are_kept(whole: Loop) -> None:
@@ -209,6 +215,12 @@ loop.run(t.toy_batches, step, title="toy")
         1.0, 1.0 / float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
     )
     torch.testing.assert_close(found, 0.1 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_fewer_images_than_processes_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loop, "ranks", 3)  # stands for torchrun's three processes
+    with pytest.raises(ConfigError, match=r"optim\.images_per_batch is 2, fewer than the 3 processes"):
+        Loop(nn.Conv2d(3, 1, 3), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_anything(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import pytest
 from sum import tracking
 from sum.errors import TrackingError
 from sum.provenance import environment, flatten, provenance
-from sum.registry import Registry, compare_link
+from sum.registry import Registry, compare_link, download, run_of_weights
+from sum.storage import sha256_file
+
+ENV = os.environ | {"PYTHONPATH": "."}
 
 
 @pytest.fixture
@@ -107,6 +112,32 @@ def test_training_goes_on_while_the_server_is_away(tracking_uri, monkeypatch, ca
     assert len(run.client.get_metric_history(run.id, "loss")) == tracking.BATCH + 50
 
 
+def test_a_batch_that_cut_a_step_loses_and_doubles_nothing(tracking_uri, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH", 3)  # two metrics a step: the first batch ends inside step 1
+    run = start(tracking_uri)
+    real, calls = run.client.log_batch, []
+
+    def once(*args, **keywords):
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError("connection refused")
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(run.client, "log_batch", once)
+    for step in range(4):
+        run.log_metrics({"loss": 1.0, "lr": 2.0}, step=step)
+    run.offer()
+    assert [len(run.client.get_metric_history(run.id, key)) for key in ("loss", "lr")] == [2, 1]
+    monkeypatch.setattr(run.client, "log_batch", real)
+    again = tracking.resume_run(tracking_uri, run.id)  # the first was killed here, with what waited
+    assert again is not None
+    for step in range(4):
+        again.log_metrics({"loss": 1.0, "lr": 2.0}, step=step)
+    again.finish()
+    for key in ("loss", "lr"):
+        assert [point.step for point in again.client.get_metric_history(run.id, key)] == [0, 1, 2, 3]
+
+
 def test_a_model_is_logged_once_a_fingerprint(tracking_uri, weights):
     run = start(tracking_uri)
     first = run.log_model(weights, name="m", fingerprint="aa", params={})
@@ -140,7 +171,7 @@ def test_an_evaluation_wants_a_logged_model(tracking_uri):
 def test_weights_of_another_server_get_a_run_of_their_own(tracking_uri, weights):
     def find(run_id=None) -> tracking.Run:
         where = {"uri": tracking_uri, "experiment": "sum"}
-        return tracking.run_of_weights(weights, name="base", fingerprint="cc", run_id=run_id, **where)
+        return run_of_weights(weights, name="base", fingerprint="cc", run_id=run_id, **where)
 
     first = find("0" * 32)
     assert first.client.get_run(first.id).info.status == "FINISHED"
@@ -171,6 +202,35 @@ def test_one_version_a_model_and_aliases_that_move(tracking_uri, weights):
     registry.untag(versions[0], key="refused")
     registry.untag(versions[0], key="refused")
     assert "refused" not in run.client.get_model_version("sum", versions[0].number).tags
+
+
+def register(uri: str, weights: Path, fingerprint: str) -> None:
+    """`weights` as the champion of registered model `sum`."""
+    run = start(uri)
+    model = run.log_model(weights, name="m", fingerprint=fingerprint, params={})
+    version = Registry(uri).register(model, run_id=run.id, name="sum", tags={})
+    Registry(uri).point("sum", alias="champion", number=version.number)
+
+
+def test_the_champion_is_downloaded_with_its_card(tracking_uri, weights, tmp_path):
+    (tmp_path / "model.json").write_text('{"backbone": "tiny"}')
+    register(tracking_uri, weights, sha256_file(weights))
+    folder = tmp_path / "fetched" / "champion"
+    found = download(tracking_uri, "sum", alias="champion", folder=folder)
+    assert found == folder / weights.name
+    assert found.read_bytes() == weights.read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_download_that_is_not_what_was_registered_is_refused(tracking_uri, weights, tmp_path):
+    register(tracking_uri, weights, sha256_file(weights))
+    (stored,) = (tmp_path / "mlruns").rglob("model.safetensors")
+    stored.write_bytes(b"weights of a thief")
+    with pytest.raises(TrackingError, match=r"models:/sum@champion .version 1.: none of .'model.safetensors'. has the"):
+        download(tracking_uri, "sum", alias="champion", folder=tmp_path / "fetched")
+    assert not list((tmp_path / "fetched").iterdir())
+    with pytest.raises(TrackingError, match="has no models:/sum@large"):
+        download(tracking_uri, "sum", alias="large", folder=tmp_path / "fetched")
 
 
 @pytest.mark.timeout(60)
@@ -207,6 +267,14 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     assert (facts["git.commit"], facts["git.dirty"], facts["dvc.lock"]) == ("unknown",) * 3
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     assert provenance(tmp_path)["git.commit"] == "unknown"
+
+
+def test_peak_memory_is_in_megabytes():
+    code = "from sum.provenance import peak_memory; a = bytearray(300_000_000); print(peak_memory())"
+    small_parent = ["sh", "-c", '"$0" "$@"; exit $?']  # Linux counts the parent before exec too: pytest is large
+    command = [*small_parent, sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=ENV).stdout
+    assert 300 < float(said) < 400  # what was asked for, and Python
 
 
 def test_environment_lists_versions():

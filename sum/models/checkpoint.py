@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sum.errors import CheckpointError, choose
 from sum.models.backbones import BACKBONES
-from sum.models.segmenter import Segmenter
+from sum.models.segmenter import TASKS, Segmenter
 
 TASK_PROMPT = "task_prompt"
 
@@ -50,14 +50,30 @@ def save_segmenter(path: Path, model: Segmenter, *, about: Mapping[str, str]) ->
     return save_tensors(path, tensors, about={"backbone": model.backbone, **about})
 
 
+def describe(weights: str, model: Segmenter, *, fingerprint: str, about: Mapping[str, object]) -> dict[str, object]:
+    """What it takes to load a file that `save_segmenter` wrote without this pipeline, and where it comes from.
+
+    weights: the file's name; fingerprint: its sha256; about: facts of the training.
+    """
+    return {
+        "weights": weights,
+        "sha256": fingerprint,
+        "format": f"safetensors: the state dict of segment_anything's Sam, and '{TASK_PROMPT}' [tasks, C]",
+        "backbone": model.backbone,
+        "side": model.side,  # px of the model frame: the longest side is resized to it, the rest is padded
+        "tasks": TASKS,  # name -> row of the task prompt
+        **about,
+    }
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[str, str]) -> str:
     """Write tensors and a header of strings, atomically; returns the file's sha256. Refuses NaN and infinity."""
     from sum.storage import write_atomic
 
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    for name, value in ready.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; nothing was written")
+    name = _not_finite(ready)
+    if name is not None:
+        raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; nothing was written")
     data = sorted_header(save(ready, metadata=dict(about)))
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -79,7 +95,21 @@ def fingerprint(path: str | Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors or .pth file. Nothing in the file can run code."""
+    """All tensors of a .safetensors or .pth file. Nothing in the file can run code; NaN and infinity are refused."""
+    tensors = _read(path)
+    name = _not_finite(tensors)
+    if name is not None:
+        raise CheckpointError(f"{path}: '{name}' holds NaN or infinity. Take another file, or make it again")
+    return tensors
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds NaN or infinity."""
+    return next((n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """`read_tensors` without looking at the numbers."""
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such weights file. Set model.checkpoint in params.yaml; "

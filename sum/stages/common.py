@@ -74,6 +74,7 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
         ema=optim.ema,
         precision=optim.precision,
         checkpoint_every=optim.checkpoint_every,
+        images_per_batch=optim.images_per_batch,
         seed=config.seed,
         device=pick_device(config.device).type,
     )

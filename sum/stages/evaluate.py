@@ -35,10 +35,10 @@ from sum.models.interact import Answer, Protocol, choices, doubts, encode_frame,
 from sum.models.refiner import Refiner, load_refiner
 from sum.models.segmenter import TASKS, Segmenter
 from sum.progress import track
+from sum.registry import run_of_weights
 from sum.settings import Config, EvaluateConfig
 from sum.stages.common import base_weights, fingerprint, pick_device
 from sum.storage import replace_file, replace_folder, write_json
-from sum.tracking import run_of_weights
 
 MANIFEST = Path("data/manifest")
 REFINER = Path("data/refiner/model.safetensors")

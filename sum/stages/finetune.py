@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +27,10 @@ from sum.data.records import Manifest, read_manifest
 from sum.data.samples import HumanImages, PseudoImages
 from sum.engine import Loop, Row
 from sum.errors import DataError, choose
+from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
-from sum.models.checkpoint import load_segmenter, save_segmenter
 from sum.models.segmenter import TASKS, Segmenter
+from sum.provenance import peak_memory
 from sum.rounds import train_rounds
 from sum.settings import BudgetConfig
 from sum.stages.common import base_weights, fingerprint, loop_options, round_options
@@ -79,7 +79,7 @@ def run(config: Config, *, budget: str) -> Path:
     record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
     began = time.perf_counter()
     with record or nullcontext():
-        train(config, loop, sources, entry=entry, method=method, on_row=log_row(record))
+        train(config, loop, sources, entry=entry, method=method, on_rows=log_rows(record))
         if record is not None:
             publish(config, loop, budget=budget, facts=facts, record=record, seconds=time.perf_counter() - began)
     return MODELS / budget
@@ -115,7 +115,7 @@ def train(
     *,
     entry: BudgetConfig,
     method: MethodOptions,
-    on_row: Callable[[Row], None],
+    on_rows: Callable[[Sequence[Row]], None],
 ) -> None:
     """Bring the loop to its last step."""
     optim = config.finetune.optim
@@ -134,7 +134,7 @@ def train(
             state.model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
         )
 
-    loop.run(batches, step, title="finetune", on_row=on_row)
+    loop.run(batches, step, title="finetune", on_rows=on_rows)
 
 
 def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracking.Run:
@@ -163,12 +163,15 @@ def used_sets(config: Config, budget: str) -> list[str]:
     return [*entry.human, *entry.unlabelled]
 
 
-def log_row(record: tracking.Run | None) -> Callable[[Row], None]:
-    """Where a row of the history goes: to MLflow, from the first process only."""
+def log_rows(record: tracking.Run | None) -> Callable[[Sequence[Row]], None]:
+    """Where rows of the history go: to MLflow at once, from the first process only."""
 
-    def send(row: Row) -> None:
-        if record is not None:
+    def send(rows: Sequence[Row]) -> None:
+        if record is None:
+            return
+        for row in rows:
             record.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+        record.offer()
 
     return send
 
@@ -185,13 +188,16 @@ def publish(
     cost = {
         "seconds_this_session": seconds,
         "seconds": float(history["seconds"].sum()),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak_memory(),
     }
     with replace_folder(MODELS / budget) as folder:
         weights = folder / "model.safetensors"
         digest = save_segmenter(weights, model, about=about)
         history.drop(columns="seconds").to_csv(folder / "history.csv", index=False)
         write_json(folder / "summary.json", summary)
+        entry = config.budgets[budget]
+        origin = {**about, "human": entry.human, "unlabelled": entry.unlabelled}
+        write_json(folder / tracking.CARD, describe(weights.name, model, fingerprint=digest, about=origin))
         record.log_metrics(cost, step=loop.step)
         for name in ("history.csv", "summary.json"):
             record.log_file(folder / name)
@@ -210,13 +216,6 @@ def tail_means(history: pd.DataFrame, *, rows: int = 20) -> dict[str, float]:
 def sum_parameters(model: Segmenter) -> int:
     """How many numbers were trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory of this process: on the accelerator where there is one, else resident (MiB)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def folders_fingerprint(*folders: Path) -> str:

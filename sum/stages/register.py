@@ -17,10 +17,9 @@ from typing import Any
 from sum.config import Config
 from sum.core.gate import Verdict, decide
 from sum.errors import DataError, MissingInput
-from sum.registry import Registry, Version
+from sum.registry import Registry, Version, run_of_weights
 from sum.settings import RegisterConfig
 from sum.storage import sha256_file, write_json
-from sum.tracking import run_of_weights
 
 log = logging.getLogger(__name__)
 

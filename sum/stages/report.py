@@ -30,9 +30,9 @@ from sum.data.showcase import KINDS, Answers, Example, choose_masks, draw, iou_b
 from sum.errors import DataError, choose
 from sum.models.backbones import BACKBONES
 from sum.models.interact import OUTPUTS
+from sum.registry import run_of_weights
 from sum.settings import Config
 from sum.storage import replace_folder, sha256_file
-from sum.tracking import run_of_weights
 
 MANIFEST = Path("data/manifest")
 EVALUATION = Path("data/evaluation")

@@ -63,9 +63,10 @@ def test_points_follow_the_weights(drawn):
         assert p_value(index.view(times, 8)[:, which], weights[which]) > 1e-3, which
 
 
-def test_points_of_the_public_function_follow_the_weights():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_points_of_the_public_function_follow_the_weights(device):
     weights = maps()[:, None].repeat(2000, 1, 1, 1)
-    xy, found = sample_points(weights, generator=seeded(12))
+    xy, found = (answer.cpu() for answer in sample_points(weights.to(device), generator=seeded(12)))
     assert found.all()
     index = (xy[:, 1] * 16 + xy[:, 0]).long().view(2000, 8)
     for which in range(8):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sum.errors import CheckpointError, ConfigError
 from sum.models.backbones import BACKBONES
@@ -116,6 +117,21 @@ def test_nan_is_never_written(model: Segmenter, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NaN"):
         save_segmenter(tmp_path / "nan.safetensors", broken, about={})
     assert not (tmp_path / "nan.safetensors").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_nan_is_never_loaded(model: Segmenter, tmp_path: Path, suffix: str, bad: float) -> None:
+    name = "mask_decoder.iou_token.weight"
+    state = {key: value.clone() for key, value in model.sam.state_dict().items()}
+    state[name][0, 3] = bad
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)  # the library's own writer, which looks at nothing
+    with pytest.raises(CheckpointError, match=rf"model{suffix}: '{name}' holds NaN or infinity"):
+        load_segmenter(path, backbone="tiny")
 
 
 def test_the_same_weights_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sum import tracking
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
-from sum.errors import ConfigError, MissingInput
+from sum.errors import ConfigError, MissingInput, TrackingError
+from sum.models.checkpoint import load_segmenter
 from sum.models.segmenter import TASKS
+from sum.registry import Registry, download
 from sum.settings import Config
 from sum.stages import finetune, pseudo_label, uncertainty
 from sum.stages.finetune import METHODS
@@ -82,7 +85,7 @@ def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, 
     used = sorted(found["task_prompt"].abs().amax(1).nonzero().flatten().tolist())
     assert used == ([TASKS["part"]] if method == "sum" else [])  # row 0, the pseudo-labels', is never trained
     names = sorted(path.name for path in Path("data/models/small").iterdir())
-    assert names == ["history.csv", "model.safetensors", "run.json", "summary.json"]
+    assert names == ["history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
     assert len(Path("data/models/small/history.csv").read_text().splitlines()) == 1 + OPTIM["steps"]
     assert json.loads(Path("data/models/small/run.json").read_text())["model_id"]
 
@@ -130,8 +133,55 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
         patch.chdir(whole)
         finetune.run(config, budget="small")
         straight = contents(Path("data/models/small"))
-    for name in ("model.safetensors", "history.csv", "summary.json"):
+    for name in ("model.safetensors", "history.csv", "summary.json", "model.json"):
         assert resumed[name] == straight[name], name
+
+
+def test_a_published_model_is_loaded_from_mlflow_with_what_its_card_says(
+    project: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    finetune.run(settings(project, tracking_uri), budget="small")
+    about = json.loads(Path("data/models/small/run.json").read_text())
+    registry = Registry(tracking_uri)
+    version = registry.register(about["model_id"], run_id=about["run_id"], name="sum-ft-small", tags={})
+    registry.point("sum-ft-small", alias="champion", number=version.number)
+    weights = download(tracking_uri, "sum-ft-small", alias="champion", folder=tmp_path / "fetched")
+    card = json.loads((weights.parent / "model.json").read_text())
+    model = load_segmenter(weights, backbone=card["backbone"])
+    assert torch.equal(model.task_prompt, trained(project)["task_prompt"])
+    assert (card["weights"], card["sha256"], card["side"]) == (weights.name, about["fingerprint"], model.side)
+    assert (card["tasks"], card["budget"], card["method"], card["human"]) == (TASKS, "small", "sum", ["h"])
+
+
+def curve(uri: str) -> list[int]:
+    """Steps of the loss that MLflow has of the one run begun here."""
+    (note,) = Path("work/finetune").glob("*/mlflow.json")
+    history = tracking.connect(uri).get_metric_history(json.loads(note.read_text())["run_id"], "loss")
+    return [point.step for point in history]
+
+
+def test_a_checkpoint_brings_its_metrics_to_mlflow(project: Path, tracking_uri: str) -> None:
+    config = settings(project, tracking_uri)
+    kill(project, stage="finetune", function="publish", call=1, budget="small")  # at the end, before Run.finish
+    assert curve(tracking_uri) == [0, 1, 2]
+    finetune.run(config, budget="small")
+    assert curve(tracking_uri) == [0, 1, 2]
+
+
+def test_a_curve_that_mlflow_missed_is_sent_by_the_next_run(
+    project: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(run: tracking.Run) -> None:
+        raise TrackingError("connection refused")
+
+    config = settings(project, tracking_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "flush", away)  # a server that fell ill after the run was opened
+        with pytest.raises(TrackingError, match="connection refused"):
+            finetune.run(config, budget="small")
+    assert curve(tracking_uri) == []
+    finetune.run(config, budget="small")
+    assert curve(tracking_uri) == [0, 1, 2]
 
 
 def test_what_is_missing_names_the_stage(project: Path, tracking_uri: str) -> None:
