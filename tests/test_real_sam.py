@@ -24,7 +24,7 @@ def shrink_for_vit_b(tree: dict[str, Any]) -> None:
     tree["demo"]["scenes"] = dict.fromkeys(SETS.values(), 1)
     tree["datasets"] = {name: tree["datasets"][name] for name in SETS}
     only = {"human": ["demo_salient"], "unlabelled": ["demo_unlabelled"]}
-    tree["budgets"] = {budget: only for budget in tree["budgets"]}
+    tree["budgets"] = dict.fromkeys(tree["budgets"], only)
     tree["refine"]["holdout_share"] = 0.0
     tree["refine"]["optim"] |= {"steps": 2, "images_per_batch": 1}
     tree["pseudo_label"]["points_per_side"] = 2
