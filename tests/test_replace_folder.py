@@ -71,7 +71,8 @@ def test_a_kill_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_touch_each_others_parts(tmp_path: Path) -> None:
     """A stage started by hand while a flow runs it: each ends with a whole folder, the last one stays."""
-    out, code = tmp_path / "out", (
+    out = tmp_path / "out"
+    code = (
         "import sys; from pathlib import Path; from sum.storage import replace_folder\n"
         "with replace_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'slow').touch(); print('ready', flush=True); sys.stdin.read(); assert (folder / 'slow').exists()"

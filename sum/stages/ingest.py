@@ -99,7 +99,7 @@ def _read_set(name: str, entry: DatasetConfig, *, writer: ManifestWriter) -> Tal
 
 
 def _jobs(name: str, entry: DatasetConfig) -> list[Job]:
-    """The jobs of one data set. Raises DataError with the keys to look at when a folder or list below the root is absent.
+    """The jobs of one data set. Raises DataError with the keys to look at when a place below the root is absent.
 
     The root itself is there, so it is a name in params.yaml that is wrong: waiting for a server would not help.
     """

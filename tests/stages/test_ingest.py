@@ -153,11 +153,11 @@ def test_all_missing_roots_are_told_at_once_with_what_helps(config: Config) -> N
 @pytest.mark.parametrize(
     ("kind", "change", "want"),
     [
-        ("raster", {"masks": "mask"}, r"/mask does not exist.* \(now images: images, masks: mask, all below raw/salient"),
+        ("raster", {"masks": "mask"}, r"/mask does not exist.* \(now images: images, masks: mask, all below"),
         ("raster", {"names": "list.txt"}, r"/list\.txt does not exist.*names: list\.txt"),
         ("raster", {"images": "photos"}, r"/photos does not exist.*images: photos"),
         ("coco", {}, r"/annotations\.json does not exist.*now annotations: annotations\.json, images: images"),
-        ("images", {"images": "photos", "split": "unlabelled"}, r"/photos does not exist.*now images: photos, all below"),
+        ("images", {"images": "photos", "split": "unlabelled"}, r"/photos does not exist.*now images: photos,"),
     ],
 )
 def test_a_mistyped_place_is_no_server_that_is_away(config: Config, kind: str, change: dict, want: str) -> None:
