@@ -63,4 +63,4 @@ def test_the_report_waits_for_budgets_that_are_out_of_date(project):
         links = [artifact for artifact in client.read_artifacts() if artifact.key == "links-small"]
     assert "out of date are finetune@medium, finetune@large" in str(links[0].data)
     dvc("repro", "finetune@medium", "finetune@large")
-    assert sum_flow(budget="small")["report"] == "ran"
+    assert sum_flow(budget="small")["report"] in ("ran", "restored")
