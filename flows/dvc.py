@@ -1,13 +1,17 @@
-"""Run one DVC stage as a child: its lines as they come, how it ended, and no orphan. Knows nothing of Prefect."""
+"""Run one DVC stage as a child: its lines as they come, how it ended, and no orphan; ask which stages are out of date.
+
+Knows nothing of Prefect.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -33,11 +37,10 @@ def run_stage(stage: str, *, project: Path, tell: Callable[[str], None]) -> Outc
     Returns what DVC did. Raises StageRefused or StageFailed with its `error:` lines. When this process dies, by any
     signal, the stage is stopped as well.
     """
-    command = [sys.executable, "-m", "flows.guard", sys.executable, "-m", "dvc", "repro", "--single-item", stage]
     lines: deque[str] = deque(maxlen=TAIL)
     outcome: Outcome = "ran"
     faults: list[str] = []
-    with _lines_of(command, project) as child:
+    with _dvc(["repro", "--single-item", stage], project) as child:
         assert child.stdout is not None
         for line in map(str.rstrip, child.stdout):
             if line:
@@ -52,11 +55,27 @@ def run_stage(stage: str, *, project: Path, tell: Callable[[str], None]) -> Outc
     return outcome
 
 
+def out_of_date(stages: Iterable[str], *, project: Path) -> list[str]:
+    """Those of `stages` that `dvc repro` would run in `project`: never made, or made from other inputs or numbers.
+
+    Raises StageFailed when DVC cannot tell.
+    """
+    wanted = list(stages)
+    if not wanted:  # to DVC no name means all of them
+        return []
+    with _dvc(["status", "--json", *wanted], project) as child:
+        said, _ = child.communicate()
+    answer = next((line for line in said.splitlines() if line.startswith("{")), None)
+    if child.returncode or answer is None:
+        raise StageFailed(f"`dvc status` failed:\n{said[-2000:]}")
+    return [stage for stage in wanted if stage in json.loads(answer)]
+
+
 @contextmanager
-def _lines_of(command: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
-    """A child whose words come through one pipe; it is told to stop when the block ends before it does."""
+def _dvc(words: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
+    """DVC as a child whose words come through one pipe; it is told to stop when the block ends before it does."""
     with subprocess.Popen(
-        command,
+        [sys.executable, "-m", "flows.guard", sys.executable, "-m", "dvc", *words],
         cwd=project,
         env=environment(),
         stdin=subprocess.DEVNULL,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 GRACE = 15.0  # seconds a stage has to close its files after the first signal
-TICK = 0.2    # seconds between two looks at the parent
+TICK = 0.2  # seconds between two looks at the parent
 
 
 class _Asked(Exception):

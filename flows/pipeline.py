@@ -17,8 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from flows.dvc import Outcome, StageRefused, run_stage
-from flows.results import all_done, pointers, result_rows
+from flows.dvc import Outcome, StageRefused, out_of_date, run_stage
+from flows.results import pointers, result_rows
 from sum.cli import STAGES
 from sum.commands import LOCAL, compare_page
 from sum.config import Config, load_config
@@ -61,21 +61,36 @@ def dvc_stage(stage: str) -> Outcome:
     return outcome
 
 
+def others(config: Config, *, budget: str) -> list[str]:
+    """The stages of the other budgets only: the report sets all models side by side."""
+    own = stages_for(budget)
+    return [name for other in config.budgets for name in stages_for(other) if name not in own]
+
+
+@task(name="dvc-status", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+def stale(stages: list[str]) -> list[str]:
+    """Those of `stages` that are out of date. That their files lie there says nothing: numbers may have changed."""
+    waits = out_of_date(stages, project=Path.cwd())
+    if waits:
+        get_run_logger().info("no report: out of date are %s; `dvc repro` makes all", ", ".join(waits))
+    return waits
+
+
 @flow(name="sum")
 def sum_flow(budget: str = "large") -> dict[str, str]:
     """Make, evaluate and register the model of one budget; returns stage -> what DVC did."""
     config = load_config()
     choose(config.budgets, budget, key="budgets")
     done = {stage: dvc_stage(stage) for stage in stages_for(budget)}
-    project = Path.cwd()
-    if all_done(project, budgets=config.budgets):
+    waits = stale(others(config, budget=budget))
+    if not waits:
         done["report"] = dvc_stage("report")
-    show(project, config, budget=budget)
+    show(Path.cwd(), config, budget=budget, waits=waits)
     return {stage: str(outcome) for stage, outcome in done.items()}
 
 
-def show(project: Path, config: Config, *, budget: str) -> None:
-    """Put results and links where Prefect's pages show them."""
+def show(project: Path, config: Config, *, budget: str, waits: list[str]) -> None:
+    """Put results and links where Prefect's pages show them; waits: what must run before there can be a report."""
     budgets = list(config.budgets)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri
     server = uri.rstrip("/") if uri.startswith("http") else LOCAL
@@ -83,5 +98,6 @@ def show(project: Path, config: Config, *, budget: str) -> None:
     name = re.sub(r"[^a-z0-9-]", "-", budget.lower())  # what Prefect takes as a key
     rows = result_rows(project, models=["base", *budgets])
     create_table_artifact(rows, key=f"results-{name}", description="Oracle output, mean over all data sets, %")
-    create_markdown_artifact(pointers(project, budget=budget, server=server, compare=compare), key=f"links-{name}")
+    links = pointers(project, budget=budget, server=server, compare=compare, waits=waits)
+    create_markdown_artifact(links, key=f"links-{name}")
     create_link_artifact(f"{server}{compare or START_PAGE}", link_text="MLflow", key="mlflow")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ def result_rows(project: Path, *, models: Iterable[str]) -> list[Row]:
     return rows
 
 
-def pointers(project: Path, *, budget: str, server: str, compare: str | None) -> str:
+def pointers(project: Path, *, budget: str, server: str, compare: str | None, waits: Sequence[str]) -> str:
     """Markdown: report, MLflow, versions and the reasons of the gate.
 
-    server: MLflow's address; compare: the path of its page that compares the budgets, if there is something to compare.
+    server: MLflow's address; compare: the path of its page that compares the budgets, if there is something to compare;
+    waits: the stages that are out of date, so that the report was not made.
     """
     report = project / "data" / "report" / "index.html"
-    lines = [f"- Report: {report.as_uri() if report.is_file() else 'when all budgets are done (`dvc repro report`)'}"]
+    lines = [f"- Report: {report.as_uri()}"] if report.is_file() else []
+    if waits:
+        old = "an older one; " if lines else ""
+        lines = [*lines, f"- Report of this run: {old}out of date are {', '.join(waits)} (`dvc repro` makes all)"]
     lines.append(f"- MLflow: {server}{START_PAGE}{' after `make ui`' if server == LOCAL else ''}")
     if compare is not None:
         lines.append(f"- All budgets side by side: {server}{compare}")
@@ -41,15 +45,6 @@ def pointers(project: Path, *, budget: str, server: str, compare: str | None) ->
         versions = ", ".join(f"{name} version {number}" for name, number in verdict["versions"].items())
         lines.append(f"- Registered: {versions}; {verdict['verdict']}: {'; '.join(verdict['reasons'])}")
     return "\n".join(lines)
-
-
-def all_done(project: Path, *, budgets: Iterable[str]) -> bool:
-    """Whether every budget has been evaluated and registered, so that the report can be made."""
-    data = project / "data"
-    needed = [data / "evaluation" / "base" / "summary.json"]
-    for budget in budgets:
-        needed += [data / "evaluation" / budget / "summary.json", data / "registry" / f"{budget}.json"]
-    return all(path.is_file() for path in needed)
 
 
 def _read(path: Path) -> Any:

@@ -25,7 +25,7 @@ from sum.errors import ConfigError, SumError
 POOL = "sum-local"
 PORT, PORT_VARIABLE = 4200, "SUM_PREFECT_PORT"
 START = 180.0  # seconds the server may take; 18 s measured on an idle machine, its first start makes a database
-GRACE = 12.0   # seconds a child has to end before it is killed
+GRACE = 12.0  # seconds a child has to end before it is killed
 
 
 class _Stopped(Exception):

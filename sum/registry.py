@@ -1,4 +1,4 @@
-"""Weights in MLflow: the run they belong to, versions, aliases, tags, download. Works through sum.tracking's client."""
+"""Weights in MLflow: the run they belong to, versions, aliases, tags, figures, download; through sum.tracking's client."""
 
 from __future__ import annotations
 
@@ -92,6 +92,16 @@ class Registry:
         """Remove a tag of a version, if it is there."""
         with refusals(f"tag {key} of {version.name}"):
             or_none(lambda: self.client.delete_model_version_tag(version.name, version.number, key))
+
+    def figures(self, model_id: str, *, digest: str) -> dict[str, dict[str, float]]:
+        """Data set -> metric -> newest value on a logged model, of the benchmark with this digest."""
+        with refusals(f"the figures of model {model_id}"):
+            metrics = self.client.get_logged_model(model_id).metrics or []
+        found: dict[str, dict[str, float]] = {}
+        for metric in sorted(metrics, key=lambda metric: metric.timestamp):
+            if metric.dataset_digest and digest.startswith(metric.dataset_digest):  # MLflow keeps its beginning
+                found.setdefault(metric.dataset_name, {})[metric.key] = float(metric.value)
+        return found
 
     def _show(self, model_id: str, *, name: str, number: str) -> None:
         model: Any = self.client.get_logged_model(model_id)

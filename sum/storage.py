@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -122,12 +123,14 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling to fill; on success it takes the place of `folder`, on error it goes.
 
-    A kill leaves the old folder, or between two renames none (then the reader says what to run), never a mixture.
+    A kill leaves the old folder, or between two renames none (then the reader says what to run), never a mixture. Of
+    two processes that do this at once the last one wins, or gets a StorageError.
     """
     folder = folder.absolute()
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
     with _disk_errors(folder):
-        _remove(partial)  # of a killed run
+        _sweep(folder)
+        _remove(partial)  # of a killed run that had our number
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -141,6 +144,17 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             _remove(old)
         finally:
             _remove(partial)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left beside `folder`: siblings of processes that are no more."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        number = left.name.removeprefix(f".{folder.name}.").removesuffix(".partial").removesuffix(".old")
+        with suppress(PermissionError, ValueError):  # another user's, and it runs; not one of ours
+            try:
+                os.kill(int(number), 0)  # only asks
+            except ProcessLookupError:
+                _remove(left)
 
 
 def _remove(folder: Path) -> None:

@@ -134,7 +134,7 @@ def test_every_budget_has_its_stages_deployment_metrics_and_plot():
     assert DVC["stages"]["finetune"]["foreach"] == DVC["stages"]["register"]["foreach"] == "${budgets}"
     assert DVC["stages"]["evaluate"]["foreach"] == {
         "base": "${model.checkpoint}",
-        **{budget: f"data/models/{budget}" for budget in BUDGETS},
+        **{budget: f"data/models/{budget}/model.safetensors" for budget in BUDGETS},
     }
     for budget in BUDGETS:
         assert {f"data/models/{budget}/summary.json", f"data/evaluation/{budget}/summary.json"} <= set(DVC["metrics"])

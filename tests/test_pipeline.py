@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from flows.dvc import environment
+from sum.registry import Registry
 from tests.small import Small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -63,7 +65,26 @@ def test_a_changed_budget_runs_only_that_budget(small):
         assert stages_run(small.dvc("repro")) == ["validate", *own, "report"]
     finally:
         path.write_text(before)
-        small.dvc("repro")  # from the run cache
+        said = small.dvc("repro")
+    assert "Stage 'finetune@small' is cached" in said  # the old weights come back
+    assert "register@small" in stages_run(said)  # aliases are no files: DVC's cache could not move them back
+    registry = Registry(f"sqlite:///{small.folder}/mlflow.db")
+    for budget in ("small", "medium", "large"):
+        told = json.loads((small.folder / f"data/registry/{budget}.json").read_text())
+        held = registry.at("sum", alias=budget)
+        assert held is not None
+        assert held.number == told["versions"]["sum"]
+        assert registry.figures(told["model_id"], digest=told_benchmark(small, budget))["all"]
+
+
+def told_benchmark(small: Small, model: str) -> str:
+    return str(json.loads((small.folder / f"data/evaluation/{model}/protocol.json").read_text())["benchmark"])
+
+
+def test_training_again_to_the_same_weights_evaluates_nothing_again(small):
+    """run.json beside the weights has another run id and other times: register wants them, the benchmark does not."""
+    small.dvc("repro", "--force", "--single-item", "finetune@small")
+    assert stages_run(small.dvc("repro")) == ["register@small", "report"]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +194,8 @@ def test_push_to_s3_and_pull_into_a_copy_without_data(small, bucket, tmp_path, m
     small.dvc("push")
     other = copy(small)
     other.folder = tmp_path / "other"
-    shutil.copytree(small.folder, other.folder, ignore=shutil.ignore_patterns("data", "cache", "tmp", "work"))
+    absent = {small.folder: {"data", "work"}, small.folder / ".dvc": {"cache", "tmp"}}
+    shutil.copytree(small.folder, other.folder, ignore=lambda place, names: absent.get(Path(place), set()) & {*names})
     other.dvc("pull")
     assert stages_run(other.dvc("repro", "--dry")) == []
     for out in ("data/raw/demo", "data/models/large", "data/report"):

@@ -14,12 +14,13 @@ import torch
 from sum.config import Config
 from sum.core.losses import LossWeights
 from sum.engine import LoopOptions
-from sum.errors import ConfigError
+from sum.errors import ConfigError, MissingInput, ValidationFailed
 from sum.rounds import Rounds
 from sum.storage import S3, fetch
 from sum.training_settings import OptimConfig, RoundsConfig
 
 PACKAGE = Path(__file__).parents[1]
+REPORT = Path("data/validation/report.json")
 WEIGHTS_CACHE = Path("work/weights")  # copies of base weights that lie in a bucket
 
 
@@ -46,6 +47,21 @@ def base_weights(config: Config) -> Path:
 def local_weights(uri: str) -> Path:
     """The local file of weights at a path or s3:// URL."""
     return fetch(uri, WEIGHTS_CACHE) if uri.startswith(S3) else Path(uri)
+
+
+def require_valid(*, reader: str) -> None:
+    """Stop before anything is learnt from data that broke an expectation.
+
+    reader: the stage that asks. Raises MissingInput before validate, ValidationFailed after it failed: it leaves its
+    report either way, so that people see what is wrong.
+    """
+    if not REPORT.is_file():
+        raise MissingInput(REPORT, reader=reader, maker="validate")
+    if json.loads(REPORT.read_text(encoding="utf-8")).get("success") is not True:
+        raise ValidationFailed(
+            f"{REPORT}: the data broke an expectation, so stage '{reader}' does not use it. Run `dvc repro validate`: "
+            "it names the rows."
+        )
 
 
 def pick_device(name: str) -> torch.device:

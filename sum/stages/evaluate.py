@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 
+from sum.core.figures import tracked_figures
 from sum.data.frames import load_frame
 from sum.data.records import ImageRecord, Manifest, MaskRecord, decode_mask, encode_mask, read_manifest
 from sum.data.scores import (
@@ -225,12 +226,6 @@ def _log_to_mlflow(
     config: Config, model: str, *, weights: Path, sha256: str, summary: dict[str, Any], digest: str
 ) -> None:
     """Put the figures on the logged model of these weights, the benchmark as its data set."""
-    metrics = {"all": summary["overall"], **{f"task-{name}": values for name, values in summary["task"].items()}}
-    metrics |= summary["dataset"]
-    plain = {  # MLflow refuses `@` in names
-        name: {key.replace("@", "_at_"): value["mean"] for key, value in values.items()}
-        for name, values in metrics.items()
-    }
     settings = config.tracking
     logged = run_of_weights(
         weights,
@@ -240,7 +235,7 @@ def _log_to_mlflow(
         fingerprint=sha256,
         run_id=_run_id(model),
     )
-    logged.log_evaluation(plain, digest=digest)
+    logged.log_evaluation(tracked_figures(summary), digest=digest)
 
 
 def _run_id(model: str) -> str | None:

@@ -18,18 +18,17 @@ from sum.data.frames import load_photo
 from sum.data.labels import PseudoMask, label_rows
 from sum.data.records import ImageRecord, read_manifest
 from sum.data.shards import LABELS, ShardInfo, publish, read_info, shard_name, write_shard
-from sum.errors import DataError, MissingInput
+from sum.errors import DataError
 from sum.models.checkpoint import fingerprint as weights_fingerprint
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import GeneratorSettings, generate
 from sum.models.segmenter import Segmenter
 from sum.progress import track
 from sum.settings import Config
-from sum.stages.common import base_weights, fingerprint, pick_device
+from sum.stages.common import base_weights, fingerprint, pick_device, require_valid
 from sum.storage import sha256_file
 
 MANIFEST = Path("data/manifest")
-REPORT = Path("data/validation/report.json")
 OUT = Path("data/pseudo_labels")
 WORK = Path("work/pseudo_label")
 log = logging.getLogger(__name__)
@@ -40,12 +39,11 @@ Shards = Mapping[str, Sequence[ImageRecord]]  # file name -> its images
 def run(config: Config) -> Path:
     """Label every image of split 'unlabelled'; returns the folder of the shards.
 
-    Raises MissingInput before ingest and validate, CheckpointError for weights of another model, DataError when no
-    image at all can be read.
+    Raises MissingInput before ingest and validate, ValidationFailed, CheckpointError for weights of another model,
+    DataError when no image at all can be read.
     """
     images = read_manifest(MANIFEST, reader=LABELS).select(split="unlabelled").images
-    if not REPORT.is_file():
-        raise MissingInput(REPORT, reader=LABELS, maker="validate")
+    require_valid(reader=LABELS)
     size = config.pseudo_label.shard_images
     shards = {shard_name(start // size): images[start : start + size] for start in range(0, len(images), size)}
     weights = base_weights(config)

@@ -30,7 +30,7 @@ from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import TASKS, Segmenter
 from sum.progress import track
 from sum.rounds import valid_pixels
-from sum.stages.common import base_weights, fingerprint, loop_options
+from sum.stages.common import base_weights, fingerprint, loop_options, require_valid
 from sum.storage import replace_folder, write_json
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ MANIFEST, OUT = Path("data/manifest"), Path("data/refiner")
 
 def run(config: Config) -> Path:
     """Train data/refiner on the human masks of all train sets; resumes from work/refine. Returns the folder."""
+    require_valid(reader="refine")
     settings = config.refine
     manifest = read_manifest(MANIFEST, reader="refine").select(split="train")
     learn, measure = divide(manifest, share=settings.holdout_share)

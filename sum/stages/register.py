@@ -2,7 +2,8 @@
 
 In: data/models/BUDGET, data/evaluation/base and data/evaluation/BUDGET. Out: data/registry/BUDGET.json (the verdict
 with its figures), a version of `NAME-ft-BUDGET` and one of `NAME` with the budget as alias. A second run of the same
-weights finds its versions again.
+weights finds its versions again. A logged model that lacks the evaluation gets it here: DVC may have taken the
+evaluation from its cache, or from another machine, so that evaluate itself never met this MLflow server.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sum.config import Config
+from sum.core.figures import tracked_figures
 from sum.core.gate import Verdict, decide
 from sum.errors import DataError, MissingInput
 from sum.registry import Registry, Version, run_of_weights
 from sum.settings import RegisterConfig
 from sum.storage import sha256_file, write_json
+from sum.tracking import Run
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,7 @@ def _register(config: Config, *, budget: str, weights: Path, verdict: Verdict, b
         run_id=_run_id(weights.parent),
     )
     registry = Registry(tracking.uri)
+    _complete(registry, logged, budget=budget)
     tags = {
         "budget": budget,
         "verdict": _word(verdict),
@@ -111,6 +115,16 @@ def _register(config: Config, *, budget: str, weights: Path, verdict: Verdict, b
         "weights": fingerprint,
         "versions": {name: version.number for name, version in versions.items()},
     }
+
+
+def _complete(registry: Registry, logged: Run, *, budget: str) -> None:
+    """See that data/evaluation/BUDGET stands on the logged model, as it does when evaluate has just logged it."""
+    folder, maker = Path("data/evaluation") / budget, f"evaluate@{budget}"
+    summary, protocol = (_read(_needed(folder / f"{name}.json", maker=maker)) for name in ("summary", "protocol"))
+    wanted, digest = tracked_figures(summary), str(protocol["benchmark"])
+    there = registry.figures(str(logged.model_id), digest=digest)
+    if any(there.get(name, {}).get(key) != value for name, row in wanted.items() for key, value in row.items()):
+        logged.log_evaluation(wanted, digest=digest)
 
 
 def _crown(registry: Registry, version: Version, *, verdict: Verdict, only_if_better: bool) -> None:
@@ -157,8 +171,13 @@ def _run_id(folder: Path) -> str | None:
     path = folder / "run.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text()).get("run_id")
+    found = _read(path).get("run_id")
     return str(found) if found else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _needed(path: Path, *, maker: str) -> Path:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from flows.dvc import StageFailed, StageRefused, environment, run_stage
+from flows.dvc import StageFailed, StageRefused, environment, out_of_date, run_stage
 from tests.flows.project import PROJECT, make_project, processes_with
 
 
@@ -62,6 +62,14 @@ def test_failures(project, stage, kind, message):
         run_stage(stage, project=project, tell=lambda line: None)
     assert type(caught.value) is kind
     assert message in str(caught.value)
+
+
+def test_what_is_out_of_date_is_told(project):
+    run_stage("demo", project=project, tell=lambda line: None)
+    assert out_of_date([], project=project) == []
+    assert out_of_date(["demo", "finetune@small", "report"], project=project) == ["finetune@small", "report"]
+    with pytest.raises(StageFailed, match="nonsense"):
+        out_of_date(["nonsense"], project=project)
 
 
 def test_a_hard_kill_of_the_parent_stops_the_stage(project):

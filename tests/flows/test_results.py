@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flows.results import all_done, pointers, result_rows
+from flows.results import pointers, result_rows
 from sum.commands import LOCAL
 
 
@@ -23,14 +23,13 @@ def test_rows_of_what_has_been_evaluated(tmp_path):
         {"model": "base", "iou@1": "50.00", "iou@3": "61.00", "gate": "-"},
         {"model": "small", "iou@1": "60.00", "iou@3": "70.00", "gate": "promoted"},
     ]
-    assert "sum version 1; promoted: gain" in pointers(tmp_path, budget="small", server=LOCAL, compare=None)
-    assert all_done(tmp_path, budgets=["small"])
-    assert not all_done(tmp_path, budgets=["small", "large"])
+    assert "sum version 1; promoted: gain" in pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
 
 
 def test_pointers_before_anything_is_there(tmp_path):
-    text = pointers(tmp_path, budget="small", server="http://tracking:5000", compare="/#/compare")
-    assert "dvc repro report" in text
+    where = {"server": "http://tracking:5000", "compare": "/#/compare"}
+    text = pointers(tmp_path, budget="small", **where, waits=["register@large"])
+    assert "Report of this run: out of date are register@large (`dvc repro` makes all)" in text
     assert "http://tracking:5000/#/experiments?workflowType=machine_learning" in text
     assert "http://tracking:5000/#/compare" in text
     assert "make ui" not in text
@@ -40,6 +39,10 @@ def test_the_report_is_linked_as_a_file(tmp_path):
     page = tmp_path / "data/report/index.html"
     page.parent.mkdir(parents=True)
     page.touch()
-    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None)
+    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
     assert page.as_uri() in text
+    assert "of this run" not in text
+    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=["finetune@large"])
+    assert page.as_uri() in text
+    assert "Report of this run: an older one; out of date are finetune@large" in text
     assert "make ui" in text

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sum.config import load_config
+from sum.data.layouts import LAYOUTS
 from sum.data.records import decode_mask, read_manifest
 from sum.errors import DataError, MissingInput, StorageError
 from sum.settings import Config, DatasetConfig, IngestConfig
@@ -147,6 +148,28 @@ def test_all_missing_roots_are_told_at_once_with_what_helps(config: Config) -> N
     assert first == "data set 'demo': data/raw/demo/unlabelled does not exist. Run `dvc repro demo`."
     assert "data set 'own': raw/own does not exist." in second
     assert "datasets.own.root" in second
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "want"),
+    [
+        ("raster", {"masks": "mask"}, r"/mask does not exist.* \(now images: images, masks: mask, all below"),
+        ("raster", {"names": "list.txt"}, r"/list\.txt does not exist.*names: list\.txt"),
+        ("raster", {"images": "photos"}, r"/photos does not exist.*images: photos"),
+        ("coco", {}, r"/annotations\.json does not exist.*now annotations: annotations\.json, images: images"),
+        ("images", {"images": "photos", "split": "unlabelled"}, r"/photos does not exist.*now images: photos,"),
+    ],
+)
+def test_a_mistyped_place_is_no_server_that_is_away(config: Config, kind: str, change: dict, want: str) -> None:
+    """DataError is exit 1: a flow does not try it again, as it does with StorageError's 75."""
+    with pytest.raises(DataError, match=want) as caught:
+        ingest.run(replace(config, datasets={"mine": replace(config.datasets["salient"], kind=kind, **change)}))
+    assert str(caught.value).startswith("data set 'mine': raw/salient/")
+    assert "Mend datasets.mine in params.yaml" in str(caught.value)
+
+
+def test_every_layout_tells_its_places() -> None:
+    assert ingest.PLACES.keys() == LAYOUTS.keys()
 
 
 def test_a_full_disk_leaves_the_old_manifest(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from sum.data.images import read_image
 from sum.data.labels import LabelStore
 from sum.data.records import decode_mask, write_manifest
 from sum.data.shards import LABELS, read_info
-from sum.errors import CheckpointError, DataError, MissingInput
+from sum.errors import CheckpointError, DataError, MissingInput, ValidationFailed
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import GeneratorSettings, generate
-from sum.stages import pseudo_label
+from sum.stages import pseudo_label, refine
 from tests.stages.label_world import CHANGES, SIZES, WEIGHTS, configure, contents, kill, make_project, record
 
 OUT = Path("data/pseudo_labels")
@@ -171,3 +172,12 @@ def test_a_missing_input_names_its_stage(project: Path, gone: str, maker: str) -
     shutil.rmtree(gone)
     with pytest.raises(MissingInput, match=rf"stage 'pseudo_label' reads it, stage '{maker}' writes it"):
         pseudo_label.run(configure(project))
+
+
+@pytest.mark.parametrize("stage", [pseudo_label, refine])
+def test_data_that_broke_an_expectation_are_not_used(project: Path, stage: ModuleType) -> None:
+    """A failed validate leaves its report: that it is there says nothing."""
+    Path("data/validation/report.json").write_text('{"success": false}')
+    with pytest.raises(ValidationFailed, match="`dvc repro validate`"):
+        stage.run(configure(project))
+    assert not Path("work").exists()

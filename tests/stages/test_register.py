@@ -17,6 +17,7 @@ from sum.stages.register import run
 from sum.storage import sha256_file
 
 PROJECT = Path(__file__).parents[2]
+DIGEST = "0123456789abcdef" * 4
 
 
 @pytest.fixture
@@ -38,6 +39,10 @@ def write_rows(model: str, iou: dict[tuple[str, str], float], *, masks: int = 3,
     folder = Path("data/evaluation") / model
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
+    means = {dataset: {"iou@1": {"mean": value}} for (_, dataset), value in iou.items()}
+    summary = {"overall": {"iou@1": {"mean": 0.5}}, "task": {"entity": {"iou@1": {"mean": 0.25}}}, "dataset": means}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "protocol.json").write_text(json.dumps({"benchmark": DIGEST}))
 
 
 def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> None:
@@ -125,6 +130,24 @@ def test_new_weights_are_a_new_version_of_the_run_that_made_them(config):
         assert found["run_id"] == logged.id
     assert found["versions"]["sum-ft-small"] == "2"
     assert len(set(run_ids)) == 2
+
+
+def test_a_model_that_no_evaluation_was_logged_for_gets_its_figures_once(config):
+    """After `dvc pull`, or when DVC took evaluate from its run cache, this server has not met the figures."""
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    model_id = json.loads(run(config, budget="small").read_text())["model_id"]
+    wanted = {"demo_entity_test": {"iou_at_1": 0.7}, "demo_part_test": {"iou_at_1": 0.6}}
+    wanted |= {"task-entity": {"iou_at_1": 0.25}, "all": {"iou_at_1": 0.5}}
+    registry = Registry(config.tracking.uri)
+    assert registry.figures(model_id, digest=DIGEST) == wanted
+    assert registry.figures(model_id, digest="another") == {}
+    run(config, budget="small")
+    assert len(registry.client.get_logged_model(model_id).metrics) == 4  # none a second time
+    write_rows("small", figures(0.8, 0.6))  # evaluated by other settings, and those came from the run cache
+    run(config, budget="small")
+    assert registry.figures(model_id, digest=DIGEST)["demo_entity_test"] == {"iou_at_1": 0.8}
 
 
 def test_what_is_missing_is_named_with_the_stage_that_makes_it(config):
