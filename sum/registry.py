@@ -1,4 +1,4 @@
-"""Weights in MLflow: the run they belong to, versions, aliases, tags, figures, download; through sum.tracking's client."""
+"""Weights in MLflow: the run they belong to, versions, aliases, tags, figures, download."""
 
 from __future__ import annotations
 

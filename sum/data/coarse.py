@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from sum.core.geometry import to_frame
 from sum.data.batches import Sample, masks_to_frame
-from sum.data.demo import Scene, coarsen, pretrain_scene
+from sum.data.demo import Scene, pretrain_scene
 from sum.data.frames import load_frame
 from sum.data.records import Manifest
 from sum.data.samples import decoded, human_sample
@@ -100,6 +101,17 @@ class CoarseManifest:
         if inner[0] == inner[1] == self.side:
             image, turned = mirror(frame, padded, rng=rng)
         return human_sample(image, turned, hw=inner, loss_side=self.loss_side, task=0, rng=rng)
+
+
+def coarsen(mask: np.ndarray, *, size: int) -> np.ndarray:
+    """The mask as a careless annotator would draw it: what is thinner than `size` pixels goes, small holes close.
+
+    mask: `[H, W]` bool. Returns the same; it may be empty.
+    """
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    rough = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+    rough = cv2.morphologyEx(rough, cv2.MORPH_OPEN, kernel).astype(np.float32)
+    return cv2.GaussianBlur(rough, (0, 0), size / 3, borderType=cv2.BORDER_REPLICATE) > 0.5
 
 
 def coarse_masks(scene: Scene, *, size: int) -> list[NDArray[np.bool_]]:

@@ -79,17 +79,6 @@ def scene_seed(base: int, set_number: int, *, index: int) -> int:
     return int(low) | int(high) << 64
 
 
-def coarsen(mask: np.ndarray, *, size: int) -> np.ndarray:
-    """The mask as a careless annotator would draw it: what is thinner than `size` pixels goes, small holes close.
-
-    mask: `[H, W]` bool. Returns the same; it may be empty.
-    """
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    rough = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
-    rough = cv2.morphologyEx(rough, cv2.MORPH_OPEN, kernel).astype(np.float32)
-    return cv2.GaussianBlur(rough, (0, 0), size / 3, borderType=cv2.BORDER_REPLICATE) > 0.5
-
-
 def least(area: int, side: int) -> float:
     """Pixels at `side` of an area given at 128 px."""
     return max(FLOOR, area * (side / 128) ** 2)

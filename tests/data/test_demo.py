@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from sum.data import demo_files
-from sum.data.demo import LEAST_PART, LEAST_REGION, SALIENT_SHARE, Scene, coarsen, least, make_scene, pretrain_scene
+from sum.data.coarse import coarsen
+from sum.data.demo import LEAST_PART, LEAST_REGION, SALIENT_SHARE, Scene, least, make_scene, pretrain_scene
 from sum.data.demo_files import SETS, set_scene, write_demo
 from sum.data.demo_shapes import SHAPES
 from sum.errors import ConfigError

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sum.data.coarse import MIN_AREA, CoarseManifest, CoarseScenes, coarse_masks
-from sum.data.demo import coarsen, pretrain_scene
+from sum.data.coarse import MIN_AREA, CoarseManifest, CoarseScenes, coarse_masks, coarsen
+from sum.data.demo import pretrain_scene
 from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask, write_manifest
 from sum.errors import DataError, StorageError
 from sum.models.checkpoint import load_segmenter
