@@ -18,7 +18,8 @@ import yaml
 
 from flows.dvc import environment
 from sum.registry import Registry
-from tests.small import Small
+from tests.flows.served import LONG, flow_processes, serving
+from tests.small import PROJECT, Small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -128,24 +129,52 @@ def test_kill_9_then_repro_goes_on_and_gives_the_same(small, stage, out, left):
     ],
 )
 def test_kill_9_of_a_quick_stage_leaves_nothing_half_done(small, stage, out):
-    """Killed at two moments of its life; afterwards it gives the same files, and register no second version."""
+    """Killed in the second half of its life; afterwards it gives the same files, and register no second version."""
     force = ("repro", "--force", "--single-item", stage)
     began = time.monotonic()
     small.dvc(*force)
     lasts = time.monotonic() - began
     kept = tree(small.folder / out)
-    for share in (0.5, 0.8):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(
-            small.command("dvc", *force), cwd=small.folder, env=small.env, start_new_session=True, **quiet
-        ) as child:
-            time.sleep(share * lasts)
-            os.killpg(child.pid, signal.SIGKILL)
-        left = tree(small.folder / out)
-        assert not left or left == kept, "half written"
-        small.dvc(*force)
-        assert tree(small.folder / out) == kept
-        assert not list((small.folder / "data").rglob(".*.partial*"))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(
+        small.command("dvc", *force), cwd=small.folder, env=small.env, start_new_session=True, **quiet
+    ) as child:
+        time.sleep(0.7 * lasts)
+        os.killpg(child.pid, signal.SIGKILL)
+    left = tree(small.folder / out)
+    assert not left or left == kept, "half written"
+    small.dvc(*force)
+    assert tree(small.folder / out) == kept
+    assert not list((small.folder / "data").rglob(".*.partial*"))
+
+
+def test_a_killed_deployment_run_goes_on_from_its_checkpoint(small, free_port):
+    """`make serve`, `prefect deployment run sum/ft-small`, kill -9 of the flow while it trains, run again."""
+    for name in ("flows", "prefect.yaml"):
+        (small.folder / name).symlink_to(PROJECT / name)
+    before = (small.folder / "params.yaml").read_text()
+    small.edit(lambda tree: tree["finetune"]["optim"].update(steps=8))
+    shutil.rmtree(small.folder / "work" / "finetune")
+    with serving(small.folder, port=free_port) as served:
+        with served.run("sum/ft-small") as watch:
+            while not list((small.folder / "work").glob("finetune/*/checkpoint-*")):
+                assert watch.poll() is None, served.log.read_text()
+                time.sleep(0.05)
+            (flow,) = flow_processes(served)
+            os.kill(flow, signal.SIGKILL)
+            told, _ = watch.communicate(timeout=120)
+        assert watch.returncode != 0, told
+        with served.run("sum/ft-small") as watch:
+            told, _ = watch.communicate(timeout=LONG)
+        log = served.log.read_text()
+        assert watch.returncode == 0, told + log
+        assert "resumed at step" in log
+        kept = served.artifacts()
+    assert [row["model"] for row in json.loads(kept["results-small"])] == ["base", "small", "medium", "large"]
+    assert "Registered: " in kept["links-small"]
+    assert "compare-model-versions" in kept["mlflow"]
+    (small.folder / "params.yaml").write_text(before)
+    small.dvc("repro")  # from the run cache
 
 
 def tree(path: Path) -> dict[str, bytes]:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from flows.dvc import environment
 from flows.ports import chosen_port
 from sum.errors import ConfigError
 from tests.flows.project import PROJECT, make_project, processes_with
-
-LONG = 300
+from tests.flows.served import LONG, Served, environ_of, flow_processes, serving, wait_for
 
 
 def test_a_taken_port_is_one_error_with_the_variable(monkeypatch, capsys):
@@ -99,38 +97,6 @@ FINETUNE = (
 )
 
 
-class Served:
-    """A scratch project with `python -m flows.serve` running in it."""
-
-    def __init__(self, project: Path, port: int) -> None:
-        self.project = project
-        self.url = f"http://127.0.0.1:{port}/api"
-        self.env = {
-            **environment(),
-            "SUM_PREFECT_PORT": str(port),
-            "PREFECT_API_URL": self.url,
-            "PREFECT_HOME": str(project / ".prefect"),
-        }
-        self.log = project / "serve.log"
-        with self.log.open("w") as log:
-            command = [sys.executable, "-m", "flows.serve"]
-            self.process = subprocess.Popen(command, cwd=project, env=self.env, stdout=log, stderr=subprocess.STDOUT)
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + LONG
-        while "Serving." not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.3)
-
-    def run(self, name: str) -> subprocess.Popen[str]:
-        """`prefect deployment run NAME --watch`, as a user would from another terminal."""
-        command = [sys.executable, "-m", "prefect", "deployment", "run", name, "--watch"]
-        return subprocess.Popen(
-            command, cwd=self.project, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
     project = make_project(tmp_path_factory.mktemp("served"), {"refine": COUNT, "finetune": FINETUNE})
@@ -138,13 +104,8 @@ def served(tmp_path_factory) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Served(project, port)
-    try:
-        server.wait_ready()
+    with serving(project, port=port) as server:
         yield server
-    finally:
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(timeout=60)
 
 
 @pytest.mark.slow
@@ -213,27 +174,3 @@ def test_ctrl_c_stops_server_and_worker(served):
     assert served.log.read_text().rstrip().endswith("stopped")
     left = [pid for pid in processes_with("prefect") if home in environ_of(pid)]
     assert not left
-
-
-def wait_for(path: Path, served: Served) -> None:
-    deadline = time.monotonic() + LONG
-    while not path.exists():
-        assert time.monotonic() < deadline, served.log.read_text()
-        time.sleep(0.1)
-
-
-def flow_processes(served: Served) -> list[int]:
-    """The process that runs the flow: the parent of the guard."""
-    import psutil
-
-    guards = [pid for pid in processes_with("flows.guard") if str(served.project) in environ_of(pid)]
-    return sorted({psutil.Process(pid).ppid() for pid in guards})
-
-
-def environ_of(pid: int) -> str:
-    import psutil
-
-    try:
-        return psutil.Process(pid).environ().get("PREFECT_HOME", "")
-    except psutil.Error:
-        return ""
