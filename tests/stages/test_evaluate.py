@@ -43,8 +43,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     refiner = Refiner(model)
     with torch.no_grad():
         refiner.core.sam.mask_decoder.mask_tokens.weight += 1
-    save_segmenter(folder / "base.safetensors", model, about={})
-    save_refiner(folder / "refiner.safetensors", refiner, about={})
+    origin = save_segmenter(folder / "base.safetensors", model, about={})
+    save_refiner(folder / "refiner.safetensors", refiner, origin=origin, about={})
     return folder / "base.safetensors", folder / "refiner.safetensors"
 
 

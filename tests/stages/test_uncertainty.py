@@ -15,7 +15,7 @@ from sum.data.images import read_image
 from sum.data.labels import LabelStore
 from sum.data.records import write_manifest
 from sum.errors import CheckpointError, ConfigError, DataError, MissingInput
-from sum.models.checkpoint import load_segmenter
+from sum.models.checkpoint import fingerprint, load_segmenter
 from sum.models.generator import area_at_paper_side
 from sum.models.refiner import Refiner, load_refiner, save_refiner
 from sum.stages import pseudo_label, uncertainty
@@ -39,7 +39,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             for value in refiner.parameters():
                 value.add_(0.1 * torch.randn_like(value))
-        save_refiner(REFINER, refiner, about={})
+        save_refiner(REFINER, refiner, origin=fingerprint(WEIGHTS), about={})
     shutil.rmtree(folder / "work")
     return folder
 
@@ -59,7 +59,7 @@ def probability(logits: np.ndarray) -> np.ndarray:
 def refined_by_stock_sam(number: int) -> np.ndarray:
     """`[K, L, L]` logits of segment_anything's own predictor with the refiner's weights and the three prompts."""
     model = load_segmenter(WEIGHTS, backbone="tiny")
-    tuned = load_refiner(REFINER, base=model).core.sam
+    tuned = load_refiner(REFINER, base=model, origin=fingerprint(WEIGHTS)).core.sam
     model.sam.prompt_encoder, model.sam.mask_decoder = tuned.prompt_encoder, tuned.mask_decoder
     predictor = SamPredictor(model.sam)
     predictor.set_image(read_image(record(number).path))
