@@ -1,8 +1,9 @@
 """Figures of the base weights on held-out demo scenes, for their model card: python benchmarks/base_weights.py [SCENES]
 
 Oracle 1-point mIoU a task (the best of three outputs; the point farthest from the boundary) and automatic mask
-generation with the thresholds of params.yaml: masks a scene, and the share that matches a true entity or part with
-IoU >= 0.7. The scenes are the demo's validation scenes: neither pre-training nor the benchmark sees them.
+generation with the thresholds of params.yaml: masks a scene, the share that matches a true entity or part with
+IoU >= 0.7, and the share of entities and parts that are found so. The scenes are the demo's validation scenes: neither
+pre-training nor the benchmark sees them.
 """
 
 from __future__ import annotations
@@ -60,22 +61,29 @@ def main() -> None:
     model = load_segmenter(Path(config.model.checkpoint), backbone="tiny")
     settings = GeneratorSettings(**{f.name: getattr(config.pseudo_label, f.name) for f in fields(GeneratorSettings)})
     rows, yields, matched, total = [], [], 0, 0
+    recall: dict[str, list[bool]] = {"entity": [], "part": []}
     for index in range(count):
         scene = set_scene("entity_val", index, seeds=config.demo.seeds, side=config.demo.side)
         rows += one_point(model, scene)
         masks = generate(model, scene.image, settings=settings)
         yields.append(len(masks))
-        targets = [mask for task, mask in truths(scene) if task != "salient"]
-        for mask in masks:
-            found = decode_mask(mask.rle, height=scene.image.shape[0], width=scene.image.shape[1])
-            matched += max(iou(found, target) for target in targets) >= 0.7
-            total += 1
+        height, width = scene.image.shape[:2]
+        found = [decode_mask(mask.rle, height=height, width=width) for mask in masks]
+        targets = [(task, mask) for task, mask in truths(scene) if task != "salient"]
+        agree = np.array([[iou(one, mask) >= 0.7 for _, mask in targets] for one in found]).reshape(-1, len(targets))
+        matched += int(agree.any(1).sum())
+        total += len(found)
+        for (task, _), hit in zip(targets, agree.any(0), strict=True):
+            recall[task].append(bool(hit))
     for task in ("salient", "entity", "part"):
         oracle = statistics.mean(o for t, o, _ in rows if t == task)
         own = statistics.mean(c for t, _, c in rows if t == task)
         print(f"{task:8} 1 point: oracle mIoU {100 * oracle:.1f}, the model's own choice {100 * own:.1f}")
     share = 100 * matched / max(total, 1)
-    print(f"automatic masks: median {statistics.median(yields)} a scene, {total} in all, {share:.1f} % match")
+    hits = ", ".join(f"{100 * statistics.mean(hit):.1f} % of {len(hit)} {task} masks" for task, hit in recall.items())
+    print(
+        f"automatic masks: median {statistics.median(yields)} a scene, {total} in all, {share:.1f} % match; found: {hits}"
+    )
 
 
 if __name__ == "__main__":
