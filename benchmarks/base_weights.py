@@ -81,9 +81,8 @@ def main() -> None:
         print(f"{task:8} 1 point: oracle mIoU {100 * oracle:.1f}, the model's own choice {100 * own:.1f}")
     share = 100 * matched / max(total, 1)
     hits = ", ".join(f"{100 * statistics.mean(hit):.1f} % of {len(hit)} {task} masks" for task, hit in recall.items())
-    print(
-        f"automatic masks: median {statistics.median(yields)} a scene, {total} in all, {share:.1f} % match; found: {hits}"
-    )
+    print(f"automatic masks: median {statistics.median(yields)} a scene, {total} in all, {share:.1f} % match")
+    print(f"found: {hits}")
 
 
 if __name__ == "__main__":
