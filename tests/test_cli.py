@@ -190,7 +190,8 @@ def test_results_prints_table_report_and_mlflow(project, capsys):
 def test_ctrl_c_ends_with_130(project):
     """A real process, a real signal."""
     code = (
-        "import sys, time, types\n"
+        "import signal, sys, time, types\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us deaf to it
         "from sum.cli import main\n"
         "def run(config):\n    print('running', flush=True)\n    time.sleep(30)\n"
         "sys.modules['sum.stages.ingest'] = types.SimpleNamespace(run=run)\n"

@@ -26,6 +26,7 @@ def project(tmp_path_factory):
     return make_project(tmp_path_factory.mktemp("project"), commands)
 
 
+@pytest.mark.slow
 def test_a_stage_runs_once_and_its_lines_are_told(project):
     lines: list[str] = []
     assert run_stage("demo", project=project, tell=lines.append) == "ran"
@@ -64,6 +65,7 @@ def test_failures(project, stage, kind, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_out_of_date_is_told(project):
     run_stage("demo", project=project, tell=lambda line: None)
     assert out_of_date([], project=project) == []

@@ -134,6 +134,7 @@ def test_nan_is_never_loaded(model: Segmenter, tmp_path: Path, suffix: str, bad:
         load_segmenter(path, backbone="tiny")
 
 
+@pytest.mark.slow
 def test_the_same_weights_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from sum.models.checkpoint import save_tensors\n"

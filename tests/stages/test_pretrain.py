@@ -98,6 +98,7 @@ def test_a_manifest_without_train_masks_is_refused(config: Config) -> None:
         pretrain.run(with_settings(config, manifest="data/manifest"))
 
 
+@pytest.mark.slow
 def test_start_weights_in_a_bucket_are_fetched(config: Config, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
