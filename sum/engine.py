@@ -71,10 +71,10 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=options.device == "cpu", mixed_precision="bf16" if options.precision == "bf16" else "no"
         )
-        if options.images_per_batch < self.ranks:
+        if options.images_per_batch % self.ranks:  # unequal shares would weigh images unequally
             raise ConfigError(
-                f"params.yaml: optim.images_per_batch is {options.images_per_batch}, fewer than the {self.ranks} "
-                "processes that share a batch. Raise it, or start fewer processes."
+                f"params.yaml: optim.images_per_batch is {options.images_per_batch}, no multiple of the {self.ranks} "
+                "processes that share a batch. Change it, or the number of processes."
             )
         self.model = model.to(self.accelerator.device)
         groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)

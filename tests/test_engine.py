@@ -219,7 +219,7 @@ loop.run(t.toy_batches, step, title="toy")
 
 def test_fewer_images_than_processes_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loop, "ranks", 3)  # stands for torchrun's three processes
-    with pytest.raises(ConfigError, match=r"optim\.images_per_batch is 2, fewer than the 3 processes"):
+    with pytest.raises(ConfigError, match=r"optim\.images_per_batch is 2, no multiple of the 3 processes"):
         Loop(nn.Conv2d(3, 1, 3), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
 
 
