@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,8 @@ def readme_commands() -> list[str]:
 
 
 def run(project: Small, command: str, *, export: Path) -> str:
-    """A line of the README in a shell, with this interpreter in place of .venv and the export in place of EXPORT."""
-    words = command.replace("EXPORT", str(export)).replace(".venv/bin/python", sys.executable)
-    words = words.replace(".venv/bin/dvc", f"{sys.executable} -m dvc")
+    """A line of the README in a shell where this interpreter's tools come first, the export in place of EXPORT."""
+    words = command.replace("EXPORT", str(export))
     done = subprocess.run(  # the README is ours
         words, shell=True, cwd=project.folder, env=project.env, capture_output=True, text=True, check=False
     )
@@ -87,7 +85,8 @@ def test_the_readme_up_to_a_validated_manifest(tmp_path, kind):
     folder.mkdir()
     project = Small(folder)
     shutil.copytree(PROJECT / "examples", folder / "examples")
-    copy, add, use, ingest, _ = readme_commands()  # the last one is the whole pipeline, and wants Meta's weights
+    activate, copy, add, use, ingest, _ = readme_commands()  # the last one is the pipeline, and wants Meta's weights
+    assert activate == "source .venv/bin/activate"  # `project.env` does it here
     for command in (copy, add, use):
         run(project, command, export=export)
     params = folder / "params.yaml"

@@ -112,8 +112,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     """`read_tensors` without looking at the numbers."""
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no such weights file. Set model.checkpoint in params.yaml; "
-            "`python -m sum pretrain` makes those of 'tiny'"
+            f'{path}: no such weights file. Put Meta\'s file there (README, "The real SAM"), or set model.checkpoint '
+            "in params.yaml; those of backbone 'tiny' are sum/models/weights/tiny.safetensors"
         )
     try:
         if path.suffix == ".safetensors":

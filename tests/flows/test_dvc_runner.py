@@ -23,7 +23,9 @@ def project(tmp_path_factory):
         "uncertainty": "echo Traceback; exit 1",
         "report": "echo started; exec sleep 300.25",
     }
-    return make_project(tmp_path_factory.mktemp("project"), commands)
+    made = make_project(tmp_path_factory.mktemp("project"), commands)
+    (made / "out").mkdir()
+    return made
 
 
 @pytest.mark.slow
