@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,24 @@ def compose(overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
         with initialize_config_dir(str(folder), version_base="1.3"):
             tree = OmegaConf.to_container(hydra_compose("params", overrides=list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        unknown = re.match(r"Could not override '([^']+)'", str(error))
+        if unknown and overrides:  # Hydra's advice, to append the key with +, cannot help: unknown keys are refused
+            raise ConfigError(_unknown_key(unknown.group(1), compose((), folder=folder))) from error
         raise ConfigError(f"params.yaml: {' '.join(str(error).split())}") from error
     return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type]  # a mapping: top level of a YAML file
+
+
+def _unknown_key(key: str, tree: dict[str, Any]) -> str:
+    """What to say of an override whose key params.yaml does not have; tree: its content."""
+    known, todo = list[str](), [("", tree)]
+    while todo:
+        above, branch = todo.pop()
+        for name, value in branch.items():
+            known.append(f"{above}{name}")
+            todo += [(f"{above}{name}.", value)] if isinstance(value, dict) else []
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"command line: unknown key '{key}'.{hint} Known keys are those of params.yaml."
 
 
 def check_config(tree: dict[str, Any], *, source: str) -> Config:

@@ -40,7 +40,7 @@ def test_shipped_params_serve_every_stage_and_deployment(path):
     [
         ("+nonsense=1", "nonsense: Unexpected keyword argument"),
         ("+finetune.optim.learning_rate=1", "finetune.optim.learning_rate: Unexpected keyword argument"),
-        ("nonsense=1", "Could not override 'nonsense'"),
+        ("nonsense=1", "unknown key 'nonsense'"),
         ("seed=many", "seed: Input should be a valid integer"),
         ("device=tpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
         ("finetune.method=magic", "finetune.method: Input should be"),
@@ -74,7 +74,7 @@ def test_a_bad_override_names_the_key(override, message):
     with pytest.raises(ConfigError) as caught:
         load_config([override], root=PROJECT)
     assert message in str(caught.value)
-    assert str(caught.value).startswith("params.yaml: ")
+    assert str(caught.value).startswith(("params.yaml: ", "command line: "))
 
 
 @pytest.mark.parametrize("table", ["budgets", "datasets"])
@@ -121,3 +121,10 @@ def test_a_broken_yaml_is_one_error(tmp_path):
         file.write("  : [\n")
     with pytest.raises(ConfigError, match=r"params\.yaml"):
         load_config(root=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["finetune.metod", "finetun.method"])
+def test_an_unknown_key_on_the_command_line_is_answered_with_the_nearest(key):
+    with pytest.raises(ConfigError) as caught:
+        load_config([f"{key}=vanilla"], root=PROJECT)
+    assert str(caught.value).startswith(f"command line: unknown key '{key}'. Did you mean 'finetune.method'?")
