@@ -20,7 +20,7 @@ from prefect.tasks import Task
 from flows.dvc import Outcome, StageRefused, out_of_date, run_stage
 from flows.results import pointers, result_rows
 from sum.cli import STAGES
-from sum.commands import LOCAL, compare_page
+from sum.commands.results import LOCAL, compare_page
 from sum.config import Config, load_config
 from sum.errors import choose
 from sum.registry import START_PAGE

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sum.commands import LOCAL
+from sum.commands.results import LOCAL
 from sum.registry import START_PAGE
 
 Row = dict[str, str]

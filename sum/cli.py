@@ -15,8 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from sum.errors import ConfigError, StorageError, SumError, TrackingError, choose
 
@@ -47,9 +46,19 @@ STAGES: Mapping[str, Stage] = {
     "report": Stage("compare all models: data/report/index.html"),
     "pretrain": Stage("rebuild the base weights of the tiny backbone (hours; no part of `dvc repro`)"),
 }
-COMMANDS: Mapping[str, str] = {
-    "results": "print the results table, and where the report and MLflow are",
-    "use": "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak",
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A module of sum.commands; usage: how it is called."""
+
+    usage: str
+    about: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "results": Command("results", "print the results table, and where the report and MLflow are"),
+    "use": Command("use FILE", "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak"),
 }
 QUIET = {  # no tool phones home
     "DO_NOT_TRACK": "true",
@@ -62,12 +71,12 @@ QUIET = {  # no tool phones home
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; argv: without the program's name. Returns the exit code."""
-    options = _parser().parse_args(argv)
+    options, words = _parser().parse_known_args(argv)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     _start_logging(verbose=options.verbose)
     try:
-        _dispatch(options.stage, options.words)
+        _dispatch(options.stage, [*options.words, *words])
     except SumError as error:
         _tell(f"error: {error}")
         return _exit_code(error)
@@ -84,10 +93,11 @@ def _exit_code(error: SumError) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    width = max(map(len, (*STAGES, *COMMANDS))) + 10
     names = {name: f"{name} {stage.per.upper()}" if stage.per else name for name, stage in STAGES.items()}
-    names |= {name: f"{name} FILE" if name == "use" else name for name in COMMANDS}
-    abouts = {name: stage.about for name, stage in STAGES.items()} | dict(COMMANDS)
+    names |= {name: command.usage for name, command in COMMANDS.items()}
+    abouts = {name: stage.about for name, stage in STAGES.items()}
+    abouts |= {name: command.about for name, command in COMMANDS.items()}
+    width = max(map(len, names.values())) + 2
     lines = "\n".join(f"  {names[name]:<{width}}{about}" for name, about in abouts.items())
     parser = argparse.ArgumentParser(
         prog="python -m sum",
@@ -103,23 +113,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dispatch(name: str, words: Sequence[str]) -> None:
+    if name == "ingest" and "--dry-run" in words:
+        name, words = "dry_run", [word for word in words if word != "--dry-run"]
     _pick((*STAGES, *COMMANDS), name, what="stage")
-    overrides = [word for word in words if "=" in word]
-    names = [word for word in words if "=" not in word]
     if name in COMMANDS:
-        _run_command(name, names, overrides)
-    else:
-        _run_stage(name, names, overrides)
+        return _run_command(name, words)
+    flags = [word for word in words if word.startswith("-")]
+    if flags:
+        raise ConfigError(f"stage '{name}' has no option {flags[0]}; numbers of params.yaml are given as key=value")
+    overrides = [word for word in words if "=" in word]
+    return _run_stage(name, [word for word in words if "=" not in word], overrides)
 
 
-def _run_command(name: str, names: Sequence[str], overrides: Sequence[str]) -> None:
-    from sum import commands
+def _run_command(name: str, words: Sequence[str]) -> None:
+    """Commands have options of their own: each module of sum.commands says which."""
+    module = importlib.import_module(f"sum.commands.{name}")
+    parser = _CommandParser(usage=f"python -m sum {COMMANDS[name].usage}", description=COMMANDS[name].about)
+    module.add_arguments(parser)
+    sys.stdout.write(module.run(parser.parse_args(words)))
 
-    wanted = 1 if name == "use" else 0
-    if len(names) != wanted or overrides:
-        usage = "use FILE" if wanted else name
-        raise ConfigError(f"usage: python -m sum {usage}; got {' '.join((*names, *overrides)) or 'nothing'}")
-    sys.stdout.write(commands.use(Path(names[0])) if name == "use" else commands.results())
+
+class _CommandParser(argparse.ArgumentParser):
+    """A wrong word is a ConfigError like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.format_usage().strip()}: {message}")
 
 
 def _run_stage(name: str, names: Sequence[str], overrides: Sequence[str]) -> None:

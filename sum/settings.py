@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from sum.data_settings import DatasetConfig, IngestConfig
 from sum.limits import at_least, names, require, share
 from sum.training_settings import FinetuneConfig, PretrainConfig, RefineConfig
 
@@ -21,7 +22,6 @@ BUDGETS_TAKEN = {  # a budget is also the name of a model and an alias in MLflow
     r"latest|[vV]\d+": "a name MLflow gives to versions itself",
 }
 _STRICT = ConfigDict(extra="forbid")
-Task = Literal["unspecified", "salient", "entity", "part"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,36 +62,6 @@ class DemoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """One data set: where it lies, how it is laid out, what its masks mean."""
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["raster", "coco", "images"]  # a name of sum.data.layouts.LAYOUTS
-    root: str  # folder, relative to the project, or s3://bucket/prefix
-    split: Literal["train", "test", "unlabelled"]
-    task: Task = "unspecified"
-    licence: str  # SPDX name or a phrase; kept with every model trained on it
-    images: str = "images"  # folder of the photos below root
-    masks: str = "masks"  # raster: folder of NAME.png, one mask an image
-    annotations: str = "annotations.json"  # coco: the file below root
-    names: str | None = None  # raster, images: a file below root with one NAME a line
-    threshold: int = 127  # raster: a mask is where the grey value is above
-    image_suffix: str = ""  # raster, images: only files that end so, where photos and masks share a folder: .jpg
-    mask_suffix: str = ""  # raster: likewise .png
-
-    def __post_init__(self) -> None:
-        require(0 <= self.threshold < 255, f"threshold must be in 0..254, got {self.threshold}")
-        require(
-            (self.split == "unlabelled") == (self.kind == "images"),
-            f"kind 'images' and split 'unlabelled' belong together, got kind '{self.kind}' with split '{self.split}'",
-        )
-        require(
-            self.split == "unlabelled" or self.task != "unspecified",
-            "human masks need a task: salient, entity or part",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     """What one model is trained on (paper section 4; method.md section 2)."""
 
@@ -106,14 +76,6 @@ class BudgetConfig:
         require(
             self.human_per_unlabelled >= 1, f"human_per_unlabelled must be at least 1, got {self.human_per_unlabelled}"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """Reading the data sets into the manifest."""
-
-    __pydantic_config__ = _STRICT
-    on_bad: Literal["fail", "skip"] = "fail"  # an unusable image or mask: stop, or list it and go on
 
 
 @dataclass(frozen=True, kw_only=True)

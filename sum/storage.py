@@ -65,6 +65,16 @@ def read_bytes(uri: str) -> bytes:
     return body
 
 
+def size_of(uri: str) -> int:
+    """Bytes of a file or object. Raises NotFound without it."""
+    if not uri.startswith(S3):
+        with _disk_errors(Path(uri)):
+            return Path(uri).stat().st_size
+    bucket, key = _split(uri)
+    with _s3_errors(uri):
+        return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+
+
 def fetch(uri: str, cache: Path) -> Path:
     """A local path with the content of `uri`: itself when local, or a copy below `cache`, kept while it is valid."""
     if not uri.startswith(S3):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sum import cli, commands
+from sum import cli
 from sum.cli import COMMANDS, STAGES, main
+from sum.commands import use
 from sum.errors import ConfigError, DataError, StorageError, TrackingError
 
 PROJECT = Path(__file__).parents[1]
@@ -164,7 +165,7 @@ def test_an_example_needs_no_backup(project):
     (project / "examples").mkdir()
     (project / "examples" / "demo.yaml").write_bytes((project / "params.yaml").read_bytes())
     (project / "mine.yaml").write_bytes((project / "params.yaml").read_bytes() + b"# mine\n")
-    assert "the old one" not in commands.use(Path("mine.yaml"))
+    assert "the old one" not in use.use(Path("mine.yaml"))
 
 
 def test_results_prints_table_report_and_mlflow(project, capsys):

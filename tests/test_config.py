@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from sum.commands import check
+from sum.commands.use import check
 from sum.config import load_config
 from sum.errors import ConfigError, MissingInput
 

@@ -23,7 +23,12 @@ SECTIONS = get_type_hints(Config)
 BUDGETS = list(PARAMS["budgets"])
 # What cannot change a result: words, logs, transport. MLflow's rooms count only where their answer is the result.
 NEUTRAL = {"sum.errors", "sum.config", "sum.storage", "sum.progress", "sum.provenance", "sum.tracking", "sum.registry"}
-NEUTRAL |= {"sum.settings", "sum.training_settings", "sum.limits"}  # see test_defaults_of_settings_are_params_too
+NEUTRAL |= {
+    "sum.settings",
+    "sum.training_settings",
+    "sum.data_settings",
+    "sum.limits",
+}  # see test_defaults_of_settings_are_params_too
 NEUTRAL_PARAMS = {"tracking", "device"}  # where runs are kept, what computes: no reason to compute again
 ONLY_WORDS = {"finetune": {"datasets"}}  # licences for MLflow's tags
 WITH_REGISTRY = "register"
@@ -113,7 +118,7 @@ def test_defaults_of_settings_are_params_too(name):
     own = {entry.split(".")[0] for entry in params(name)} - {"seed"}
     shared = {"datasets", "budgets", "model"}  # other stages' tables are watched where they are read for good
     wanted = {kind for entry in own - shared for kind in classes(SECTIONS[entry])}
-    wanted |= {named(DatasetConfig)} if name == "ingest" else set()
+    wanted |= classes(DatasetConfig) if name == "ingest" else set()
     wanted |= {named(BudgetConfig)} if name == "finetune" else set()
     tables = [entry for entry in stage(name)["params"] if isinstance(entry, dict)]
     assert {f"{file}:{kind}" for table in tables for file, kinds in table.items() for kind in kinds} == wanted

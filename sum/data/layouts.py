@@ -7,6 +7,7 @@ cannot be used at all is a DataError at once; a single bad file is a Problem, so
 from __future__ import annotations
 
 from sum.data.coco import coco_layout
+from sum.data.collect import Collector
 from sum.data.rasters import decode_raster
 from sum.data.records import encode_mask
 from sum.data.sources import (
@@ -18,7 +19,6 @@ from sum.data.sources import (
     Sample,
     Source,
     is_image_name,
-    make_mask,
     read_photo,
     stem_of,
     told,
@@ -31,24 +31,24 @@ STRAY = "file that is no image by its suffix passed over"
 
 def raster_layout(source: Source) -> list[Job]:
     """A folder of photos and a folder of masks, paired by name without suffix; one mask an image."""
-    photos, jobs = _by_stem(source, source.images, suffix=source.image_suffix)
+    photos, jobs = _by_stem(source, source.folder, suffix=source.image_suffix)
     masks, others = _by_stem(source, source.masks, suffix=source.mask_suffix)
     wanted = _names(source) or sorted(photos.keys() | masks.keys())
     jobs += others
     for stem in wanted:
         if stem in photos and stem in masks:
-            jobs.append(_pair_job(source, photos[stem], masks[stem]))
+            jobs.append(_pair_job(source, stem, photos[stem], masks[stem]))
         else:
-            jobs.append(_absent(source, stem, folder=source.masks if stem in photos else source.images))
+            jobs.append(_absent(source, stem, folder=source.masks if stem in photos else source.folder))
     return jobs
 
 
 def images_layout(source: Source) -> list[Job]:
     """A folder of photos without masks."""
-    photos, jobs = _by_stem(source, source.images, suffix=source.image_suffix)
+    photos, jobs = _by_stem(source, source.folder, suffix=source.image_suffix)
     for stem in _names(source) or sorted(photos):
         found = stem in photos
-        jobs.append(_photo_job(source, photos[stem]) if found else _absent(source, stem, folder=source.images))
+        jobs.append(_photo_job(source, stem, photos[stem]) if found else _absent(source, stem, folder=source.folder))
     return jobs
 
 
@@ -93,10 +93,11 @@ def _names(source: Source) -> list[str]:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file with one name a line ({error})") from error
-    names = [stem_of(line.strip()) if is_image_name(line.strip()) else line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in lines if line.strip()][source.lines]
+    names = [stem_of(line) if is_image_name(line) else line for line in lines]
     if not names:
         raise DataError(f"{path}: the list is empty")
-    return sorted(set(names))
+    return list(dict.fromkeys(names))
 
 
 def _absent(source: Source, stem: str, *, folder: str) -> Job:
@@ -105,16 +106,16 @@ def _absent(source: Source, stem: str, *, folder: str) -> Job:
     return told(Problem(join(source.root, folder, stem), f"no image file of this name; {asked}", _PAIR))
 
 
-def _photo_job(source: Source, relative: str) -> Job:
-    def job() -> list[Item]:
+def _photo_job(source: Source, stem: str, relative: str) -> Job:
+    def read() -> list[Item]:
         image = read_photo(source, relative)
         return [image if isinstance(image, Problem) else Sample(image, ())]
 
-    return job
+    return Job(stem, read)
 
 
-def _pair_job(source: Source, photo: str, mask: str) -> Job:
-    return lambda: _read_pair(source, photo, mask)
+def _pair_job(source: Source, stem: str, photo: str, mask: str) -> Job:
+    return Job(stem, lambda: _read_pair(source, photo, mask))
 
 
 def _read_pair(source: Source, photo: str, mask: str) -> list[Item]:
@@ -131,5 +132,8 @@ def _read_pair(source: Source, photo: str, mask: str) -> list[Item]:
         turned = pixels.shape == (image.width, image.height)
         remedy = "turn the mask as the photo's EXIF tag says" if turned else "export the mask at the photo's size"
         return [Problem(file, reason, remedy)]
-    record = make_mask(image, encode_mask(pixels), number=0, category=source.task, file=file)
-    return [Sample(image, (record,)), *([Note(remark, file)] if remark else [])]
+    collector = Collector(source, image)
+    collector.add(encode_mask(pixels), category=source.task, file=file, where=file)
+    if remark:
+        collector.note(remark, file)
+    return collector.items()

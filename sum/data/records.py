@@ -37,6 +37,9 @@ class ImageRecord:
     task: str  # unspecified | salient | entity | part
     split: str  # train | test | unlabelled
     licence: str
+    exif: str = "transpose"  # what the orientation tag did to this photo: transpose | ignore
+    phash: str = ""  # 64-bit perceptual hash of the upright photo, 16 hex digits; '' where none was taken
+    mirror_phash: str = ""  # likewise of the photo mirrored left to right
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pycocotools import mask as coco
@@ -19,20 +19,45 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One entry of the data set table; sum.settings.DatasetConfig says what the fields mean."""
+    """One entry of the data set table; sum.data_settings.DatasetConfig says what the fields mean."""
 
     name: str
     root: str
     split: str
     task: str
     licence: str
-    images: str = "images"
+    images: str | tuple[str, ...] = "images"
+    image_suffix: str = ""
     masks: str = "masks"
+    mask_suffix: str = ""
     annotations: str = "annotations.json"
     names: str | None = None
+    lines: slice = field(default_factory=lambda: slice(None))
+    exclude: tuple[str, ...] = ()
+    mode: str = "binary"
     threshold: int = 127
-    image_suffix: str = ""
-    mask_suffix: str = ""
+    values: frozenset[int] = frozenset()
+    drop: frozenset[int] = frozenset({0})
+    divisor: int = 1000
+    channel: int | None = None
+    categories: tuple[str, ...] = ()
+    supercategories: tuple[str, ...] = ()
+    drop_flags: tuple[str, ...] = ("iscrowd",)
+    only_found: bool = False
+    split_components: bool = False
+    min_area: int = 1
+    max_area_share: float = 1.0
+    exif: str = "transpose"
+    on_size_mismatch: str = "error"
+    max_pixels: int = 89_478_485
+    max_json_mb: int = 1024
+
+    @property
+    def folder(self) -> str:
+        """The one folder of photos, of a kind that has just one."""
+        if not isinstance(self.images, str):
+            raise TypeError(f"data set '{self.name}' has several folders of images")
+        return self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +86,22 @@ class Note:
 
 
 Item = Sample | Problem | Note
-Job = Callable[[], Iterable[Item]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Reads one image when it is called, and tells what it found."""
+
+    name: str  # the image's id without the data set's name; '' for a finding of the listing that is of no image
+    read: Callable[[], Iterable[Item]]
+
+
 Layout = Callable[[Source], list[Job]]
 
 
 def told(item: Item) -> Job:
     """A job that only says what the listing found out."""
-    return lambda: [item]
+    return Job("", lambda: [item])
 
 
 def stem_of(relative: str) -> str:
@@ -82,7 +116,7 @@ def is_image_name(relative: str) -> bool:
 
 def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
     """Read and decode a photo of the source as a whole; relative: its path below the folder of photos."""
-    path = join(source.root, source.images, relative)
+    path = join(source.root, source.folder, relative)
     try:
         data = read_bytes(path)
         height, width, _ = decode_image(data, name=path).shape

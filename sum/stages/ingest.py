@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from sum.data.layouts import LAYOUTS
 from sum.data.records import ManifestWriter, manifest_writer, read_manifest
-from sum.data.sources import Item, Job, Problem, Sample, Source
-from sum.errors import DataError, choose
+from sum.data.sources import Problem, Sample
+from sum.data_settings import DatasetConfig
+from sum.datasets import read_set
+from sum.errors import DataError
 from sum.progress import track
-from sum.settings import Config, DatasetConfig
-from sum.storage import NotFound, exists, replace_folder, write_json
+from sum.settings import Config
+from sum.storage import exists, replace_folder, write_json
 
 OUT = Path("data/manifest")
 PROBLEMS = Path("work/ingest/problems.json")
 DEMO = Path("data/raw/demo")
-PLACES = {  # kind -> the keys of a data set that name folders and files below its root
-    "raster": ("images", "masks", "names"),
-    "coco": ("annotations", "images"),
-    "images": ("images", "names"),
-}
 SHOWN = 10  # problems in a message
-AHEAD = 64  # jobs a thread may be ahead of the writer
 
 
 @dataclass(slots=True)
@@ -83,9 +75,9 @@ def _require_roots(datasets: dict[str, DatasetConfig]) -> None:
 
 def _read_set(name: str, entry: DatasetConfig, *, writer: ManifestWriter) -> Tally:
     """Run the jobs of one data set in threads and write what they find in their order."""
-    jobs = _jobs(name, entry)
+    found, total = read_set(name, entry)
     tally = Tally()
-    for items in track(_in_threads(jobs), title=f"ingest {name}", unit="images", total=len(jobs)):
+    for items in track(found, title=f"ingest {name}", unit="images", total=total):
         for item in items:
             if isinstance(item, Sample):
                 tally.images += 1
@@ -96,30 +88,6 @@ def _read_set(name: str, entry: DatasetConfig, *, writer: ManifestWriter) -> Tal
             else:
                 tally.notes[item.reason] += 1
     return tally
-
-
-def _jobs(name: str, entry: DatasetConfig) -> list[Job]:
-    """The jobs of one data set. Raises DataError with the keys to look at when a place below the root is absent.
-
-    The root itself is there, so it is a name in params.yaml that is wrong: waiting for a server would not help.
-    """
-    layout = choose(LAYOUTS, entry.kind, key=f"datasets.{name}.kind")
-    try:
-        return layout(Source(name=name, **{key: value for key, value in asdict(entry).items() if key != "kind"}))
-    except NotFound as error:
-        asked = {key: getattr(entry, key) for key in PLACES[entry.kind] if getattr(entry, key) is not None}
-        places = ", ".join(f"{key}: {value}" for key, value in asked.items())
-        raise DataError(
-            f"data set '{name}': {str(error).rstrip('.')}. "
-            f"Mend datasets.{name} in params.yaml (now {places}, all below {entry.root}), or put the data there."
-        ) from error
-
-
-def _in_threads(jobs: list[Job]) -> Iterator[list[Item]]:
-    """What each job found, in the order of the jobs; threads, as reading waits and decoding frees the interpreter."""
-    with ThreadPoolExecutor(max_workers=min(8, 2 * (os.cpu_count() or 1))) as pool:
-        for start in range(0, len(jobs), AHEAD):
-            yield from pool.map(lambda job: list(job()), jobs[start : start + AHEAD])
 
 
 def _complaint(bad: list[dict[str, str]]) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from sum.data.coco import BARE, CROWD, EMPTY, FEW_POINTS, parse_counts, to_rle
+from sum.data.coco import CROWD
+from sum.data.collect import BARE
+from sum.data.rle import EMPTY, FEW_POINTS, parse_counts, to_rle
 from sum.data.sources import Item, Note, Problem
 from sum.errors import DataError
 from tests.data.written import (

@@ -36,7 +36,7 @@ def source(root: Path, **options: Any) -> Source:
 
 
 def read(kind: str, of: Source) -> list[Item]:
-    return [item for job in LAYOUTS[kind](of) for item in job()]
+    return [item for job in LAYOUTS[kind](of) for item in job.read()]
 
 
 def samples(items: list[Item]) -> list[Sample]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from flows.results import pointers, result_rows
-from sum.commands import LOCAL
+from sum.commands.results import LOCAL
 
 
 def write(path: Path, value: object) -> None:

@@ -1,19 +1,25 @@
-"""What the command line can do besides running a stage: switch params.yaml, show the results."""
+"""`python -m sum use FILE`: take another complete file as params.yaml."""
 
 from __future__ import annotations
 
-import json
-import os
+import argparse
 import tempfile
 from pathlib import Path
 
-from sum.errors import ConfigError, DataError, MissingInput
+from sum.errors import ConfigError, DataError
 from sum.storage import write_atomic
 
 PARAMS = Path("params.yaml")
-TABLE = Path("data/report/table.md")
-LOCAL = "http://127.0.0.1:5000"  # where `make ui` serves
-REPORT = Path("data/report/index.html")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands behind the command's name."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a complete params file, such as examples/own.yaml")
+
+
+def run(options: argparse.Namespace) -> str:
+    """See `use`."""
+    return use(options.file)
 
 
 def use(file: Path) -> str:
@@ -68,31 +74,3 @@ def _keep(old: bytes) -> Path | None:
         if path.read_bytes() == old:
             return path
     raise DataError("params.yaml.bak ... params.yaml.bak999 are all taken; remove the ones you do not need")
-
-
-def results() -> str:
-    """The results table, where the report is, and the command that shows the runs in MLflow."""
-    from sum.config import load_config
-    from sum.registry import START_PAGE
-
-    if not TABLE.is_file():
-        raise MissingInput(TABLE, reader="results", maker="report")
-    config = load_config()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri
-    server = uri.rstrip("/") if uri.startswith("http") else LOCAL
-    start = "" if uri.startswith("http") else f"`make ui` (or mlflow ui --backend-store-uri {uri}), then "
-    lines = [TABLE.read_text().strip(), "", f"Report: {REPORT}", f"MLflow: {start}{server}{START_PAGE}"]
-    link = compare_page(Path.cwd(), model=config.tracking.model, budgets=list(config.budgets))
-    if link is not None:
-        lines.append(f"Compare: {server}{link}")
-    return "\n" + "\n".join(lines) + "\n"
-
-
-def compare_page(project: Path, *, model: str, budgets: list[str]) -> str | None:
-    """The path of MLflow's page that compares the newest versions of all budgets; None before two are registered."""
-    from sum.registry import compare_link
-
-    paths = [project / "data" / "registry" / f"{budget}.json" for budget in budgets]
-    found = [json.loads(path.read_text()) for path in paths if path.is_file()]
-    runs = {entry["versions"][model]: entry["run_id"] for entry in found if model in entry["versions"]}
-    return compare_link(model, runs) if len(runs) > 1 else None

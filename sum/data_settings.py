@@ -1,0 +1,182 @@
+"""The shape of `datasets:` and `ingest:` of params.yaml: where masks come from and how they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from sum.limits import at_least, require, share
+
+_STRICT = ConfigDict(extra="forbid")
+Task = Literal["unspecified", "salient", "entity", "part"]
+Kind = Literal["raster", "coco", "via", "sa1b", "images", "labelme", "yolo", "label_studio"]
+PILLOW_LIMIT = 89_478_485  # px: Pillow's own guard against decompression bombs
+
+_FILES = ("names", "names_lines", "images", "image_suffix")
+_LABELS = ("annotations", "images", "categories")
+KEYS: dict[str, tuple[str, ...]] = {  # kind -> the keys that only some kinds read
+    "raster": (*_FILES, "masks", "mask_suffix", "mode", "threshold", "values", "drop", "divisor", "channel"),
+    "coco": (*_LABELS, "supercategories", "drop_flags", "only_found"),
+    "via": _LABELS,
+    "sa1b": ("images", "names", "names_lines"),
+    "images": _FILES,
+    "labelme": _LABELS,
+    "yolo": (*_LABELS, "masks"),
+    "label_studio": _LABELS,
+}
+_SPECIAL = {key for keys in KEYS.values() for key in keys}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which images of a set are used; without a number all of them. An image counts when it gives a sample."""
+
+    __pydantic_config__ = _STRICT
+    images: int | None = None  # the first so many
+    masks: int | None = None  # whole images, until there are so many masks
+    order: Literal["name", "file", "shuffled"] = "name"  # by name, as in the annotation file or list, or by seed
+    seed: int = 0  # of order 'shuffled'
+
+    def __post_init__(self) -> None:
+        for name in ("images", "masks"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, f"{name} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectConfig:
+    """What a complete set holds after selection; `python -m sum audit` and stage validate compare it."""
+
+    __pydantic_config__ = _STRICT
+    images: int | None = None
+    masks: int | None = None
+    point_miou: float | None = None  # per cent: published for SAM ViT-H, one point, best of three outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One data set: where it lies, how it is laid out, what its masks mean.
+
+    In `images`, `masks` and `annotations`, `*` stands for one folder or part of a name; it becomes part of the image's
+    id, and stands for the same text in all three.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Kind  # a name of sum.data.layouts.LAYOUTS
+    root: str  # folder, relative to the project, or s3://bucket/prefix
+    split: Literal["train", "test", "unlabelled"]
+    task: Task = "unspecified"
+    licence: str  # SPDX name or a phrase; kept with every model trained on it
+    images: str | list[str] = "images"  # folder of the photos below root; coco: or several, searched in turn
+    image_suffix: str = ""  # raster, images: only files that end so, such as .jpg or _im; not part of the id
+    masks: str = "masks"  # raster: folder of the mask files; yolo: of the label files
+    mask_suffix: str = ""  # raster: as image_suffix; `?` and `*` allow several files an image, such as _??_??.png
+    annotations: str = "annotations.json"  # coco, via, label_studio: file below root; yolo: data.yaml; labelme: folder
+    names: str | None = None  # a file below root with one NAME a line: only these
+    names_lines: str = ""  # of that file only the lines START:STOP, counted from 0
+    exclude: list[str] = field(default_factory=list)  # images left out: patterns of their ids without the set's name
+    mode: Literal["binary", "index", "instance", "color"] = "binary"  # raster: what a pixel's value means
+    threshold: int = 127  # binary: a mask is where the grey value is above
+    values: list[int | str] = field(default_factory=list)  # index, instance: only these, such as 3 or 1..8; none: all
+    drop: list[int | str] = field(default_factory=lambda: [0])  # index, instance: values that are no mask, such as 255
+    divisor: int = 1000  # instance: value = class * divisor + instance; a lone class of `values` is a group, left out
+    channel: int | None = None  # index, instance: read this channel of a colour file
+    categories: list[str] = field(default_factory=list)  # only masks of these; none: all
+    supercategories: list[str] = field(default_factory=list)  # coco: likewise
+    drop_flags: list[str] = field(default_factory=lambda: ["iscrowd"])  # coco: annotations with any of these set go
+    only_found: bool = False  # coco: images of the file that no folder holds are of another set, not missing
+    split_components: bool = False  # every 8-connected region is a mask of its own
+    min_area: int = 1  # px: smaller masks are left out and counted
+    max_area_share: float = 1.0  # of the image: larger ones likewise
+    exif: Literal["transpose", "ignore"] = "transpose"  # a photo's orientation tag, before masks are laid on
+    on_size_mismatch: Literal["error", "skip", "resize_mask"] = "error"  # a mask of another size than its photo
+    max_pixels: int = PILLOW_LIMIT  # of a photo or mask: a larger one is refused before it is decoded
+    max_json_mb: int = 1024  # of an annotation file, likewise
+    select: SelectConfig = field(default_factory=SelectConfig)
+    expect: ExpectConfig = field(default_factory=ExpectConfig)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> keys that replace these, for audit
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold < 255, f"threshold must be in 0..254, got {self.threshold}")
+        at_least(self, 1, "min_area", "divisor", "max_pixels", "max_json_mb")
+        share(self, "max_area_share")
+        if self.kind != "sa1b":  # its photos can be used with or without the masks that came with them
+            unlabelled, bare = self.split == "unlabelled", self.kind == "images"
+            found = f"got kind '{self.kind}' with split '{self.split}'"
+            require(unlabelled == bare, f"kind 'images' and split 'unlabelled' belong together, {found}")
+        require(
+            self.split == "unlabelled" or self.task != "unspecified",
+            "human masks need a task: salient, entity or part",
+        )
+        for entry in fields(self):
+            if entry.name in _SPECIAL - set(KEYS[self.kind]):
+                same = getattr(self, entry.name) == _default(entry)
+                require(same, f"kind '{self.kind}' does not read '{entry.name}'; it reads {', '.join(KEYS[self.kind])}")
+        require(isinstance(self.images, str) or self.kind == "coco", "only kind 'coco' takes several folders of images")
+        for text in (*self.values, *self.drop):
+            require(isinstance(text, int) or _range(text) is not None, f"'{text}' is no number and no range 1..8")
+        good = not self.names_lines or _lines(self.names_lines) is not None
+        require(good, f"names_lines must be START:STOP, got '{self.names_lines}'")
+        for name in self.variants:
+            self.variant(name)
+
+    def variant(self, name: str) -> DatasetConfig:
+        """This entry with the keys of one of its variants. Raises ValueError naming an impossible key or value."""
+        from pydantic import TypeAdapter, ValidationError
+
+        tree = {key: value for key, value in asdict(self).items() if key != "variants"}
+        try:
+            return TypeAdapter(DatasetConfig).validate_python(_merged(tree, self.variants[name]))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"variants.{name}.{where}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """Reading the data sets into the manifest."""
+
+    __pydantic_config__ = _STRICT
+    on_bad: Literal["fail", "skip"] = "fail"  # an unusable image or mask: stop, or list it and go on
+
+
+def numbers(entries: Sequence[int | str]) -> frozenset[int]:
+    """`[3, "5..7"]` -> {3, 5, 6, 7}."""
+    found = set[int]()
+    for entry in entries:
+        low, high = (entry, entry) if isinstance(entry, int) else _range(entry) or (0, -1)
+        found |= set(range(low, high + 1))
+    return frozenset(found)
+
+
+def line_range(text: str) -> slice:
+    """`"3000:4000"` -> those lines; an empty side is open."""
+    low, high = _lines(text) or ("", "")
+    return slice(int(low) if low else None, int(high) if high else None)
+
+
+def _range(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?", text.strip())
+    return (int(found[1]), int(found[2] or found[1])) if found else None
+
+
+def _lines(text: str) -> tuple[str, str] | None:
+    found = re.fullmatch(r"(\d*):(\d*)", text)
+    return (found[1], found[2]) if found else None
+
+
+def _default(entry: Any) -> object:
+    return entry.default if entry.default is not MISSING else entry.default_factory()
+
+
+def _merged(tree: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the keys of `change`; sections such as `expect` key by key."""
+    merged = dict(tree)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
