@@ -1,8 +1,8 @@
 """Automatic mask generation: one image -> the masks SAM finds when asked at every point of a grid, filtered.
 
 The records equal those of segment_anything's SamAutomaticMaskGenerator (crop_n_layers 0, no minimum region). Two things
-differ on the way: outputs of a low predicted IoU are dropped before they are upsampled, and upsampling goes in pieces
-of bounded memory.
+differ on the way: outputs of a low predicted IoU are dropped before they are upsampled, and the others are upsampled
+only where they are (on a CPU), or in pieces of bounded memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from torch import Tensor
 from torchvision.ops.boxes import batched_nms
 
 from sum.core.geometry import logits_to_image, mask_to_box, points_to_model, resized_hw, to_frame
+from sum.models.enlarge import Cut, Enlarger
 from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 CHUNK_PIXELS = 1 << 24  # upsampled logits held at once: 64 MB, whatever the image and points_per_batch
+WINDOWED = frozenset({"cpu"})  # devices where one candidate after the other, each in its box, is fastest
 HALF_LIMIT = 65504.0  # of float16
 PAPER_SIDE = 1024  # px of the frame in which areas of params.yaml are given
 
@@ -117,10 +119,42 @@ def _ask(
     if settings.pred_iou_thresh > 0:
         good = iou > settings.pred_iou_thresh
         logits, iou, asked = logits[good], iou[good], asked[good.cpu().numpy()]
+    if logits.device.type in WINDOWED:
+        yield _where_they_are(model, logits, iou, asked, hw=hw, settings=settings)
+        return
     step = max(1, CHUNK_PIXELS // max(hw[0] * hw[1], model.side**2))
     for start in range(0, len(iou), step):
         part = slice(start, start + step)
         yield _full_size(model, logits[part], iou[part], asked[part], hw=hw, settings=settings)
+
+
+def _where_they_are(
+    model: Segmenter,
+    logits: Tensor,
+    iou: Tensor,
+    points: NDArray[np.float64],
+    *,
+    hw: tuple[int, int],
+    settings: GeneratorSettings,
+) -> _Candidates:
+    """As `_full_size`, one after the other and only inside each candidate's box: what a CPU does best."""
+    enlarger = Enlarger(hw=hw, side=model.side, low=model.low_side)
+    largest, kept, cuts = settings.max_area_share * hw[0] * hw[1], list[int](), list[Cut]()
+    for number, plane in enumerate(logits):
+        cut = enlarger.cut(plane, at=model.sam.mask_threshold, offset=settings.stability_offset)
+        stable = settings.stability_thresh <= 0 or cut.stability >= settings.stability_thresh
+        if stable and cut.above[1] < largest:
+            kept.append(number)
+            cuts.append(cut)
+    return _Candidates(
+        iou=iou[kept],
+        stability=torch.tensor([cut.stability for cut in cuts]),
+        box=torch.tensor([cut.box for cut in cuts], dtype=torch.int64).reshape(-1, 4),
+        area=torch.tensor([cut.above[1] for cut in cuts], dtype=torch.int64),
+        point=points[kept],
+        logits=logits[kept].clamp(-HALF_LIMIT, HALF_LIMIT).half(),
+        rle=[cut.rle(hw) for cut in cuts],
+    )
 
 
 def _full_size(
