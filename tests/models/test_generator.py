@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -18,6 +19,7 @@ from sum.models import generator
 from sum.models.backbones import build_tiny
 from sum.models.enlarge import Cut, Enlarger
 from sum.models.generator import GeneratedMask, GeneratorSettings, area_at_paper_side, generate
+from sum.models.point_decoder import Outputs, PointDecoder
 from sum.models.segmenter import Prediction, Prompts, Segmenter
 
 SIZES = [(48, 64), (75, 50), (64, 64), (90, 41)]
@@ -69,6 +71,27 @@ class Blobs(Segmenter):
         self, embedding: Tensor, image_index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor | None = None
     ) -> Prediction:
         return Prediction(*blobs(prompts.xy[:, 0], side=self.side, low=self.low_side))
+
+
+class Plain(PointDecoder):
+    """Points through Segmenter.decode, all three outputs at once: what PointDecoder must equal."""
+
+    def __init__(self, model: Segmenter, embedding: Tensor) -> None:
+        self.model, self.embedding, self._image = model, embedding, embedding
+
+    def ask(self, xy: Tensor, *, floor: float | None, chunk: int) -> Iterator[Outputs]:
+        index = torch.zeros(len(xy), dtype=torch.int64)
+        prompts = Prompts.from_points(xy[:, None], torch.ones(len(xy), 1, dtype=torch.int64))
+        answer = self.model.decode(self.embedding, index, prompts, multimask=True)
+        good = answer.iou > (-math.inf if floor is None else floor)
+        yield Outputs(answer.logits[good], answer.iou[good], torch.arange(len(xy))[:, None].expand_as(good)[good])
+
+
+@pytest.fixture(autouse=True)
+def blobs_answer_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        generator, "PointDecoder", lambda model, e: (Plain if isinstance(model, Blobs) else PointDecoder)(model, e)
+    )
 
 
 @pytest.fixture(scope="module")
