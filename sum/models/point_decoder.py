@@ -57,7 +57,7 @@ class PointDecoder:
     @property
     def near(self) -> int:
         """How many points at once are fastest on a CPU."""
-        return max(1, NEAR // self._image.numel())
+        return max(1, NEAR // int(self._image.numel()))
 
     def ask(self, xy: Tensor, *, floor: float | None, chunk: int) -> Iterator[Outputs]:
         """The outputs of points `[N, 2]`, model frame, whose predicted IoU is above `floor` (None: all three of each).
