@@ -56,12 +56,14 @@ def download(uri: str, head: s3.Head, folder: Path) -> Path:
     Raises StorageError, s3.ObjectChanged when the object is another by now.
     """
     with disk_errors(folder):
-        for _ in range(s3.attempts()):
-            _fill(uri, head, folder)
+        for again in (False, True):  # no part has a checksum, the whole has: if it is wrong, every part is fetched anew
+            _fill(uri, head, folder, again=again)
             if not head.md5 or _md5(folder / "data") == head.md5:
                 return folder / "data"
-            (folder / "done").unlink()
-    raise StorageError(f"{uri}: the bytes are not those of the server's checksum ({head.etag}), {s3.attempts()} times.")
+        (folder / "done").unlink()
+    raise StorageError(
+        f"{uri}: the bytes are not those of the server's checksum ({head.etag}), fetched twice. Upload the object again."
+    )
 
 
 def drop(folder: Path) -> None:
@@ -69,15 +71,17 @@ def drop(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fill(uri: str, head: s3.Head, folder: Path) -> None:
-    """Fetch what `data` lacks."""
+def _fill(uri: str, head: s3.Head, folder: Path, *, again: bool) -> None:
+    """Fetch what `data` lacks; again: fetch all until each part came twice with the same bytes."""
     with (folder / "data").open("a+b") as file, (folder / "done").open("a+") as journal:
         file.truncate(head.size)
-        missing = sorted(set(range(-(-head.size // PART))) - _arrived(file.fileno(), journal.fileno(), head.size))
+        arrived = _arrived(file.fileno(), journal.fileno(), head.size)
+        missing = [number for number in range(-(-head.size // PART)) if again or number not in arrived]
         journal.write("\n")  # ends the line that a kill cut
 
         with ThreadPoolExecutor(max_workers=THREADS) as pool, open_for_writing(folder / "data") as handle:
-            running = {pool.submit(_part, uri, head, number, handle): number for number in missing}
+            tasks = ((number, arrived.get(number, "")) for number in missing)
+            running = {pool.submit(_part, uri, head, number, old, handle): number for number, old in tasks}
             try:
                 for future in as_completed(running):
                     journal.write(f"{running[future]} {future.result()}\n")
@@ -97,27 +101,33 @@ def open_for_writing(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _part(uri: str, head: s3.Head, number: int, handle: int) -> str:
-    """Fetch one part into its place; returns its hash."""
-    offset = number * PART
-    reply = s3.get(uri, span=(offset, min(PART, head.size - offset)), etag=head.etag)
-    body = reply.body if reply else None
-    assert body is not None  # no condition was set under which there is none
+def _part(uri: str, head: s3.Head, number: int, old: str, handle: int) -> str:
+    """Fetch one part into its place; returns its hash. old: the hash that is doubted, '' for none."""
+    offset, seen, body, digest = number * PART, {old}, b"", ""
+    for _ in range(s3.attempts() + 1):
+        reply = s3.get(uri, span=(offset, min(PART, head.size - offset)), etag=head.etag)
+        assert reply is not None  # no condition was set under which there is none
+        body = reply.body or b""
+        digest = hashlib.sha256(body).hexdigest()
+        if not old or digest in seen:
+            break
+        seen.add(digest)
     view, at = memoryview(body), offset
     while view:
         written = os.pwrite(handle, view, at)
         view, at = view[written:], at + written
-    return hashlib.sha256(body).hexdigest()
+    return digest
 
 
-def _arrived(data: int, journal: int, size: int) -> set[int]:
-    """The parts whose bytes are there."""
+def _arrived(data: int, journal: int, size: int) -> dict[int, str]:
+    """The parts whose bytes are there, with their hashes."""
     text = os.pread(journal, os.fstat(journal).st_size, 0).decode("ascii", errors="replace")
-    found = set()
-    for number, digest in re.findall(r"^(\d{1,9}) ([0-9a-f]{64})$", text, flags=re.MULTILINE):
+    found = dict[int, str]()
+    lines = re.findall(r"^(\d{1,9}) ([0-9a-f]{64})$", text, flags=re.MULTILINE)
+    for number, digest in dict(lines).items():  # the last line of a part counts
         offset = int(number) * PART
         if hashlib.sha256(os.pread(data, min(PART, max(size - offset, 0)), offset)).hexdigest() == digest:
-            found.add(int(number))
+            found[int(number)] = digest
     return found
 
 

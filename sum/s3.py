@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -122,7 +122,7 @@ def get(
                 return None
             raise
         head = _head(uri, answer)
-        with answer["Body"] as body:
+        with closing(answer["Body"]) as body:  # its own `with` would give the stream without the checks
             if not span and limit is not None and head.size > limit:
                 return Reply(head, None)
             data: bytes = body.read()
@@ -242,7 +242,7 @@ def _refusal(uri: str, error: Any) -> StorageError:
         )
     if status == 404:
         by_name = code in _KNOWN_404 or error.operation_name == "HeadObject"  # which has no body to name a code
-        return NotFound(f"{uri} does not exist.") if by_name else StorageError(_no_s3(uri, f"404 {code}"))
+        return NotFound(f"{uri} does not exist.") if by_name else StorageError(_no_s3(uri, "404 without a reason"))
     if status == 412:
         return ObjectChanged(f"{uri} was changed while it was read. Run the same command again.")
     if code in _EXPIRED:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from sum import s3
-from sum.cache import Cache, the_cache
+from sum.cache import BLOCK, Cache, the_cache
 from sum.downloads import PART, download, drop, locked, version_of
 from sum.errors import DataError, NotFound, StorageError
 from sum.files import disk_errors, list_folder, replace_file, replace_folder, sha256_file, write_atomic, write_json
@@ -77,7 +77,7 @@ def read_bytes(uri: str, *, sha256: str = "") -> bytes:
     kept = cache.load(sha256) if sha256 else None
     if kept is not None:
         return kept
-    return _same(uri, sha256, lambda: _read_remote(uri, cache, file=file, span=span))
+    return _same(uri, sha256, lambda: _read_remote(uri, cache, file=file, span=span, sha256=sha256))
 
 
 def size_of(uri: str) -> int:
@@ -170,9 +170,9 @@ def _read_local(file: str, span: tuple[int, int] | None) -> bytes:
     return data
 
 
-def _read_remote(uri: str, cache: Cache, *, file: str, span: tuple[int, int] | None) -> bytes:
-    """From the copy if the server says that nothing changed, else from the server."""
-    known = cache.known(uri)
+def _read_remote(uri: str, cache: Cache, *, file: str, span: tuple[int, int] | None, sha256: str) -> bytes:
+    """From the copy if the server says that nothing changed, else from the server; with a hash, always from there."""
+    known = None if sha256 else cache.known(uri)
     copy = cache.load(known.sha256) if known else None
     unless = known.etag if known and copy is not None else ""
     reply = s3.get(file, span=span, unless=unless, limit=PART if cache.limit else None)
@@ -181,7 +181,8 @@ def _read_remote(uri: str, cache: Cache, *, file: str, span: tuple[int, int] | N
         return copy
     if reply.body is None:
         return _read_large(uri, cache, reply.head)
-    if cache.limit > len(reply.body):
+    whole = not sha256 or hashlib.sha256(reply.body).hexdigest() == sha256
+    if whole and len(reply.body) + BLOCK <= cache.limit:
         cache.keep(uri, reply.head.etag, reply.body)
     return reply.body
 

@@ -54,7 +54,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plain = read_manifest(Path("data/manifest"), reader="test")
         mask = np.zeros((48, 64), dtype=bool)
         mask[10:30, 20:50] = True
-        human = ImageRecord("h/0", "h", "data/raw/u/0.png", sha256_file("data/raw/u/0.png"), 48, 64, "part", "train", "MIT")
+        photo = "data/raw/u/0.png"
+        human = ImageRecord("h/0", "h", photo, sha256_file(photo), 48, 64, "part", "train", "MIT")
         row = MaskRecord("h/0#0", "h/0", "h", "part", "train", 600, 20, 10, 49, 29, encode_mask(mask), "", "")
         write_manifest(Path("data/manifest"), [*plain.images, human], [row])
         config = settings(folder, "sqlite:///unused.db")
