@@ -62,7 +62,7 @@ def download(uri: str, head: s3.Head, folder: Path) -> Path:
                 return folder / "data"
         (folder / "done").unlink()
     raise StorageError(
-        f"{uri}: the bytes are not those of the server's checksum ({head.etag}), fetched twice. Upload the object again."
+        f"{uri}: the bytes are not those of the checksum {head.etag}, and come so again. Upload the object anew."
     )
 
 

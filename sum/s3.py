@@ -161,7 +161,7 @@ def _verify(uri: str, head: Head, data: bytes, *, span: tuple[int, int] | None) 
         where = f" from byte {span[0]} on" if span else ""
         raise _MayPass(f"{uri}: {len(data)} bytes arrived, wanted {wanted}{where}.")
     if head.md5 and not span and hashlib.md5(data, usedforsecurity=False).hexdigest() != head.md5:
-        raise _MayPass(f"{uri}: the bytes are not those of the server's checksum ({head.etag}).")
+        raise _MayPass(f"{uri}: the bytes are not those of the checksum {head.etag}.")
 
 
 def _tried(uri: str, request: Callable[[Any], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import threading
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ class FaultServer(ThreadingHTTPServer):
         self.seen: list[tuple[str, str, str]] = []  # (method, path, Range) of each request
         self.faults = Counter[str]()
         self.statuses = Counter[int]()
-        self.closing = threading.Event()
+        self.closing, self.random = threading.Event(), random.Random(0)
         self.lock = threading.Lock()
 
     @property
@@ -109,8 +110,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length or 0))
         self.end_headers()
         if fault == "flip" and body:
-            middle = len(body) // 2
-            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+            at = self.server.random.randrange(len(body))
+            body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
         if fault == "truncate":
             self.wfile.write(body[: len(body) // 2])
             return self.hang_up()

@@ -325,7 +325,10 @@ def picture(seed: int) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(proxy: FaultServer) -> None:
+def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
+    proxy: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "TIMEOUT", 4.0)  # a page of a listing takes the server a second
     photos = {f"p{number:04d}": picture(number) for number in range(1200)}  # more than a page of a listing
     for name, data in photos.items():
         put(f"set/images/{name}.jpg", data)
