@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sum.data.records import MaskRecord, decode_mask
 from sum.data.sources import Item, Problem, Sample, Source
 
 HEIGHT, WIDTH = 24, 32
+IDS = itertools.count(1_000)
 BOX = np.zeros((HEIGHT, WIDTH), bool)
 BOX[4:9, 10:20] = True
 NOISE = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.4
@@ -61,7 +63,7 @@ def annotation(image: int, segmentation: Any, **more: Any) -> dict[str, Any]:
     if isinstance(segmentation, np.ndarray):
         code = rle.encode(np.asfortranarray(segmentation, dtype=np.uint8))
         segmentation = {"size": code["size"], "counts": code["counts"].decode()}
-    return {"id": 1, "image_id": image, "category_id": 3, "iscrowd": 0, "segmentation": segmentation} | more
+    return {"id": next(IDS), "image_id": image, "category_id": 3, "iscrowd": 0, "segmentation": segmentation} | more
 
 
 def write_json(root: Path, **tree: Any) -> None:
