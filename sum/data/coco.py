@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from sum.data.coco_files import CocoFile, read_coco
 from sum.data.collect import BARE, OTHER, Collector
-from sum.data.places import Found, Place, find_photos, open_photo, places, require_known
+from sum.data.places import Found, Place, absent, find_photos, name_faults, open_photo, places, require_known
 from sum.data.rle import to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, stem_of, told
-from sum.storage import join
 
 ELSEWHERE = "image that no folder holds left out: it is of another set (`only_found`)"
 TWICE = "annotation with the id of an earlier one of its file read as well"
@@ -56,18 +54,11 @@ def coco_layout(source: Source) -> list[Job]:
 
 def _jobs(of: _Set) -> Iterator[Job]:
     """A job an image."""
-    seen = dict[str, str]()
-    for entry in of.file.images:
-        name, reason = entry["file_name"], ""
-        if ".." in PurePosixPath(name).parts:
-            reason = f"file_name '{name}' leaves the image folder"
-        elif stem_of(name) in seen:
-            reason = f"file_name '{name}' and '{seen[stem_of(name)]}' would have the same id"
-        seen.setdefault(stem_of(name), name)
-        if reason:
-            yield told(Problem(of.file.path, reason, _MEND))
+    for entry, fault in zip(of.file.images, name_faults([entry["file_name"] for entry in of.file.images]), strict=True):
+        if fault:
+            yield told(Problem(of.file.path, fault, _MEND))
         else:
-            yield Job(of.place.named(stem_of(name)), functools.partial(_image, of, entry))
+            yield Job(of.place.named(stem_of(entry["file_name"])), functools.partial(_image, of, entry))
 
 
 def _findings(file: CocoFile) -> Iterator[Job]:
@@ -90,10 +81,7 @@ def _image(of: _Set, entry: dict[str, Any]) -> list[Item]:
     if not rows:
         return [Note(BARE, name)]
     if not isinstance(found, Found):
-        where = ", ".join(join(source.root, folder) for folder in of.place.folders)
-        path = join(source.root, of.place.folders[0], name)
-        reason = found or f"the image is missing: no file of this name below {where}"
-        return [Problem(path, reason, "add the file, or take its entry out of the annotation file")]
+        return [absent(source, of.place, name, found=found)]
     image = open_photo(source, found, name=of.place.named(stem_of(name)))
     if isinstance(image, Problem):
         return [image]

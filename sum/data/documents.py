@@ -56,7 +56,19 @@ def read_text(path: str, *, max_mb: int) -> str:
         return data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         found = f"byte {error.object[error.start]:#04x} at {error.start:,}"
-        raise BadDocument(path, f"not JSON: its text is not UTF-8 ({found})", remedy="save it as UTF-8") from error
+        raise BadDocument(path, f"not a text in UTF-8 ({found})", remedy="save it as UTF-8") from error
+
+
+def read_lines(path: str, *, lines: slice, max_mb: int) -> list[str]:
+    """The lines of a text file that are not blank, without spaces around them, and of those `lines`.
+
+    Raises BadDocument when none is left or it is no text.
+    """
+    found = [line.strip() for line in read_text(path, max_mb=max_mb).splitlines()]
+    found = [line for line in found if line][lines]
+    if not found:
+        raise BadDocument(path, "the list is empty", remedy="write one name a line")
+    return found
 
 
 def read_document(path: str, *, max_mb: int) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from sum.data.records import ImageRecord
-from sum.data.sources import Problem, Source, read_photo
+from sum.data.sources import Problem, Source, read_photo, stem_of
 from sum.errors import DataError
 from sum.storage import join, list_files
 
@@ -64,7 +64,7 @@ def places(source: Source) -> list[Place]:
 
 
 def tidy(file_name: str) -> str:
-    """A file name as tools write it (`./a.jpg`, `/data/a.jpg`, `C:\\a\\b.jpg`) -> a relative path with `/`."""
+    """A file name as tools write it, with `./`, `/home/me/` or backslashes of Windows -> a relative path with `/`."""
     return PurePosixPath(file_name.replace("\\", "/").lstrip("/")).as_posix()
 
 
@@ -112,6 +112,28 @@ def _alone(files: list[Found], *, asked: int) -> Found | str | None:
         return files[0]
     where = ", ".join(f"{file.folder}/{file.relative}" for file in files[:3])
     return f"{asked} image(s) of the annotation file could be any of {len(files)} file(s): {where}"
+
+
+def name_faults(names: Sequence[str]) -> list[str]:
+    """For each file name of an annotation file why it cannot be used, '' where it can."""
+    seen, faults = dict[str, str](), list[str]()
+    for name in names:
+        stem, fault = stem_of(name), ""
+        if ".." in PurePosixPath(name).parts:
+            fault = f"file name '{name}' leaves the image folder"
+        elif stem in seen:
+            fault = f"file names '{name}' and '{seen[stem]}' would have the same id"
+        seen.setdefault(stem, name)
+        faults.append(fault)
+    return faults
+
+
+def absent(source: Source, place: Place, name: str, *, found: str | None) -> Problem:
+    """What is told when a name has no photo; found: as `find_photos` says it."""
+    where = ", ".join(join(source.root, folder) for folder in place.folders)
+    reason = found or f"the image is missing: no file of this name below {where}"
+    remedy = "add the file, or take its entry out of the annotation file"
+    return Problem(join(source.root, place.folders[0], name), reason, remedy)
 
 
 def open_photo(source: Source, found: Found, *, name: str) -> ImageRecord | Problem:

@@ -1,4 +1,4 @@
-"""Polygons and run lengths -> COCO compressed RLE at the photo's size, by pycocotools' own rule; checked before it sees them."""
+"""Polygons and runs -> COCO compressed RLE at the photo's size, by pycocotools' own rule. It never sees bad ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def to_rle(segmentation: object, *, height: int, width: int) -> tuple[str, str]:
 
 
 def pack(tree: dict[str, Any]) -> None:
-    """Make the numbers of `tree`'s segmentation, as parsed from JSON, take an eighth of the memory; `to_rle` takes both."""
+    """Let the numbers of a segmentation, as parsed from JSON, take a quarter of the memory; `to_rle` takes both."""
     segmentation = tree.get("segmentation")
     if isinstance(segmentation, list):
         tree["segmentation"] = [_packed(polygon, "d") for polygon in segmentation]
@@ -97,11 +97,11 @@ def _runs(segmentation: dict[str, Any], *, height: int, width: int) -> dict[str,
         raise ValueError(f"RLE runs do not add up to {height} x {width} pixels")
     if isinstance(counts, str | bytes) and (runs[1:] > 0).all():  # the one way in which pycocotools writes this mask
         return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-    if not (runs[1:] > 0).all():
+    if (runs[1:] > 0).all():
+        code: dict[str, Any] = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    else:  # runs of no pixel, which would give a wrong box
         flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
-        code: dict[str, Any] = coco.encode(flat.reshape((height, width), order="F"))
-        return code
-    code = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+        code = coco.encode(flat.reshape((height, width), order="F"))
     return code
 
 
