@@ -9,12 +9,26 @@ from typing import Any
 
 from sum.data.coco_files import CocoFile, read_coco
 from sum.data.collect import BARE, OTHER, Collector
-from sum.data.places import Found, Place, absent, find_photos, name_faults, open_photo, places, require_known
-from sum.data.rle import to_rle
+from sum.data.places import (
+    UNTURNED,
+    Found,
+    Place,
+    absent,
+    find_photos,
+    fit_photo,
+    name_faults,
+    open_photo,
+    places,
+    require_known,
+)
+from sum.data.records import ImageRecord
+from sum.data.rle import resize_rle, to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, stem_of, told
 
 ELSEWHERE = "image that no folder holds left out: it is of another set (`only_found`)"
 TWICE = "annotation with the id of an earlier one of its file read as well"
+RESIZED = "image whose annotations are of another size: its masks resized to the photo"
+MISFIT = "image left out whose annotations are of another size"
 _MEND = "mend the annotation file, or delete the entry"
 _UNSET = (None, 0, False, "", "0", "false", "False")
 
@@ -85,18 +99,37 @@ def _image(of: _Set, entry: dict[str, Any]) -> list[Item]:
     image = open_photo(source, found, name=of.place.named(stem_of(name)))
     if isinstance(image, Problem):
         return [image]
-    stated = (entry.get("height") or image.height, entry.get("width") or image.width)
-    if stated != (image.height, image.width):
-        reason = f"{of.file.path} says height, width {stated}, the upright photo has {(image.height, image.width)}"
-        return [Problem(image.path, reason, "make both the same: masks of another frame cannot be used")]
-    collector = Collector(source, image)
+    collector, frame = Collector(source, image), (image.height, image.width)
+    fitting = fit_photo(image, height=entry.get("height"), width=entry.get("width"))
+    if fitting is None:
+        frame = (entry.get("height") or image.height, entry.get("width") or image.width)
+        if source.on_size_mismatch != "resize_mask" or not _sound(frame, limit=source.max_pixels):
+            return [_misfit(of, entry, image)]
+        collector.note(RESIZED, image.path)
+    elif fitting.exif != image.exif:
+        collector, frame = Collector(source, fitting), (fitting.height, fitting.width)
+        collector.note(UNTURNED, image.path)
     for row in rows:
-        _add(collector, row, of=of)
+        _add(collector, row, of=of, frame=frame)
     return collector.items()
 
 
-def _add(collector: Collector, row: dict[str, Any], *, of: _Set) -> None:
-    """One annotation: its mask, if it has one, or what there is to tell about it."""
+def _sound(frame: tuple[Any, Any], *, limit: int) -> bool:
+    """Whether (height, width) can be the size of a mask."""
+    return all(type(side) is int and side > 0 for side in frame) and frame[0] * frame[1] <= limit
+
+
+def _misfit(of: _Set, entry: dict[str, Any], image: ImageRecord) -> Item:
+    """A file that speaks of another frame than the photo has."""
+    stated = str((entry.get("height"), entry.get("width")))[:80]
+    reason = f"{of.file.path} says height, width {stated}, the upright photo has {(image.height, image.width)}"
+    if of.source.on_size_mismatch == "skip":
+        return Note(MISFIT, image.path)
+    return Problem(image.path, reason, "make both the same: masks of another frame cannot be used")
+
+
+def _add(collector: Collector, row: dict[str, Any], *, of: _Set, frame: tuple[int, int]) -> None:
+    """One annotation: its mask, if it has one, or what there is to tell; frame: height and width it is drawn in."""
     image, file, key = collector.image, of.file, row.get("category_id")
     where = f"annotation {row.get('id')} of {image.path}"
     for flag in of.source.drop_flags:
@@ -109,12 +142,13 @@ def _add(collector: Collector, row: dict[str, Any], *, of: _Set) -> None:
     if not (_wanted(name, of.source.categories) and _wanted(group, of.source.supercategories)):
         return collector.note(OTHER, where)  # before its polygons are drawn
     try:
-        rle, remark = to_rle(row.get("segmentation"), height=image.height, width=image.width)
+        rle, remark = to_rle(row.get("segmentation"), height=frame[0], width=frame[1])
     except ValueError as error:
         return collector.problem(file.path, f"{where}: {error}", _MEND)
     if remark:
         collector.note(remark, where)
     if rle:
+        rle = resize_rle(rle, frame, to=(image.height, image.width))
         collector.add(rle, category=name, file=file.path, where=where)
     return None
 

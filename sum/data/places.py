@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from PIL import Image
+
 from sum.data.records import ImageRecord
 from sum.data.sources import Problem, Source, read_photo, stem_of
 from sum.errors import DataError
-from sum.storage import join, list_files
+from sum.storage import join, list_files, read_bytes
 
+UNTURNED = "photo whose EXIF orientation is ignored: only so do its masks fit"
 SHOWN = 40  # names in a message
 
 
@@ -133,13 +137,29 @@ def absent(source: Source, place: Place, name: str, *, found: str | None) -> Pro
     where = ", ".join(join(source.root, folder) for folder in place.folders)
     reason = found or f"the image is missing: no file of this name below {where}"
     remedy = "add the file, or take its entry out of the annotation file"
-    return Problem(join(source.root, place.folders[0], name), reason, remedy)
+    folder = place.folders[0] if len(place.folders) == 1 else ""
+    return Problem(join(source.root, folder, name), reason, remedy)
 
 
 def open_photo(source: Source, found: Found, *, name: str) -> ImageRecord | Problem:
     """Read and decode a photo; name: its id within the data set."""
     image = read_photo(replace(source, images=found.folder), found.relative)
     return image if isinstance(image, Problem) else replace(image, image_id=f"{source.name}/{name}")
+
+
+def fit_photo(image: ImageRecord, *, height: object, width: object) -> ImageRecord | None:
+    """The photo in the frame of this size, which its annotations state: upright, else as stored; None: neither.
+
+    A size that is not stated (None or 0) is that of the upright photo.
+    """
+    stated = (height or image.height, width or image.width)
+    if stated == (image.height, image.width):
+        return image
+    if stated == (image.width, image.height) and image.exif == "transpose":
+        with Image.open(io.BytesIO(read_bytes(image.path))) as opened:  # it was decoded before
+            if opened.size == (image.height, image.width):  # stored on its side
+                return replace(image, exif="ignore", height=image.width, width=image.height)
+    return None
 
 
 def require_known(source: Source, key: str, wanted: Iterable[str], known: Iterable[str]) -> None:

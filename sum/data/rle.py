@@ -45,6 +45,16 @@ def pack(tree: dict[str, Any]) -> None:
         segmentation["counts"] = _packed(segmentation["counts"], "q")
 
 
+def resize_rle(rle: str, frame: tuple[int, int], *, to: tuple[int, int]) -> str:
+    """Counts of a mask of (height, width) `frame` -> counts of it at the size `to`, by the nearest pixel."""
+    if frame == to:
+        return rle
+    mask = coco.decode({"size": list(frame), "counts": rle.encode("ascii")})
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(frame, to, strict=True))
+    code = coco.encode(np.asfortranarray(mask[rows][:, columns]))
+    return str(code["counts"], "ascii")
+
+
 def _packed(values: Any, code: str) -> Any:
     """A list of plain numbers as an array; anything else as it is, for `to_rle` to refuse."""
     wanted = _NUMBERS if code == "d" else {int}
