@@ -81,7 +81,7 @@ def read_document(path: str, *, max_mb: int) -> bytes:
 
 
 def clean(value: object) -> str:
-    """A name out of JSON as text that can be printed and stored: half a surrogate pair becomes the mark U+FFFD."""
+    """A name out of JSON as text that can be printed and stored: half a surrogate pair becomes ?."""
     return str(value).encode("utf-8", "replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Miniatures of the paper's COCO, VIA and SA-1B sets: entry of examples/paper.yaml (@ one of its variants) -> writer."""
+"""Miniatures of the paper's COCO, VIA and SA-1B sets: entry of examples/paper.yaml (@ a variant) -> writer."""
 
 from __future__ import annotations
 

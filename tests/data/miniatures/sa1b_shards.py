@@ -36,7 +36,7 @@ def write_pair(folder: Path, number: int, *masks: Any) -> None:
 
 
 def write_folder(root: Path) -> Expected:
-    """What split train makes of an unpacked shard: an empty mask and one over the whole image go; pairs may lack one."""
+    """What split train makes of an unpacked shard: an empty mask and one over the whole image go, half pairs too."""
     write_pair(root, 1, blobs(1), blobs(1) & False, WHOLE)
     write_pair(root, 2, blobs(2), box(3, 3, 4, 5))
     write_pair(root, 3, blobs(3))
