@@ -1,4 +1,7 @@
-"""Miniatures of the paper's COCO, VIA and SA-1B sets: entry of examples/paper.yaml (@ a variant) -> writer; after a blank, how it is packed."""
+"""Miniatures of the paper's COCO, VIA and SA-1B sets: entry of examples/paper.yaml -> writer.
+
+An entry may be followed by @ and one of its variants, and by a blank and how it is packed.
+"""
 
 from __future__ import annotations
 
