@@ -11,6 +11,7 @@ from sum.data.coco import coco_layout
 from sum.data.collect import Collector
 from sum.data.rasters import decode_raster
 from sum.data.records import encode_mask
+from sum.data.sa1b import sa1b_layout
 from sum.data.sources import (
     Item,
     Job,
@@ -24,6 +25,7 @@ from sum.data.sources import (
     stem_of,
     told,
 )
+from sum.data.via import via_layout
 from sum.errors import DataError
 from sum.storage import join, member_name, read_bytes
 
@@ -53,7 +55,13 @@ def images_layout(source: Source) -> list[Job]:
     return jobs
 
 
-LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
+LAYOUTS: dict[str, Layout] = {
+    "raster": raster_layout,
+    "coco": coco_layout,
+    "images": images_layout,
+    "via": via_layout,
+    "sa1b": sa1b_layout,
+}
 _REPACK = "make the archive again with regular files only, or take it out of the folder"
 _PAIR = "add the file, or take the name out"
 _EXPORT = "export the mask again: one grey channel, the object above the threshold"
