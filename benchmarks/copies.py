@@ -65,8 +65,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--group", default="")
+    parser.add_argument("--suffix", default="", help="only files that end so, such as .jpg")
     options = parser.parse_args(argv)
-    paths = sorted(path for path in options.folder.rglob("*") if is_image_name(path.name) and "masks" not in path.parts)
+    paths = sorted(path for path in options.folder.rglob("*") if is_image_name(path.name))
+    paths = [path for path in paths if path.name.endswith(options.suffix)]
     paths = paths[:: max(1, round(1 / options.scale))]
     looks, copies = [], {name: [] for name in CHANGES}
     for number, path in enumerate(paths):

@@ -1,4 +1,4 @@
-"""Copies are found however they were saved, different photos are not; the fast search finds all that comparing finds."""
+"""Copies are found however they were saved, different photos are not; the fast search finds what a full one finds."""
 
 from __future__ import annotations
 
