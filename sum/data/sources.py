@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from pycocotools import mask as coco
 
+from sum.data.fingerprints import perceptual_hashes
 from sum.data.images import decode_image
 from sum.data.records import ImageRecord, MaskRecord
 from sum.errors import DataError
@@ -119,21 +120,24 @@ def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
     path = join(source.root, source.folder, relative)
     try:
         data = read_bytes(path)
-        height, width, _ = decode_image(data, name=path).shape
+        pixels = decode_image(data, name=path)
     except NotFound:
         return Problem(path, "the image is missing", "add the file, or take its entry out of the list")
     except DataError as error:
         return Problem(path, str(error).removeprefix(f"{path}: "), "download or export the file again, or delete it")
+    phash, mirror_phash = perceptual_hashes(pixels)
     return ImageRecord(
         image_id=f"{source.name}/{stem_of(relative)}",
         dataset=source.name,
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),
-        height=height,
-        width=width,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
         task=source.task,
         split=source.split,
         licence=source.licence,
+        phash=phash,
+        mirror_phash=mirror_phash,
     )
 
 
