@@ -10,6 +10,7 @@ from sum.data.coco import coco_layout
 from sum.data.collect import Collector
 from sum.data.rasters import decode_raster
 from sum.data.records import encode_mask
+from sum.data.sa1b import sa1b_layout
 from sum.data.sources import (
     Item,
     Job,
@@ -23,6 +24,7 @@ from sum.data.sources import (
     stem_of,
     told,
 )
+from sum.data.via import via_layout
 from sum.errors import DataError
 from sum.storage import join, list_files, read_bytes
 
@@ -52,7 +54,13 @@ def images_layout(source: Source) -> list[Job]:
     return jobs
 
 
-LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
+LAYOUTS: dict[str, Layout] = {
+    "raster": raster_layout,
+    "coco": coco_layout,
+    "images": images_layout,
+    "via": via_layout,
+    "sa1b": sa1b_layout,
+}
 _PAIR = "add the file, or take the name out"
 _EXPORT = "export the mask again: one grey channel, the object above the threshold"
 
