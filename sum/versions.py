@@ -59,13 +59,14 @@ def _fetch(commit: str, folder: Path, *, revision: str) -> None:
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(_CONFIG.format(cache=_dvc("cache", "dir").stdout.strip()), encoding="utf-8")
     remote = _dvc("config", "core.remote").stdout.strip()  # that commit may not know it
-    get = ("get", "--quiet", ".", MANIFEST.as_posix(), "--rev", commit, "--out", str(folder))
+    get = ("get", ".", MANIFEST.as_posix(), "--rev", commit, "--out", str(folder))
     done = _dvc(*get, "--config", str(config.absolute()), "--remote", "sum-cache")
     if done.returncode and remote:
         done = _dvc(*get, "--remote", remote)
     if not done.returncode:
         return
-    why = (done.stderr.strip().splitlines() or ["no reason given"])[0].removeprefix("ERROR: ")
+    told = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    why = told[0] if told else "DVC gives no reason"
     raise DataError(
         f"revision '{revision}': neither DVC's cache nor its remote has {MANIFEST} ({why}). "
         "Run `dvc push` where it was made, or `dvc pull` with that revision checked out"

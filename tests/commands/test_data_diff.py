@@ -67,6 +67,7 @@ def versioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(PROJECT / ".dvc", ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
         Path(".gitignore").write_text("/data/manifest\n/mlflow.db\n")
         shutil.copy(PROJECT / "params.yaml", ".")
+        dvc("remote", "add", "--quiet", "--default", "store", str(folder.parent / "store"))  # nothing is pushed
         command("git", "add", ".")
         command("git", *WHO, "commit", "--quiet", "--message", "bare")
         for tag in ("v1", "v2"):
@@ -161,22 +162,21 @@ def test_the_workspace_is_what_lies_there_now_and_stays(project: Path, capsys: p
 
 
 def test_the_remote_helps_when_the_cache_is_gone_and_else_the_error_says_what_to_do(
-    project: Path, tmp_path: Path
+    versioned: Path, project: Path, tmp_path: Path
 ) -> None:
-    dvc("remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))
     found = manifest_of("v1", into=tmp_path / "one")  # not pushed: from the cache, though there is a default remote
-    command("git", *WHO, "commit", "--quiet", "--all", "--message", "remote")
     dvc("push", "--quiet", "--all-commits")
     shutil.rmtree(".dvc/cache")
     again = manifest_of("v1", into=tmp_path / "two")
     assert {path.name: path.read_bytes() for path in found.iterdir()} == {
         path.name: path.read_bytes() for path in again.iterdir()
     }
-    shutil.rmtree(tmp_path / "store")
+    shutil.rmtree(versioned.parent / "store")
     with pytest.raises(
         DataError, match="revision 'v1': neither DVC's cache nor its remote has data/manifest"
     ) as caught:
         manifest_of("v1", into=tmp_path / "three")
+    assert "no reason" not in str(caught.value)
     assert "dvc push" in str(caught.value)
 
 
