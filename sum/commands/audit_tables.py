@@ -21,7 +21,7 @@ def overview(audits: Sequence[Audit]) -> Table:
     table = _table("audit: read / expected", "data set", *heads, "result")
     for audit in audits:
         figure = [_figure(audit)] if scored else []
-        result = _result(audit) if audit.found else f"absent: {audit.root}"
+        result = _brief(audit) if audit.found else f"absent: {audit.root}"
         left = f"{audit.contents.left_out:,}" if audit.found else "-"
         table.add_row(audit.name, _pair(audit, "images"), _pair(audit, "masks"), *figure, left, result)
     found = sum(audit.found for audit in audits)
@@ -66,7 +66,7 @@ def _variants(audits: Sequence[Audit]) -> Table:
     for audit in audits:
         figure = [_figure(audit)] if scored else []
         name = audit.variant or "(the entry itself)"
-        table.add_row(name, _pair(audit, "images"), _pair(audit, "masks"), *figure, _result(audit))
+        table.add_row(name, _pair(audit, "images"), _pair(audit, "masks"), *figure, _brief(audit))
     return table
 
 
@@ -111,6 +111,11 @@ def _result(audit: Audit) -> str:
     if not audit.found:
         return "absent"
     return "; ".join(audit.differs) or ("as expected" if audit.compared else "read; no count to compare with")
+
+
+def _brief(audit: Audit) -> str:
+    """As `_result`, of an error its first sentence."""
+    return audit.error.partition(". ")[0] if audit.error else _result(audit)
 
 
 def _pair(audit: Audit, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydantic import TypeAdapter
 from scipy.ndimage import distance_transform_edt
 from segment_anything import SamPredictor
 
-from sum.audits import REASONS, REST, SHOWN, Contents
+from sum.audits import REASONS, REST, SHOWN, Contents, audit_set
 from sum.cli import main
 from sum.data.demo import make_scene
 from sum.data.images import read_image
 from sum.data.sources import Note, Problem
+from sum.data_settings import DatasetConfig
 from sum.models.checkpoint import load_segmenter
+from tests.data.miniatures.documents import DOCUMENTS
 from tests.data.written import BOX, HEIGHT, WIDTH, annotation, entry, grey, photo, write_json
 
 PROJECT = Path(__file__).parents[2]
+PAPER = PROJECT / "examples/paper.yaml"
 TINY = PROJECT / "sum/models/weights/tiny.safetensors"
 PART = {"split": "test", "task": "part", "licence": "CC0-1.0"}
 Audit = Callable[..., tuple[int, str, str]]
@@ -147,6 +152,22 @@ def test_variants_stand_beside_the_expectation(audit: Audit, tmp_path: Path) -> 
     (root / "annotations.json").write_text(json.dumps(tree))
     _, printed, _ = audit({"dirty": entry}, "dirty")
     assert "Counts fit: large." in printed
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_miniature_has_what_its_writer_says(name: str, tmp_path: Path) -> None:
+    """The paper's sets in their original layout: counts and reasons, of an entry and of a variant."""
+    want = DOCUMENTS[name](tmp_path)
+    key, _, variant = name.partition("@")
+    table = TypeAdapter(dict[str, DatasetConfig]).validate_python(yaml.safe_load(PAPER.read_text())["datasets"])
+    entry = replace(table[key].variant(variant) if variant else table[key], root=str(tmp_path))
+    found = audit_set(key, entry, variant=variant)
+    assert (found.found, found.error) == (True, "")
+    assert (found.contents.images, found.contents.masks) == (len(want.masks), sum(map(len, want.masks.values())))
+    assert {reason: told.count for reason, told in found.contents.notes.items()} == dict(want.notes)
+    assert found.contents.unusable == len(want.problems)
+    areas = [int(mask.sum()) for masks in want.masks.values() for mask in masks]
+    assert found.contents.area == ((min(areas), max(areas)) if areas else (0, 0))
 
 
 @pytest.fixture
