@@ -59,6 +59,12 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     "results": Command("results", "print the results table, and where the report and MLflow are"),
     "use": Command("use FILE", "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak"),
+    "audit": Command(
+        "audit [NAME ...] [--file FILE]", "read data sets and compare their counts with what they should hold"
+    ),
+    "data-diff": Command(
+        "data-diff REV1 REV2", "what changed between two versions of the data, and the models of either"
+    ),
 }
 QUIET = {  # no tool phones home
     "DO_NOT_TRACK": "true",
@@ -127,7 +133,7 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
 
 def _run_command(name: str, words: Sequence[str]) -> None:
     """Commands have options of their own: each module of sum.commands says which."""
-    module = importlib.import_module(f"sum.commands.{name}")
+    module = importlib.import_module(f"sum.commands.{name.replace('-', '_')}")
     parser = _CommandParser(usage=f"python -m sum {COMMANDS[name].usage}", description=COMMANDS[name].about)
     module.add_arguments(parser)
     sys.stdout.write(module.run(parser.parse_args(words)))

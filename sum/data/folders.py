@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from sum.data.archives import list_photos
 from sum.data.sources import (
     SUFFIXES,
     Item,
@@ -23,10 +24,11 @@ from sum.data.sources import (
     told,
 )
 from sum.errors import DataError
-from sum.storage import join, list_files, read_bytes
+from sum.storage import join, member_name, read_bytes
 
 STRAY = "file that is no image by its suffix passed over"
 UNMATCHED = "image file whose name ends otherwise than image_suffix and mask_suffix passed over"
+_REPACK = "make the archive again with regular files only, or take it out of the folder"
 _PAIR = "add the file, or take the name out"
 
 
@@ -73,8 +75,10 @@ def list_folder(
     base, ending = join(source.root, place), _ending(suffix)
     others = [(_pattern(also[0]), _ending(also[1]))] if also else []
     listing = Listing(place, base)
-    for relative in list_files(base):
-        inside = pattern.fullmatch(relative)
+    names, refused = list_photos(base)
+    listing.findings.extend(Problem(path, reason, _REPACK) for path, reason in refused)
+    for relative in names:
+        inside = pattern.fullmatch(member_name(relative))
         if not inside or _of_other(join(place, relative), folder, also):
             continue
         if not _is_text(relative):
@@ -85,7 +89,7 @@ def list_folder(
         if fit and is_image_name(rest):
             _take(listing, "/".join((*parts, fit[1])), relative, several=several)
         elif is_image_name(rest):
-            taken = any(of.fullmatch(relative) and end.fullmatch(rest) for (at, of), end in others if at == place)
+            taken = any(of.fullmatch(member_name(relative)) and end.fullmatch(rest) for (at, of), end in others if at == place)
             if not taken:
                 listing.findings.append(Note(UNMATCHED, join(base, relative)))
         elif not suffix:

@@ -9,6 +9,14 @@ from __future__ import annotations
 from sum.data.coco import coco_layout
 from sum.data.folders import images_layout
 from sum.data.rasters import raster_layout
+from sum.data.sa1b import sa1b_layout
 from sum.data.sources import Layout
+from sum.data.via import via_layout
 
-LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
+LAYOUTS: dict[str, Layout] = {
+    "raster": raster_layout,
+    "coco": coco_layout,
+    "images": images_layout,
+    "via": via_layout,
+    "sa1b": sa1b_layout,
+}
