@@ -1,4 +1,4 @@
-"""COCO's dialects: several folders, one * for sub-sets, filters, flags, ids, frames; what is left out is counted by reason."""
+"""COCO's dialects: several folders, one * for sub-sets, filters, flags, ids, frames; what is left out is counted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,20 @@ from sum.data.sources import Item, Note, Problem
 from sum.errors import DataError
 from sum.storage import NotFound
 from tests.data.written import (
-    BOX, HEIGHT, NOISE, WIDTH, annotation, entry, photo, pixels, problem, read, samples, source, write_json,
-)  # fmt: skip
+    BOX,
+    HEIGHT,
+    NOISE,
+    WIDTH,
+    annotation,
+    entry,
+    photo,
+    pixels,
+    problem,
+    read,
+    samples,
+    source,
+    write_json,
+)
 
 
 def notes(items: list[Item]) -> list[str]:
