@@ -80,6 +80,12 @@ def put(key: str, body: bytes) -> str:
     return f"s3://photos/{key}"
 
 
+def delete(key: str) -> None:
+    from moto.s3.models import s3_backends
+
+    s3_backends["123456789012"]["aws"].delete_object("photos", key)
+
+
 def objects(folder: Path) -> list[Path]:
     return [path for path in folder.glob("cache/objects/*/*") if not path.name.startswith(".")]
 
@@ -181,6 +187,27 @@ def test_a_large_object_comes_in_parts_by_both_ways_in_spite_of_faults(proxy: Fa
     put("big2.json", body[::-1])
     assert fetch("s3://photos/big2.json", tmp_path / "weights").read_bytes() == body[::-1]
     assert proxy.faults["flip"]
+
+
+@pytest.mark.parametrize("sizes", [(5 << 20, 5 << 20, 1000), (6 << 20, 5 << 20, 2 << 20)], ids=["alike", "unlike"])
+def test_an_object_uploaded_in_parts_is_checked_by_their_checksums(
+    proxy: FaultServer, tmp_path: Path, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boto3.session import Session
+
+    monkeypatch.setattr(s3, "TIMEOUT", 5.0)
+    client = Session().client("s3", endpoint_url=proxy.url)
+    place = {"Bucket": "photos", "Key": "big.pth"}
+    upload = client.create_multipart_upload(**place)["UploadId"]
+    parts, done = [os.urandom(size) for size in sizes], []
+    for number, part in enumerate(parts, start=1):
+        tag = client.upload_part(**place, UploadId=upload, PartNumber=number, Body=part)["ETag"]
+        done.append({"ETag": tag, "PartNumber": number})
+    client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": done})
+    proxy.first("flip")
+    found = fetch("s3://photos/big.pth", tmp_path / "weights").read_bytes()
+    assert found == b"".join(parts)
+    assert proxy.faults["flip"] == 1
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -333,13 +360,10 @@ def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
     for name, data in photos.items():
         put(f"set/images/{name}.jpg", data)
     gone = "p0600"
-    refused = dict.fromkeys(FAULTS, 0)
 
     def choose(number: int, handler: object) -> str:
         if f"/{gone}.jpg" in handler.path:  # type: ignore[attr-defined]
-            from moto.s3.models import s3_backends
-
-            s3_backends["123456789012"]["aws"].buckets["photos"].keys.pop(f"set/images/{gone}.jpg", None)
+            delete(f"set/images/{gone}.jpg")  # after it was listed
         return FAULTS[number // 10 % len(FAULTS)] if number % 10 == 9 else ""
 
     proxy.choose = choose
@@ -356,7 +380,7 @@ def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
         (f"s3://photos/set/images/{gone}.jpg", "the image is missing")
     ]
     assert {path.name: sha(path.read_bytes()) for path in objects(Path())} == {one: one for one in truth.values()}
-    assert set(proxy.faults) == set(refused)
+    assert set(proxy.faults) == set(FAULTS)
     asked, failed = proxy.gets, sum(proxy.faults.values())
     log.info(f"{len(samples)} of 1200, {asked} requests, {failed} failed {dict(proxy.faults)}, {seconds:.1f} s")
     assert failed == asked // 10
