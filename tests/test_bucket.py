@@ -171,6 +171,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     return 1 << 16
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_a_large_object_comes_in_parts_by_both_ways_in_spite_of_faults(proxy: FaultServer, tmp_path: Path) -> None:
     body = os.urandom((20 << 16) + 77)
@@ -189,6 +190,7 @@ def test_a_large_object_comes_in_parts_by_both_ways_in_spite_of_faults(proxy: Fa
     assert proxy.faults["flip"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(5 << 20, 5 << 20, 1000), (6 << 20, 5 << 20, 2 << 20)], ids=["alike", "unlike"])
 def test_an_object_uploaded_in_parts_is_checked_by_their_checksums(
     proxy: FaultServer, tmp_path: Path, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -210,6 +212,7 @@ def test_an_object_uploaded_in_parts_is_checked_by_their_checksums(
     assert proxy.faults["flip"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_versions_of_a_large_object_are_not_mixed(proxy: FaultServer) -> None:
     old, new = b"o" * (20 << 16), b"n" * (20 << 16)
@@ -246,6 +249,7 @@ def start(uri: str, way: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["read", "fetch"])
 def test_after_a_kill_only_the_missing_parts_are_asked_for(proxy: FaultServer, way: str) -> None:
     body = os.urandom(40 << 16)
@@ -271,6 +275,7 @@ def test_after_a_kill_only_the_missing_parts_are_asked_for(proxy: FaultServer, w
     assert asked == sorted(set(range(40)) - arrived)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_fetch_each_part_once(proxy: FaultServer) -> None:
     body = os.urandom(30 << 16)
     uri = put("big.bin", body)
@@ -352,6 +357,7 @@ def picture(seed: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
     proxy: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
