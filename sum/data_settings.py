@@ -94,8 +94,8 @@ class DatasetConfig:
     exclude: list[str] = field(default_factory=list)  # images left out: patterns of their ids without the set's name
     mode: Literal["binary", "index", "instance", "color"] = "binary"  # raster: what a pixel's value means
     threshold: int = 127  # binary: a mask is where the grey value is above
-    values: list[int | str] = field(default_factory=list)  # index, instance: only these, such as 3 or 1..8; none: all
-    drop: list[int | str] = field(default_factory=lambda: [0])  # index, instance: values that are no mask, such as 255
+    values: list[int | str] = field(default_factory=list)  # index, color: only these, as 1..8; instance: countable classes
+    drop: list[int | str] = field(default_factory=lambda: [0])  # values, classes or 0xRRGGBB left out
     divisor: int = 1000  # instance: value = class * divisor + instance; a lone class of `values` is a group, left out
     channel: int | None = None  # index, instance: read this channel of a colour file
     categories: list[str] = field(default_factory=list)  # only masks of these; none: all
