@@ -14,9 +14,9 @@ from sum.errors import DataError
 
 
 def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
-    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or has another size than at ingest."""
+    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or another than at ingest."""
     size = record.height * record.width  # what ingest took is not refused here
-    image = read_image(record.path, exif=record.exif, max_pixels=max(LIMIT, size))
+    image = read_image(record.path, sha256=record.sha256, exif=record.exif, max_pixels=max(LIMIT, size))
     height, width = image.shape[:2]
     if (height, width) != (record.height, record.width):
         raise DataError(

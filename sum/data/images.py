@@ -32,16 +32,18 @@ DECODE_ERRORS = (
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def read_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT) -> np.ndarray:
-    """The photo at a local path or s3:// address as `[H, W, 3]` uint8 RGB.
+def read_image(
+    path: str, *, sha256: str = "", exif: str = "transpose", max_pixels: int = LIMIT
+) -> np.ndarray:
+    """The photo at a local path, s3:// address or member's address as `[H, W, 3]` uint8 RGB.
 
-    exif: `transpose` turns it as its orientation tag says, `ignore` leaves it as stored. max_pixels: a larger one is
-    refused before it is decoded. Alpha is dropped, 16 bits become the upper 8. Raises DataError naming the file when
-    it is missing, truncated, too large, of several pictures or no photo; StorageError when the disk or bucket does not
-    answer.
+    sha256: what its bytes must be, if that is known. exif: `transpose` turns it as its orientation tag says, `ignore`
+    leaves it as stored. max_pixels: a larger one is refused before it is decoded. Alpha is dropped, 16 bits become the
+    upper 8. Raises DataError naming the file when it is missing, another than the hash says, truncated, too large, of
+    several pictures or no photo; StorageError when the disk or bucket does not answer.
     """
     try:
-        data = read_bytes(path)
+        data = read_bytes(path, sha256=sha256)
     except NotFound as error:
         raise DataError(f"{path}: the image is missing") from error
     return decode_image(data, name=path, exif=exif, max_pixels=max_pixels)

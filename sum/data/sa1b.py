@@ -1,23 +1,23 @@
-"""SA-1B as it is downloaded: sa_N.jpg beside sa_N.json, in one folder."""
+"""SA-1B as it is downloaded: sa_N.jpg beside sa_N.json, in a folder or in tar shards, which stay packed."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from sum.data.archives import list_photos
 from sum.data.collect import Collector
 from sum.data.documents import of_one_image, read_lines
 from sum.data.places import Found, open_photo
 from sum.data.rle import EMPTY, to_rle
 from sum.data.sources import Item, Job, Note, Problem, Sample, Source, is_image_name, told
 from sum.errors import DataError
-from sum.storage import join, list_files
+from sum.storage import join, member_name
 
 STRAY = "file that is neither photo nor JSON passed over"
-_PACKED = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+_REPACK = "make the archive again with regular files only, or take it out of the folder"
 _MEND = "download the file again, or delete it"
 
 
@@ -30,15 +30,16 @@ class _Pair:
 
 
 def sa1b_layout(source: Source) -> list[Job]:
-    """Photos and JSON files below one folder of the root, matched by the last part of their names without suffix.
+    """Photos and JSON files below a folder of the root and in its tars, matched by their last name without suffix.
 
     With split unlabelled the photos alone, whatever JSON lies beside them; else each needs its masks. Raises DataError
     when there is no photo at all, NotFound without the folder.
     """
     folder = join(source.root, source.folder)
-    pairs, jobs = dict[str, _Pair](), list[Job]()
-    for name, address in _files(folder):
-        jobs += _sort_in(source, name, address=address, pairs=pairs)
+    files, refused = list_photos(folder)
+    pairs, jobs = dict[str, _Pair](), [told(Problem(path, reason, _REPACK)) for path, reason in refused]
+    for address in files:
+        jobs += _sort_in(source, address, pairs=pairs)
     if not any(pair.photo for pair in pairs.values()):
         raise DataError(f"data set '{source.name}': {folder} holds no photo")
     for stem in _listed(source) or [stem for stem, pair in pairs.items() if pair.photo or source.split != "unlabelled"]:
@@ -46,24 +47,15 @@ def sa1b_layout(source: Source) -> list[Job]:
     return jobs
 
 
-def _files(folder: str) -> Iterator[tuple[str, str]]:
-    """Name and address below the folder of every file."""
-    for relative in list_files(folder):
-        yield relative, relative
-
-
-def _sort_in(source: Source, name: str, *, address: str, pairs: dict[str, _Pair]) -> list[Job]:
-    """Put a file with its partner, or tell why not."""
-    path, last = join(source.root, source.folder, address), PurePosixPath(name)
-    if name.lower().endswith(_PACKED):
-        return [told(Problem(path, "a packed file, whose photos cannot be read one by one", "unpack it"))]
-    which = "photo" if is_image_name(name) else "label"
-    if which == "label" and last.suffix.lower() != ".json":
+def _sort_in(source: Source, address: str, *, pairs: dict[str, _Pair]) -> list[Job]:
+    """Put a file with its partner, or tell why not; address: below the folder of photos."""
+    path, name = join(source.root, source.folder, address), PurePosixPath(member_name(address))
+    which = "photo" if is_image_name(address) else "label"
+    if which == "label" and name.suffix.lower() != ".json":
         return [told(Note(STRAY, path))]
-    pair = pairs.setdefault(last.stem, _Pair())
+    pair = pairs.setdefault(name.stem, _Pair())
     if getattr(pair, which):
-        reason = f"has the same name as {getattr(pair, which)}"
-        return [told(Problem(path, reason, "delete one of the two"))]
+        return [told(Problem(path, f"has the same name as {getattr(pair, which)}", "delete one of the two"))]
     setattr(pair, which, address)
     return []
 

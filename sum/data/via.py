@@ -21,6 +21,7 @@ from sum.data.places import Found, Place, absent, find_photos, name_faults, open
 from sum.data.records import encode_mask
 from sum.data.rle import EMPTY, to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, stem_of, told
+from sum.errors import DataError
 
 _MEND = "mend the annotation file, or delete the region"
 _FLAT = ("polyline", "point", "line")
@@ -113,12 +114,18 @@ def _category(source: Source, regions: Sequence[dict[str, Any]]) -> tuple[str, t
         name, _, value = text.partition("=")
         having = [(key, text) for key in values if text in values[key]]
         chosen = [(name, value)] if value in values.get(name, ()) else having
-        if len(chosen) != 1:  # none has it, or several: to be written as ATTRIBUTE=VALUE
+        if not chosen:
             require_known(source, "categories", [text], known)
+        if len(chosen) > 1:
+            pairs_of = " or ".join(f"{key}={value}" for key, value in chosen)
+            raise DataError(
+                f"datasets.{source.name}.categories: '{text}' is a value of several attributes: write {pairs_of}."
+            )
         pairs.update(chosen)
     names = {name for name, _ in pairs} or {max(counts, key=lambda name: counts[name], default="")}
     if len(names) > 1:
-        require_known(source, "categories", ["one attribute for all of them"], known)
+        several = ", ".join(sorted(names))
+        raise DataError(f"datasets.{source.name}.categories: values of several attributes ({several}); wanted of one.")
     return names.pop(), tuple(sorted(value for _, value in pairs))
 
 

@@ -28,7 +28,7 @@ def table() -> dict[str, DatasetConfig]:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_miniature(name: str, table: dict[str, DatasetConfig], tmp_path: Path) -> None:
     want = DOCUMENTS[name](tmp_path)
-    key, _, variant = name.partition("@")
+    key, _, variant = name.partition(" ")[0].partition("@")
     entry = table[key].variant(variant) if variant else table[key]
     found, _ = read_set(key, replace(entry, root=str(tmp_path)))
     items = [item for of_one in found for item in of_one]

@@ -1,4 +1,4 @@
-"""Annotation files that are too large, too deep, no text, no JSON: one finding with the file, the reason and a remedy."""
+"""Annotation files too large, too deep, no text, no JSON: one finding with the file, the reason and a remedy."""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ MASKS = st.tuples(SIDES, SIDES).flatmap(lambda hw: arrays(bool, hw))
 
 
 def polygons(low: float, high: float) -> st.SearchStrategy[list[list[float]]]:
-    number = st.one_of(st.integers(int(low), int(high)), st.floats(low, high, width=32), st.sampled_from([0, 0.5, 19.5]))
+    number = st.one_of(
+        st.integers(int(low), int(high)), st.floats(low, high, width=32), st.sampled_from([0, 0.5, 19.5])
+    )
     corner = st.tuples(number, number)
     ring = st.lists(corner, min_size=3, max_size=12).map(lambda ring: [value for corner in ring for value in corner])
     return st.lists(ring, min_size=1, max_size=4)
@@ -111,7 +113,13 @@ def test_runs_of_no_pixel_make_no_other_box(counts: list[int]) -> None:
 
 
 @QUICK
-@given(st.one_of(st.text(st.characters(max_codepoint=130), max_size=20), st.lists(st.integers(-5, 2**70), max_size=8), st.binary(max_size=20)))
+@given(
+    st.one_of(
+        st.text(st.characters(max_codepoint=130), max_size=20),
+        st.lists(st.integers(-5, 2**70), max_size=8),
+        st.binary(max_size=20),
+    )
+)
 def test_any_counts_are_a_mask_of_that_size_or_refused(counts: Any) -> None:
     try:
         rle, _ = to_rle({"size": [4, 5], "counts": counts}, height=4, width=5)
@@ -120,7 +128,9 @@ def test_any_counts_are_a_mask_of_that_size_or_refused(counts: Any) -> None:
     assert not rle or decode_mask(rle, height=4, width=5).shape == (4, 5)
 
 
-@pytest.mark.parametrize("counts", [[2**63], [2**64 + 20], [2**32 + 20], [20, 2**32 - 1, 1], [2**62, 2**62, 2**62, 2**62, 20]])
+@pytest.mark.parametrize(
+    "counts", [[2**63], [2**64 + 20], [2**32 + 20], [20, 2**32 - 1, 1], [2**62, 2**62, 2**62, 2**62, 20]]
+)
 def test_counts_that_overflow_are_refused(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="RLE"):
         to_rle({"size": [4, 5], "counts": counts}, height=4, width=5)

@@ -1,4 +1,4 @@
-"""EntitySeg as downloaded: three folders of different depth, merged JSON files, the val images among the train images."""
+"""EntitySeg as downloaded: three folders of different depth, merged JSON files, val images among the train images."""
 
 from __future__ import annotations
 

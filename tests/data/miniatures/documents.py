@@ -1,4 +1,7 @@
-"""Miniatures of the paper's COCO, VIA and SA-1B sets: entry of examples/paper.yaml (@ a variant) -> writer."""
+"""Miniatures of the paper's COCO, VIA and SA-1B sets: entry of examples/paper.yaml -> writer.
+
+An entry may be followed by @ and one of its variants, and by a blank and how it is packed.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from tests.data.miniatures.coco_entityseg import val_writer, write_train
 from tests.data.miniatures.coco_parts import fashionpedia_writer, paco_writer
 from tests.data.miniatures.coco_scenes import write_ibd, write_ishape, write_trashcan
 from tests.data.miniatures.expected import Writer
-from tests.data.miniatures.sa1b_shards import write_folder, write_photos
+from tests.data.miniatures.sa1b_shards import write_folder, write_photos, write_shards
 from tests.data.miniatures.via_ndd20 import write_ndd20
 
 DOCUMENTS: dict[str, Writer] = {
     "sa_250k": write_photos,
     "sa_250k@human": write_folder,
+    "sa_250k@human shards": write_shards,
     "entityseg": write_train,
     "entityseg_0": val_writer("entity_01_11580"),
     "entityseg_1": val_writer("entity_02_11598"),

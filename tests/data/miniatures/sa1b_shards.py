@@ -54,6 +54,24 @@ def write_photos(root: Path) -> Expected:
     return Expected({"sa_1": [], "sa_2": [], "sa_4": []})
 
 
+def write_shards(root: Path) -> Expected:
+    """The same pairs, packed."""
+    want = write_folder(root)
+    pack(root)
+    half = {path: tar_name(root, path) for path in want.problems}
+    return Expected(want.masks, want.notes, set(half.values()))
+
+
+def tar_name(root: Path, name: str) -> str:
+    """The address below the root of a file in one of its shards, found by tarfile."""
+    for shard in sorted(root.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar.getmembers():
+                if Path(member.name).name == name:
+                    return f"{shard.name}!/{member.name.removeprefix('./')}#{member.offset_data}+{member.size}"
+    raise FileNotFoundError(name)
+
+
 def pack(root: Path) -> None:
     """Put the pairs below the root into two shards, one with the prefix ./ and one with a folder."""
     for shard, numbers, prefix in (("sa_000000", (1, 2), "./"), ("sa_000001", (3, 4), "sa_000001/")):
