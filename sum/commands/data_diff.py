@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> str:
 
 def _models(uri: str, *, experiment: str, folders: Mapping[str, Path]) -> list[tuple[Training, list[str]]]:
     """Trainings on the data of these revisions (name -> folder), and of which."""
-    from sum.data.records import read_manifest
+    from sum.data.differences import fingerprints
     from sum.registry import trainings
     from sum.tracking import URI
 
@@ -73,9 +73,8 @@ def _models(uri: str, *, experiment: str, folders: Mapping[str, Path]) -> list[t
     choices = {training.datasets for training in found if training.datasets}
     on: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for name, folder in folders.items() if choices else ():
-        manifest = read_manifest(folder, reader="data-diff")
-        for datasets in choices:
-            on.setdefault((datasets, manifest.select(datasets=datasets).fingerprint), []).append(name)
+        for datasets, fingerprint in fingerprints(folder, choices, reader="data-diff").items():
+            on.setdefault((datasets, fingerprint), []).append(name)
     rows = [(training, on.get((training.datasets, training.data), [])) for training in found]
     return [(training, names) for training, names in rows if names]
 

@@ -7,7 +7,8 @@ four hundred thousand comparisons.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sum.data.records import IMAGES, MASKS, ROWS
+from sum.data.records import IMAGES, MASKS, ROWS, Digest, ImageRecord, MaskRecord, read_columns
 from sum.errors import DataError
 
 KINDS = ("added", "removed", "altered")
@@ -65,6 +66,23 @@ def differences(old: Path, new: Path) -> dict[Group, Change]:
     for group, counts in _mask_changes(old / MASKS, new / MASKS).items():
         found.setdefault(group, Change()).masks = counts
     return dict(sorted(found.items()))
+
+
+def fingerprints(folder: Path, choices: Collection[tuple[str, ...]], *, reader: str) -> dict[tuple[str, ...], str]:
+    """`Manifest.select(datasets=...).fingerprint` of several choices of data sets, a row of the files at a time.
+
+    Errors as `sum.data.records.read_manifest`.
+    """
+    digests = {choice: Digest() for choice in choices}
+    for name, kind in ((IMAGES, ImageRecord), (MASKS, MaskRecord)):
+        names = [entry.name for entry in fields(kind)]
+        place = names.index("dataset")
+        for batch in read_columns(folder / name, names, reader=reader):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                for choice in choices:
+                    if row[place] in choice:
+                        digests[choice].add(row)
+    return {choice: digest.hexdigest() for choice, digest in digests.items()}
 
 
 def _images(path: Path) -> pa.Table:

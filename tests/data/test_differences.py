@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sum.data.differences import KINDS, Change, Group, differences
-from sum.data.records import IMAGES, ImageRecord, MaskRecord, write_manifest
+from sum.data.differences import KINDS, Change, Group, differences, fingerprints
+from sum.data.records import IMAGES, ImageRecord, MaskRecord, read_manifest, write_manifest
 from sum.errors import DataError
 
 
@@ -147,3 +147,13 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "bad" / IMAGES)
     with pytest.raises(DataError, match="it has no column 'sha256'"):
         differences(tmp_path / "bad", tmp_path / "good")
+
+
+def test_streamed_fingerprints_are_those_that_runs_are_tagged_with(tmp_path: Path) -> None:
+    images = [image(name) for name in ("two/b", "one/a", "three/c")]
+    write_manifest(tmp_path, images, [mask(of, number, "xy"[number]) for of in images for number in range(2)])
+    choices = [("one",), ("one", "two"), ("none",), ("one", "two", "three")]
+    whole = read_manifest(tmp_path, reader="test")
+    found = fingerprints(tmp_path, choices, reader="test")
+    assert found == {choice: whole.select(datasets=choice).fingerprint for choice in choices}
+    assert len(set(found.values())) == 4
