@@ -89,7 +89,9 @@ def list_folder(
         if fit and is_image_name(rest):
             _take(listing, "/".join((*parts, fit[1])), relative, several=several)
         elif is_image_name(rest):
-            taken = any(of.fullmatch(member_name(relative)) and end.fullmatch(rest) for (at, of), end in others if at == place)
+            taken = any(
+                of.fullmatch(member_name(relative)) and end.fullmatch(rest) for (at, of), end in others if at == place
+            )
             if not taken:
                 listing.findings.append(Note(UNMATCHED, join(base, relative)))
         elif not suffix:

@@ -15,7 +15,9 @@ from sum.errors import DataError
 from sum.storage import NotFound, read_bytes
 
 LIMIT = 89_478_485  # px: Pillow's own guard against decompression bombs
-FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM"})  # nothing that runs a program, as EPS
+FORMATS = frozenset(
+    {"JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM"}
+)  # nothing that runs a program, as EPS
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -32,9 +34,7 @@ DECODE_ERRORS = (
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def read_image(
-    path: str, *, sha256: str = "", exif: str = "transpose", max_pixels: int = LIMIT
-) -> np.ndarray:
+def read_image(path: str, *, sha256: str = "", exif: str = "transpose", max_pixels: int = LIMIT) -> np.ndarray:
     """The photo at a local path, s3:// address or member's address as `[H, W, 3]` uint8 RGB.
 
     sha256: what its bytes must be, if that is known. exif: `transpose` turns it as its orientation tag says, `ignore`
@@ -84,7 +84,9 @@ def open_picture(data: bytes, *, name: str, what: str, max_pixels: int) -> Itera
                 )
             count = getattr(image, "n_frames", 1)
             if count > 1 and image.format != "MPO":  # an MPO is a camera's JPEG with a preview behind it
-                raise ValueError(f"it holds {count} pictures (animated, or pages); save the one that is meant by itself")
+                raise ValueError(
+                    f"it holds {count} pictures (animated, or pages); save the one that is meant by itself"
+                )
             yield image
     except DECODE_ERRORS as error:
         raise DataError(f"{name}: not a readable {what} ({error})") from error

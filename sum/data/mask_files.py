@@ -1,4 +1,4 @@
-"""One mask file -> its masks. MODES: `datasets.NAME.mode` -> what a pixel's value means. EXIF tags of masks are not followed.
+"""One mask file -> its masks. MODES: `datasets.NAME.mode` -> what a value means. EXIF tags of masks are not followed.
 
 - binary: one mask, where the grey value is above `threshold`.
 - index: a mask a value, but those of `drop` and, when `values` names some, all others.
@@ -145,7 +145,9 @@ def _put(drawn: Drawn, values: np.ndarray, value: int, *, category: str, out: st
 def _distinct(values: np.ndarray, file: str) -> list[int]:
     found = np.unique(values)
     if len(found) > MOST:
-        raise DataError(f"{file}: {len(found):,} different values: a photo, or edges that were smoothed, not a map of values")
+        raise DataError(
+            f"{file}: {len(found):,} different values: a photo, or edges that were smoothed, not a map of values"
+        )
     return [int(value) for value in found]
 
 
@@ -179,7 +181,7 @@ def _one_channel(image: Image.Image, pixels: np.ndarray, *, remedy: str) -> np.n
 
 
 def _grey(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """`[H, W]` values 0..255 of a mask in any mode that has one value a pixel; whether it is an index of many colours."""
+    """`[H, W]` 0..255 of a mask with one value a pixel; whether it is an index of more than two colours."""
     pixels = np.asarray(image)
     if image.mode == "1":
         return pixels.astype(np.uint8) * 255, False

@@ -12,7 +12,7 @@ from sum.data.collect import Collector
 from sum.data.folders import absent, list_folder, listed_names
 from sum.data.mask_files import MODES, Drawn
 from sum.data.records import ImageRecord, encode_mask
-from sum.data.sources import Item, Job, Note, Problem, Source, read_photo, told
+from sum.data.sources import Item, Job, Problem, Source, read_photo, told
 from sum.errors import DataError
 from sum.storage import NotFound, join, read_bytes
 

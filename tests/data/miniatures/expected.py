@@ -12,9 +12,11 @@ import numpy as np
 
 @dataclass(slots=True)
 class Expected:
-    """The truth about a miniature, in the frame of the upright photo (or of the file's pixels where EXIF is ignored)."""
+    """The truth about a miniature, in the frame of the upright photo (as stored, where EXIF is ignored)."""
 
-    masks: dict[str, list[np.ndarray]] = field(default_factory=dict)  # image id without the set -> [H, W] bool, in order
+    masks: dict[str, list[np.ndarray]] = field(
+        default_factory=dict
+    )  # image id without the set -> [H, W] bool, in order
     notes: Counter[str] = field(default_factory=Counter)  # reason -> how often
     problems: set[str] = field(default_factory=set)  # files below the root, `/` between folders
 

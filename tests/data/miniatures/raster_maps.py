@@ -92,7 +92,7 @@ def write_cityscapes(root: Path) -> Expected:
 
 
 def write_egohos(root: Path) -> Expected:
-    """`image`, `label`, `contact`; labels 0..8; a label of another size; one of three equal channels; one that differ."""
+    """`image`, `label`, `contact`; labels 0..8; a label of another size; equal and unequal channels."""
     found = Expected()
     for name in ("ego4d_1", "thu_2", "ego4d_3", "ego4d_4"):
         photo(root / "train" / "image" / f"{name}.jpg")

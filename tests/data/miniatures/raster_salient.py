@@ -129,7 +129,7 @@ def write_coift(root: Path) -> Expected:
 
 
 def _hrsod(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Both forms of the masks; returns by name the two objects. `up` is drawn on the turned photo, `raw` on the stored."""
+    """Both forms of the masks; returns the two objects. `up` is drawn on the turned photo, `raw` on the stored."""
     tall = (W, H)
     objects = {
         "plain": (A, box(20, 4, 5, 5)),
