@@ -31,8 +31,8 @@ KEYS: dict[str, tuple[str, ...]] = {  # kind -> the keys that only some kinds re
 _SPECIAL = {key for keys in KEYS.values() for key in keys}
 MODES: dict[str, tuple[str, ...]] = {  # key of kind raster -> the modes that read it
     "threshold": ("binary",),
-    "values": ("index", "instance"),
-    "drop": ("index", "instance"),
+    "values": ("index", "instance", "color"),
+    "drop": ("index", "instance", "color"),
     "divisor": ("instance",),
     "channel": ("index", "instance"),
 }
@@ -94,7 +94,7 @@ class DatasetConfig:
     exclude: list[str] = field(default_factory=list)  # images left out: patterns of their ids without the set's name
     mode: Literal["binary", "index", "instance", "color"] = "binary"  # raster: what a pixel's value means
     threshold: int = 127  # binary: a mask is where the grey value is above
-    values: list[int | str] = field(default_factory=list)  # index, color: only these, as 1..8; instance: countable classes
+    values: list[int | str] = field(default_factory=list)  # only these, as 1..8; instance: the countable classes
     drop: list[int | str] = field(default_factory=lambda: [0])  # values, classes or 0xRRGGBB left out
     divisor: int = 1000  # instance: value = class * divisor + instance; a lone class of `values` is a group, left out
     channel: int | None = None  # index, instance: read this channel of a colour file

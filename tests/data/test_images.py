@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sum.data.images import read_image
+from sum.data.images import LIMIT, frame_sizes, read_image
 from sum.errors import DataError
 
 RED, GREY = (200, 30, 40), 130
@@ -117,3 +117,35 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"6 x 4 = 24 pixels, more than max_pixels 23: raise max_pixels"):
         read_image(path, max_pixels=23)
     assert read_image(path, max_pixels=24).shape == (4, 6, 3)
+
+
+def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
+    gif = saved(tmp_path, flat("P", 1), "a.gif")
+    assert read_image(Path(gif).rename(tmp_path / "b.jpg").as_posix()).shape == (4, 6, 3)
+    (tmp_path / "c.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"c\.jpg: not a readable image \(the file is empty\)"):
+        read_image(str(tmp_path / "c.jpg"))
+    (tmp_path / "d.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(DataError, match=r"d\.png: not a readable image \(no image by its content\)"):
+        read_image(str(tmp_path / "d.png"))  # Pillow would start Ghostscript
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_files_of_several_pictures_are_refused(tmp_path: Path, name: str) -> None:
+    first, second = Image.fromarray(rgb()), Image.fromarray(255 - rgb())
+    path = saved(tmp_path, first, name, save_all=True, append_images=[second])
+    with pytest.raises(DataError, match="it holds 2 pictures"):
+        read_image(path)
+
+
+def test_a_limit_above_pillows_is_one_file_s_own(tmp_path: Path) -> None:
+    """Pillow refuses from twice its limit on; ours is asked instead, and Pillow's stays what it was."""
+    side = 13_500  # 182 million pixels, of 1 bit each on the disk
+    path = saved(tmp_path, Image.new("1", (side, side)), "large.png")
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(DataError, match=r"13500 x 13500 = 182,250,000 pixels, more than max_pixels 89,478,485"):
+        read_image(path)
+    with Path(path).open("rb") as file:
+        data = file.read()
+    assert frame_sizes(data, name=path, max_pixels=side * side) == ((side, side), (side, side))
+    assert Image.MAX_IMAGE_PIXELS == before == LIMIT
