@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from sum.data.coco import coco_layout
 from sum.data.collect import Collector
+from sum.data.label_studio import label_studio_layout
+from sum.data.labelme import labelme_layout
 from sum.data.rasters import decode_raster
 from sum.data.records import encode_mask
 from sum.data.sources import (
@@ -23,6 +25,7 @@ from sum.data.sources import (
     stem_of,
     told,
 )
+from sum.data.yolo import yolo_layout
 from sum.errors import DataError
 from sum.storage import join, list_files, read_bytes
 
@@ -52,7 +55,14 @@ def images_layout(source: Source) -> list[Job]:
     return jobs
 
 
-LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
+LAYOUTS: dict[str, Layout] = {
+    "raster": raster_layout,
+    "coco": coco_layout,
+    "images": images_layout,
+    "labelme": labelme_layout,
+    "yolo": yolo_layout,
+    "label_studio": label_studio_layout,
+}
 _PAIR = "add the file, or take the name out"
 _EXPORT = "export the mask again: one grey channel, the object above the threshold"
 
