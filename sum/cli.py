@@ -58,6 +58,9 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "results": Command("results", "print the results table, and where the report and MLflow are"),
+    "dry_run": Command(
+        "ingest --dry-run PATH", "say what a folder, export or bucket holds, and the params entry to paste"
+    ),
     "use": Command("use FILE", "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak"),
 }
 QUIET = {  # no tool phones home

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -136,7 +135,9 @@ def _regions(result: object, collector: Collector, *, where: str) -> list[tuple[
             continue
         key = str(row.get("id", number))
         shapes.setdefault(key, row)
-        names = [names for name, names in value.items() if name.endswith("labels") and isinstance(names, list) and names]
+        names = [
+            names for name, names in value.items() if name.endswith("labels") and isinstance(names, list) and names
+        ]
         labels.setdefault(key, str(names[0][0])) if names else None
     return [(row, labels.get(key, "")) for key, row in shapes.items()]
 
@@ -157,7 +158,9 @@ def _draw(region: dict[str, Any], *, height: int, width: int) -> tuple[str, str]
         flat = flat_points(value["points"])
         return polygon([share * (y_unit if odd % 2 else x_unit) for odd, share in enumerate(flat)], **size)
     draw, keys = (
-        (ellipse, ("x", "y", "radiusX", "radiusY")) if "radiusX" in value else (rectangle, ("x", "y", "width", "height"))
+        (ellipse, ("x", "y", "radiusX", "radiusY"))
+        if "radiusX" in value
+        else (rectangle, ("x", "y", "width", "height"))
     )
     x, y, wide, high, degrees = finite([*(value.get(key) for key in keys), value.get("rotation") or 0], 5)
     return draw([x * x_unit, y * y_unit, wide * x_unit, high * y_unit], degrees=degrees, **size)

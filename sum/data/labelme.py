@@ -1,4 +1,4 @@
-"""labelme: a JSON a photo, with polygons, rectangles, circles and masks; shapes of one label and group are one object."""
+"""labelme: a JSON a photo, with polygons, rectangles, circles and masks; a group is one object."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import binascii
 import io
 import math
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ FOREIGN = "JSON file that is not labelme's passed over"
 RENAMED = "labelme imagePath names no file: the photo of the JSON's own name was taken"
 _THIN = {"line", "linestrip", "point", "points"}
 _MEND = "open the file in labelme and save it again, or delete the shape"
-_EMBEDDED = "the image is only inside the JSON: export the image files too (`labelme_export_json`) into the images folder"
+_EMBEDDED = "the image is only inside the JSON: export the image files into the images folder too"
 
 
 def labelme_layout(source: Source) -> list[Job]:

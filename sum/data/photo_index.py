@@ -1,4 +1,4 @@
-"""Which photo of a folder an annotation means: tools write paths of other machines, so the longest equal ending counts."""
+"""Which photo an annotation means: tools write paths of other machines, so the longest equal ending counts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PhotoIndex:
 
 
 def _parts(path: str) -> list[str]:
-    """`..\\a/b.jpg` -> ["a", "b.jpg"]."""
+    """The names of a path of either system, without dots."""
     return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
 
 
