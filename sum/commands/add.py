@@ -108,7 +108,7 @@ def track(name: str, path: str) -> None:
     kept = ignore.read_bytes() if ignore.is_file() else None
     try:
         if path.startswith(S3):
-            dvc("import-url", "--no-download", *s3_options(), path, str(target))
+            dvc("import-url", "--no-download", path, str(target), *s3_options())
         elif inside:
             with linked():
                 dvc("add", str(target))

@@ -78,8 +78,9 @@ def read_best(found: Found, options: argparse.Namespace, *, name: str) -> list[R
     for candidate in found.candidates:
         groups[candidate.reading].append(candidate)
     done = list[Reading]()
+    bare = ("images",) if len(groups) > 1 else ()  # photos beside annotations that are broken are not meant as bare
     for group in groups.values():
-        if options.split == "unlabelled" and group[0].kind not in ("images", "sa1b"):
+        if group[0].kind in bare if options.split != "unlabelled" else group[0].kind not in ("images", "sa1b"):
             continue
         readings = [_read(candidate, _named(candidate, group, name), options) for candidate in _parts(group)]
         if any(reading.useful for reading in readings):
