@@ -87,11 +87,20 @@ class ValidateConfig:
     max_side: int = 20_000  # px
     min_area: int = 16  # px, of a mask at original size
     max_area_share: float = 0.99  # of the image: a whole-image mask is an error
+    on_copy: Literal["error", "warning"] = "error"  # a train or unlabelled photo that looks like one of a test set
+    copy_bits: int = 8  # of 64: perceptual hashes of copies differ by at most so many (benchmarks/copies.py)
+    copy_likeness: float = 0.95  # and small grey pictures correlate at least so much
+    allowed_copies: list[list[str]] = field(  # [pattern of the photo's id, pattern of the test photo's id]: no finding
+        default_factory=list
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "min_side", "min_area")
         at_least(self, self.min_side, "max_side")
-        share(self, "max_area_share")
+        share(self, "max_area_share", "copy_likeness")
+        require(0 <= self.copy_bits <= 16, f"copy_bits must lie in 0..16, got {self.copy_bits}")
+        for pair in self.allowed_copies:
+            require(len(pair) == 2, f"allowed_copies wants pairs [pattern, pattern of the test photo], got {pair}")
 
 
 @dataclass(frozen=True, kw_only=True)

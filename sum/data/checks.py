@@ -1,16 +1,27 @@
-"""What the manifest must fulfil, as Great Expectations suites, one a table. No other module knows that tool."""
+"""Tables against their rules, as Great Expectations suites, one a table. No other module knows that tool."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sum.data.records import Manifest
+from sum.data.duplicates import Copy, find_copies
+from sum.data.overview import overview
 from sum.data.reports import Outcome, Report, write_index
-from sum.data.tables import budget_table, dataset_table, image_table, mask_table
+from sum.data.rules import COPIED, LIKE, RULES, Limits, Rule
+from sum.data.tables import (
+    BudgetFacts,
+    SetFacts,
+    budget_table,
+    dataset_table,
+    image_table,
+    mark_copies,
+    mask_table,
+)
+from sum.errors import SumError
 from sum.storage import replace_folder
 
 if TYPE_CHECKING:
@@ -21,42 +32,71 @@ SHOWN = 10  # rows of a failed expectation that are named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds of sizes: px, px, px, share of the image."""
+class CopyRules:
+    """What a copy of a test image is (sum.data.duplicates.find_copies), and which are declared exceptions."""
 
-    min_side: int
-    max_side: int
-    min_area: int
-    max_area_share: float
+    bits: int
+    alike: float
+    allowed: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A table, the columns that name a row of it, its rules, and rules that cannot be checked, each with the reason."""
+
+    table: pd.DataFrame
+    keys: list[str]
+    rules: list[Rule]
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_manifest(
-    manifest: Manifest,
+    folder: Path,
     *,
-    splits: Mapping[str, str],
-    budgets: Mapping[str, Collection[str]],
+    sets: Mapping[str, SetFacts],
+    budgets: Mapping[str, BudgetFacts],
     limits: Limits,
+    copies: CopyRules,
     docs: Path,
 ) -> Report:
-    """Check all tables and write HTML pages about it, readable without a network, into the folder `docs`.
+    """Check the manifest in `folder` and write HTML pages about it, readable without a network, into the folder `docs`.
 
-    splits: data set -> train, test or unlabelled; budgets: name -> its data sets.
+    sets, budgets: by name. Raises MissingInput and DataError of the manifest's files; a photo that cannot be read again
+    is a failure of the check for copies.
     """
-    datasets = dataset_table(manifest, splits)
+    images = image_table(folder)
+    masks = mask_table(folder, images)
+    found, broken = list[Copy](), dict[str, str]()
+    try:
+        found = find_copies(images, bits=copies.bits, alike=copies.alike, allowed=copies.allowed)
+    except SumError as error:
+        broken = dict.fromkeys((COPIED, LIKE), str(error))
+    images = mark_copies(images, found)
+    datasets = dataset_table(images, masks, sets)
     tables = {
-        "images": (image_table(manifest), ["image_id", "path"]),
-        "masks": (mask_table(manifest), ["mask_id", "source"]),
+        "images": (images, ["image_id", "path"]),
+        "masks": (masks, ["mask_id", "source"]),
         "datasets": (datasets, ["dataset"]),
         "budgets": (budget_table(datasets, budgets), ["budget", "dataset"]),
     }
+    suites = {name: Suite(table, keys, RULES[name](limits), broken) for name, (table, keys) in tables.items()}
+    allowed = tuple(copy.text for copy in found if copy.allowed)
+    return run_suites(suites, docs=docs, figures=overview(images, masks), allowed=allowed)
+
+
+def run_suites(
+    suites: Mapping[str, Suite], *, docs: Path, figures: Sequence[str] = (), allowed: tuple[str, ...] = ()
+) -> Report:
+    """Run the suites and write their pages; figures: SVG for the first page; allowed: declared exceptions found."""
     outcomes = list[Outcome]()
     with replace_folder(docs) as folder:
         context = make_context(folder)
-        for name, (table, keys) in tables.items():
-            outcomes += check_table(context, name, table=table, rules=RULES[name](limits), keys=keys)
+        for name, suite in suites.items():
+            outcomes += check_table(context, name, suite)
         context.build_data_docs(site_names=[SITE])
-        write_index(folder, outcomes)
-    return Report({name: len(entry[0]) for name, entry in tables.items()}, tuple(outcomes))
+        report = Report({name: len(suite.table) for name, suite in suites.items()}, tuple(outcomes), allowed)
+        write_index(folder, report, figures=figures)
+    return report
 
 
 def make_context(site: Path) -> Any:
@@ -79,30 +119,36 @@ def make_context(site: Path) -> Any:
     return context
 
 
-def check_table(context: Any, name: str, *, table: pd.DataFrame, rules: list[Any], keys: list[str]) -> list[Outcome]:
-    """Run one suite; rules: from `RULES`, keys: the columns that name a row. Returns an outcome a rule."""
+def check_table(context: Any, name: str, suite: Suite) -> list[Outcome]:
+    """Run one suite. Returns an outcome a rule, in their order."""
     import great_expectations as gx
 
+    rules = [rule for rule in suite.rules if rule.text not in suite.broken]
     batch = context.data_sources.add_pandas(name).add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=rules))
-    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    expectations = context.suites.add(gx.ExpectationSuite(name=name, expectations=[_expectation(r) for r in rules]))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=expectations))
     done = definition.run(
-        batch_parameters={"dataframe": table},
+        batch_parameters={"dataframe": suite.table},
         result_format={
             "result_format": "SUMMARY",
             "partial_unexpected_count": SHOWN,
-            "unexpected_index_column_names": keys,
+            "unexpected_index_column_names": suite.keys,
         },
     )
     entries = done.to_json_dict()["results"]
     results = {entry["expectation_config"]["meta"]["rule"]: entry for entry in entries}
-    return [_outcome(name, rule.meta["rule"], results.get(rule.meta["rule"])) for rule in rules]
+    return [
+        Outcome(name, rule.text, 0, (), suite.broken[rule.text], rule.severity)
+        if rule.text in suite.broken
+        else _outcome(name, rule, results.get(rule.text))
+        for rule in suite.rules
+    ]
 
 
-def _outcome(table: str, rule: str, entry: dict[str, Any] | None) -> Outcome:
+def _outcome(table: str, rule: Rule, entry: dict[str, Any] | None) -> Outcome:
     """Great Expectations says success False for a broken check too; here that is an error of its own."""
     if entry is None:
-        return Outcome(table, rule, 0, (), "Great Expectations gave no result")
+        return Outcome(table, rule.text, 0, (), "Great Expectations gave no result", rule.severity)
     info = entry["exception_info"]
     errors = [
         part["exception_message"]
@@ -110,111 +156,19 @@ def _outcome(table: str, rule: str, entry: dict[str, Any] | None) -> Outcome:
         if part["raised_exception"]
     ]
     if errors:
-        return Outcome(table, rule, 0, (), "; ".join(sorted({str(error) for error in errors})))
+        return Outcome(table, rule.text, 0, (), "; ".join(sorted({str(error) for error in errors})), rule.severity)
     result = entry["result"]
     count = int(result.get("unexpected_count", 0))
     if not entry["success"] and not count:
-        return Outcome(table, rule, 0, (), f"failed without naming a row: {result}")
+        return Outcome(table, rule.text, 0, (), f"failed without naming a row: {result}", rule.severity)
     rows = [
         ", ".join(f"{key} {value}" for key, value in sorted(row.items()))
         for row in result.get("partial_unexpected_index_list") or ()
     ]
-    return Outcome(table, rule, count, tuple(rows), "")
+    return Outcome(table, rule.text, count, tuple(rows), "", rule.severity)
 
 
-def _rule(kind: str, text: str, **options: Any) -> Any:
-    """One expectation of Great Expectations' class `kind`; text: the rule in words, its name in reports."""
+def _expectation(rule: Rule) -> Any:
     import great_expectations.expectations as gxe
 
-    return getattr(gxe, kind)(description=text, meta={"rule": text}, **options)
-
-
-def _present(column: str, text: str) -> list[Any]:
-    """Neither null nor blank."""
-    return [
-        _rule("ExpectColumnValuesToNotBeNull", f"{text} is given", column=column),
-        _rule("ExpectColumnValuesToMatchRegex", f"{text} is not blank", column=column, regex=r"\S"),
-    ]
-
-
-def _image_rules(limits: Limits) -> list[Any]:
-    sides = f"{limits.min_side}..{limits.max_side} px"
-    return [
-        _rule("ExpectColumnValuesToBeUnique", "image ids are unique", column="image_id"),
-        *(
-            _rule(
-                "ExpectColumnValuesToBeBetween",
-                f"{side} is {sides}",
-                column=side,
-                min_value=limits.min_side,
-                max_value=limits.max_side,
-            )
-            for side in ("height", "width")
-        ),
-        _rule(
-            "ExpectColumnValuesToBeInSet", "split is known", column="split", value_set=["train", "test", "unlabelled"]
-        ),
-        _rule(
-            "ExpectColumnValuesToBeInSet",
-            "task is known",
-            column="task",
-            value_set=["unspecified", "salient", "entity", "part"],
-        ),
-        *_present("licence", "licence"),
-        _rule("ExpectColumnValuesToMatchRegex", "sha256 is 64 hex digits", column="sha256", regex="^[0-9a-f]{64}$"),
-        _rule("ExpectColumnValuesToBeNull", "no image content twice within one data set", column="same_as"),
-        _rule("ExpectColumnValuesToBeNull", "no train or unlabelled image in a test set", column="in_test"),
-    ]
-
-
-def _mask_rules(limits: Limits) -> list[Any]:
-    pair, inside = "ExpectColumnPairValuesAToBeGreaterThanB", "box inside image"
-    return [
-        _rule("ExpectColumnValuesToBeUnique", "mask ids are unique", column="mask_id"),
-        _rule("ExpectColumnValuesToNotBeNull", "mask belongs to an image", column="path"),
-        _rule("ExpectColumnValuesToBeInSet", "split is train or test", column="split", value_set=["train", "test"]),
-        _rule(
-            "ExpectColumnValuesToBeInSet",
-            "task is salient, entity or part",
-            column="task",
-            value_set=["salient", "entity", "part"],
-        ),
-        _rule(
-            "ExpectColumnValuesToBeBetween",
-            f"area is at least {limits.min_area} px",
-            column="area",
-            min_value=limits.min_area,
-        ),
-        _rule(
-            "ExpectColumnValuesToBeBetween",
-            f"area is at most {limits.max_area_share:g} of the image",
-            column="area_share",
-            max_value=limits.max_area_share,
-        ),
-        *(
-            _rule("ExpectColumnValuesToBeBetween", f"{inside}: {edge} >= 0", column=edge, min_value=0)
-            for edge in ("x0", "y0")
-        ),
-        *(_rule(pair, f"{inside}: {a}1 >= {a}0", column_A=f"{a}1", column_B=f"{a}0", or_equal=True) for a in "xy"),
-        _rule(pair, f"{inside}: x1 < width", column_A="width", column_B="x1"),
-        _rule(pair, f"{inside}: y1 < height", column_A="height", column_B="y1"),
-    ]
-
-
-def _dataset_rules(_: Limits) -> list[Any]:
-    return [
-        _rule("ExpectColumnValuesToBeBetween", "data set has images", column="images", min_value=1),
-        _rule("ExpectColumnValuesToBeBetween", "train or test set has masks", column="human_masks", min_value=1),
-    ]
-
-
-def _budget_rules(_: Limits) -> list[Any]:
-    return [_rule("ExpectColumnValuesToBeBetween", "data set of a budget has images", column="images", min_value=1)]
-
-
-RULES: dict[str, Callable[[Limits], list[Any]]] = {
-    "images": _image_rules,
-    "masks": _mask_rules,
-    "datasets": _dataset_rules,
-    "budgets": _budget_rules,
-}
+    return getattr(gxe, rule.kind)(description=rule.text, meta={"rule": rule.text}, **rule.options)

@@ -14,8 +14,8 @@ from sum.errors import DataError
 
 
 def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
-    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or has another size than at ingest."""
-    image = read_image(record.path)
+    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or another than at ingest."""
+    image = read_image(record.path, sha256=record.sha256)
     height, width = image.shape[:2]
     if (height, width) != (record.height, record.width):
         raise DataError(

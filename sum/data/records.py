@@ -6,9 +6,10 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,6 +65,22 @@ class MaskRecord:
 Row = TypeVar("Row", ImageRecord, MaskRecord)
 
 
+class Digest:
+    """A fingerprint of rows that come in any order, a row at a time: the sum of their SHA-256, and how many they are."""
+
+    def __init__(self) -> None:
+        self._total, self._rows = 0, 0
+
+    def add(self, values: tuple[Any, ...]) -> None:
+        """One row; values: its fields."""
+        row = hashlib.sha256(_ENCODE(values).encode("ascii")).digest()
+        self._total, self._rows = self._total + int.from_bytes(row), self._rows + 1
+
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return hashlib.sha256(f"{self._rows} {self._total}".encode("ascii")).hexdigest()
+
+
 class Manifest:
     """All images and masks of a run, in the order of their ids."""
 
@@ -74,11 +91,11 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: the same whatever the order in which it was read."""
-        digest = hashlib.sha256()
+        """Of the content: the same whatever the order in which it was read."""
+        digest = Digest()
         rows: Iterable[ImageRecord | MaskRecord] = itertools.chain(self.images, self.masks)
         for row in rows:
-            digest.update(json.dumps(_values(row)).encode() + b"\n")
+            digest.add(_values(row))
         return digest.hexdigest()
 
     def masks_of(self) -> dict[str, list[MaskRecord]]:
@@ -104,7 +121,14 @@ class ManifestWriter:
 
     def __init__(self, images: pq.ParquetWriter, masks: pq.ParquetWriter) -> None:
         """Use `manifest_writer`."""
-        self._images, self._masks = _Table(images, ImageRecord), _Table(masks, MaskRecord)
+        self._digest = Digest()
+        self._images = _Table(images, ImageRecord, self._digest)
+        self._masks = _Table(masks, MaskRecord, self._digest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all rows added so far, as `Manifest.fingerprint`."""
+        return self._digest.hexdigest()
 
     def add(self, image: ImageRecord | None, masks: Iterable[MaskRecord]) -> None:
         """Append an image (or none) and masks."""
@@ -122,11 +146,14 @@ class ManifestWriter:
 class _Table:
     """Rows of one record type on their way into one Parquet file."""
 
-    def __init__(self, writer: pq.ParquetWriter, kind: type) -> None:
-        self._writer, self._names, self._rows = writer, [field.name for field in fields(kind)], list[tuple[Any, ...]]()
+    def __init__(self, writer: pq.ParquetWriter, kind: type, digest: Digest) -> None:
+        self._writer, self._digest, self._rows = writer, digest, list[tuple[Any, ...]]()
+        self._names = [field.name for field in fields(kind)]
 
     def add(self, row: ImageRecord | MaskRecord) -> None:
-        self._rows.append(_values(row))
+        values = _values(row)
+        self._digest.add(values)
+        self._rows.append(values)
         if len(self._rows) >= ROWS:
             self.flush()
 
@@ -169,19 +196,38 @@ def read_manifest(folder: Path, *, reader: str) -> Manifest:
 
 
 def _read(path: Path, kind: type[Row], *, reader: str) -> list[Row]:
+    names = [field.name for field in fields(kind)]
+    rows = list[Row]()
+    for part in read_columns(path, names, reader=reader):
+        rows += [kind(*values) for values in zip(*(column.to_pylist() for column in part.columns), strict=True)]
+    return rows
+
+
+def read_columns(path: Path, names: Sequence[str], *, reader: str) -> Iterator[pa.RecordBatch]:
+    """Some columns of `IMAGES` or `MASKS`, a row group or less at a time and in the order of the file.
+
+    reader: the stage that asks. Raises MissingInput before stage ingest, DataError when it is no file of that stage.
+    """
     if not path.is_file():
         raise MissingInput(path, reader=reader, maker="ingest")
-    names = [field.name for field in fields(kind)]
+    whole = _schema(MaskRecord if path.name == MASKS else ImageRecord)
+    schema = pa.schema([whole.field(name) for name in names])
     try:
-        table = pq.read_table(path, columns=names).cast(_schema(kind))
-    except (pa.ArrowException, OSError, ValueError) as error:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS, columns=list(names)):
+                yield batch.select(list(names)).cast(schema)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         why = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a table that stage 'ingest' writes ({why}). Run `dvc repro ingest`.") from error
-    return [kind(*values) for values in zip(*(table[name].to_pylist() for name in names), strict=True)]
 
 
 def _values(row: ImageRecord | MaskRecord) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in row.__slots__)
+    return _IMAGE(row) if isinstance(row, ImageRecord) else _MASK(row)
+
+
+_IMAGE = attrgetter(*(field.name for field in fields(ImageRecord)))
+_MASK = attrgetter(*(field.name for field in fields(MaskRecord)))
+_ENCODE = json.JSONEncoder().encode  # ASCII only, the same on every machine
 
 
 def _schema(kind: type) -> pa.Schema:

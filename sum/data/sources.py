@@ -9,10 +9,11 @@ from pathlib import PurePosixPath
 
 from pycocotools import mask as coco
 
+from sum.data.fingerprints import perceptual_hashes
 from sum.data.images import decode_image
 from sum.data.records import ImageRecord, MaskRecord
 from sum.errors import DataError
-from sum.storage import NotFound, join, read_bytes
+from sum.storage import NotFound, join, member_name, read_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 
@@ -105,13 +106,13 @@ def told(item: Item) -> Job:
 
 
 def stem_of(relative: str) -> str:
-    """`a/b.c.jpg` -> `a/b.c`."""
-    return PurePosixPath(relative).with_suffix("").as_posix()
+    """`a/b.c.jpg` -> `a/b.c`; of an archive's member `x.tar!/a/b.jpg#512+90` -> `x/a/b`."""
+    return PurePosixPath(member_name(relative)).with_suffix("").as_posix()
 
 
 def is_image_name(relative: str) -> bool:
     """Whether the suffix, in any case, is that of an image."""
-    return PurePosixPath(relative).suffix.lower() in SUFFIXES
+    return PurePosixPath(member_name(relative)).suffix.lower() in SUFFIXES
 
 
 def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
@@ -119,21 +120,24 @@ def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
     path = join(source.root, source.folder, relative)
     try:
         data = read_bytes(path)
-        height, width, _ = decode_image(data, name=path).shape
+        pixels = decode_image(data, name=path)
     except NotFound:
         return Problem(path, "the image is missing", "add the file, or take its entry out of the list")
     except DataError as error:
         return Problem(path, str(error).removeprefix(f"{path}: "), "download or export the file again, or delete it")
+    phash, mirror_phash = perceptual_hashes(pixels)
     return ImageRecord(
         image_id=f"{source.name}/{stem_of(relative)}",
         dataset=source.name,
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),
-        height=height,
-        width=width,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
         task=source.task,
         split=source.split,
         licence=source.licence,
+        phash=phash,
+        mirror_phash=mirror_phash,
     )
 
 

@@ -1,8 +1,9 @@
 """Automatic mask generation: one image -> the masks SAM finds when asked at every point of a grid, filtered.
 
-The records equal those of segment_anything's SamAutomaticMaskGenerator (crop_n_layers 0, no minimum region). Two things
-differ on the way: outputs of a low predicted IoU are dropped before they are upsampled, and upsampling goes in pieces
-of bounded memory.
+The records equal those of segment_anything's SamAutomaticMaskGenerator (crop_n_layers 0, no minimum region). On the way
+three things differ: the decoder's arithmetic has another order (`point_decoder`: equal to rounding); outputs of a low
+predicted IoU are dropped before they are drawn or upsampled; the others are upsampled only where they are (on a CPU:
+`enlarge`), or in pieces of bounded memory.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from torch import Tensor
 from torchvision.ops.boxes import batched_nms
 
 from sum.core.geometry import logits_to_image, mask_to_box, points_to_model, resized_hw, to_frame
-from sum.models.segmenter import POSITIVE, Prompts, Segmenter
+from sum.models.enlarge import Cut, Enlarger
+from sum.models.point_decoder import PointDecoder
+from sum.models.segmenter import Segmenter
 
 CHUNK_PIXELS = 1 << 24  # upsampled logits held at once: 64 MB, whatever the image and points_per_batch
+WINDOWED = frozenset({"cpu"})  # devices where one candidate after the other, each in its box, is fastest
 HALF_LIMIT = 65504.0  # of float16
 PAPER_SIDE = 1024  # px of the frame in which areas of params.yaml are given
 
@@ -73,13 +77,13 @@ def generate(model: Segmenter, image: NDArray[np.uint8], *, settings: GeneratorS
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}, wants uint8 (H, W, 3)")
     height, width = image.shape[:2]
-    embedding = _embed(model, image)
+    decoder = PointDecoder(model, _embed(model, image))
     grid = build_point_grid(settings.points_per_side) * (width, height)
     found = [
         candidates
         for start in range(0, len(grid), settings.points_per_batch)
         for candidates in _ask(
-            model, embedding, grid[start : start + settings.points_per_batch], hw=(height, width), settings=settings
+            decoder, grid[start : start + settings.points_per_batch], model=model, hw=(height, width), settings=settings
         )
     ]
     return _choose(found, hw=(height, width), settings=settings) if found else []
@@ -100,27 +104,55 @@ def _embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
 
 
 def _ask(
-    model: Segmenter,
-    embedding: Tensor,
+    decoder: PointDecoder,
     points: NDArray[np.float64],
     *,
+    model: Segmenter,
     hw: tuple[int, int],
     settings: GeneratorSettings,
 ) -> Iterator[_Candidates]:
     """Ask at `points` `[P, 2]`, original frame; yield the outputs that pass the filters, in the order of the points."""
-    xy = torch.from_numpy(points_to_model(points, hw=hw, side=model.side)).float().to(embedding.device)[:, None]
-    index = torch.zeros(len(xy), dtype=torch.int64, device=xy.device)
-    prompts = Prompts.from_points(xy, torch.full_like(index[:, None], POSITIVE))
-    answer = model.decode(embedding, index, prompts, multimask=True)
-    logits, iou = answer.logits.flatten(0, 1), answer.iou.flatten()
-    asked = points.repeat(answer.iou.shape[1], axis=0)
-    if settings.pred_iou_thresh > 0:
-        good = iou > settings.pred_iou_thresh
-        logits, iou, asked = logits[good], iou[good], asked[good.cpu().numpy()]
+    xy = torch.from_numpy(points_to_model(points, hw=hw, side=model.side)).float().to(model.task_prompt.device)
+    windowed = xy.device.type in WINDOWED
     step = max(1, CHUNK_PIXELS // max(hw[0] * hw[1], model.side**2))
-    for start in range(0, len(iou), step):
-        part = slice(start, start + step)
-        yield _full_size(model, logits[part], iou[part], asked[part], hw=hw, settings=settings)
+    floor = settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else None
+    for out in decoder.ask(xy, floor=floor, chunk=decoder.near if windowed else len(xy)):
+        asked = points[out.point.cpu().numpy()]
+        if windowed:
+            yield _where_they_are(model, out.logits, out.iou, asked, hw=hw, settings=settings)
+            continue
+        for start in range(0, len(asked), step):
+            part = slice(start, start + step)
+            yield _full_size(model, out.logits[part], out.iou[part], asked[part], hw=hw, settings=settings)
+
+
+def _where_they_are(
+    model: Segmenter,
+    logits: Tensor,
+    iou: Tensor,
+    points: NDArray[np.float64],
+    *,
+    hw: tuple[int, int],
+    settings: GeneratorSettings,
+) -> _Candidates:
+    """As `_full_size`, one after the other and only inside each candidate's box: what a CPU does best."""
+    enlarger = Enlarger(hw=hw, side=model.side, low=model.low_side)
+    largest, kept, cuts = settings.max_area_share * hw[0] * hw[1], list[int](), list[Cut]()
+    for number, plane in enumerate(logits):
+        cut = enlarger.cut(plane, at=model.sam.mask_threshold, offset=settings.stability_offset)
+        stable = settings.stability_thresh <= 0 or cut.stability >= settings.stability_thresh
+        if stable and cut.above[1] < largest:
+            kept.append(number)
+            cuts.append(cut)
+    return _Candidates(
+        iou=iou[kept],
+        stability=torch.tensor([cut.stability for cut in cuts]),
+        box=torch.tensor([cut.box for cut in cuts], dtype=torch.int64).reshape(-1, 4),
+        area=torch.tensor([cut.above[1] for cut in cuts], dtype=torch.int64),
+        point=points[kept],
+        logits=logits[kept].clamp(-HALF_LIMIT, HALF_LIMIT).half(),
+        rle=[cut.rle(hw) for cut in cuts],
+    )
 
 
 def _full_size(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sum.data.records import Manifest, read_manifest
 from sum.data.samples import HumanImages, PseudoImages
 from sum.engine import Loop, Row
 from sum.errors import DataError, choose
+from sum.licences import summarise
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
 from sum.models.segmenter import TASKS, Segmenter
@@ -145,14 +146,21 @@ def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracki
         if found is not None:
             return found
         log.warning("the MLflow run of %s is gone: its metrics go to a new run", note)
-    licences = sorted({config.datasets[name].licence for name in used_sets(config, facts["budget"])})
+    licences = {name: config.datasets[name].licence for name in used_sets(config, facts["budget"])}
+    skipped = skipped_items(licences)
     record = tracking.start_run(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
         name=f"ft-{facts['budget']}",
         params=asdict(config) | facts,
-        tags={**facts, "licences": "; ".join(licences)},
+        tags={
+            **facts,
+            "licences": "; ".join(sorted({*licences.values()})),
+            "licence_terms": summarise(licences),
+            "skipped": "; ".join(f"{name}: {count}" for name, count in skipped.items() if count) or "none",
+        },
     )
+    record.log_metrics({"skipped": sum(skipped.values())}, step=0)
     write_json(note, {"run_id": record.id})
     return record
 
@@ -161,6 +169,13 @@ def used_sets(config: Config, budget: str) -> list[str]:
     """Names of the data sets of a budget."""
     entry = config.budgets[budget]
     return [*entry.human, *entry.unlabelled]
+
+
+def skipped_items(names: Iterable[str]) -> dict[str, int]:
+    """Data set -> files and annotations that stage ingest could not use."""
+    path = MANIFEST / "summary.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["datasets"] if path.is_file() else {}
+    return {name: int(found.get(name, {}).get("skipped", 0)) for name in names}
 
 
 def log_rows(record: tracking.Run | None) -> Callable[[Sequence[Row]], None]:

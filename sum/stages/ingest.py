@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sum.data.records import ManifestWriter, manifest_writer, read_manifest
+from sum.data.records import ManifestWriter, manifest_writer
 from sum.data.sources import Problem, Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
@@ -54,8 +55,7 @@ def run(config: Config) -> Path:
                     f"data set '{name}' ({config.datasets[name].root}) gave no usable image; see {PROBLEMS}"
                 )
         write_json(folder / "skipped.json", bad)
-        fingerprint = read_manifest(folder, reader="ingest").fingerprint
-        write_json(folder / "summary.json", _summary(config.datasets, tallies, fingerprint=fingerprint))
+        write_json(folder / "summary.json", _summary(config.datasets, tallies, fingerprint=writer.fingerprint))
     return OUT
 
 
@@ -109,12 +109,22 @@ def _summary(datasets: dict[str, DatasetConfig], tallies: dict[str, Tally], *, f
             "images": tally.images,
             "masks": tally.masks,
             "skipped": len(tally.problems),
-            "notes": dict(tally.notes),
+            "skipped_by_reason": dict(sorted(Counter(_kind(problem.reason) for problem in tally.problems).items())),
+            "notes": dict(sorted(tally.notes.items())),
         }
         for name, tally in tallies.items()
     }
     total = {key: sum(int(getattr(tally, key)) for tally in tallies.values()) for key in ("images", "masks")}
+    total["skipped"] = sum(len(tally.problems) for tally in tallies.values())
     return {"datasets": sets, "fingerprint": fingerprint, **total}
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to one file, so that equal ones are counted together: no detail in brackets,
+    no text in quotes, no number.
+    """
+    plain = re.sub(r" ?\([^()]*(\([^()]*\)[^()]*)*\)|: .*", "", reason)
+    return re.sub(r"\d[\d,.]*", "N", re.sub(r"'[^']*'", "'…'", plain)).strip()
 
 
 def _print(tallies: dict[str, Tally]) -> None:

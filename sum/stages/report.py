@@ -170,10 +170,13 @@ def _outputs(config: Config, rows: Rows, table: pd.DataFrame) -> list[dict[str, 
 def _datasets(config: Config, manifest: Manifest) -> list[dict[str, Any]]:
     images = pd.Series([image.dataset for image in manifest.images]).value_counts()
     masks = pd.Series([mask.dataset for mask in manifest.masks], dtype="str").value_counts()
+    summary = MANIFEST / "summary.json"
+    skipped = _read(summary)["datasets"] if summary.is_file() else {}
     found = []
     for name, entry in config.datasets.items():
         used = [budget for budget, parts in config.budgets.items() if name in (*parts.human, *parts.unlabelled)]
         counts = {"images": int(images.get(name, 0)), "masks": int(masks.get(name, 0))}
+        counts["skipped"] = int(skipped.get(name, {}).get("skipped", 0))
         about = {"split": entry.split, "task": entry.task, "licence": entry.licence}
         found.append({"name": name, **about, **counts, "budgets": ", ".join(used) or "–"})
     return found

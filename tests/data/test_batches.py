@@ -80,7 +80,9 @@ def test_a_missing_photo_is_one_clear_error_from_a_worker_too(workers: int) -> N
 
 
 def test_workers_read_the_same_batches() -> None:
-    for a, b in zip(mixture().batches(start=0, stop=4, workers=0), mixture().batches(start=0, stop=4, workers=2), strict=True):
+    for a, b in zip(
+        mixture().batches(start=0, stop=4, workers=0), mixture().batches(start=0, stop=4, workers=2), strict=True
+    ):
         assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
 
 

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 
-from sum.data.checks import RULES, Limits, check_manifest, check_table, make_context
-from sum.data.records import ImageRecord, Manifest, MaskRecord
+from sum.data.checks import CopyRules, Suite, check_manifest, check_table, make_context
+from sum.data.fingerprints import perceptual_hashes
+from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
 from sum.data.reports import Report
+from sum.data.rules import RULES, Limits, Rule
+from sum.data.tables import BudgetFacts, SetFacts
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
 )
 LIMITS = Limits(min_side=32, max_side=2000, min_area=16, max_area_share=0.9)
 SPLITS = {"human": "train", "bench": "test", "free": "unlabelled"}
-BUDGETS = {"small": ["human", "free"]}
+SETS = {name: SetFacts(split=split) for name, split in SPLITS.items()}
+BUDGETS = {"small": BudgetFacts(human=["human"], unlabelled=["free"], human_wanted=3, unlabelled_wanted=3)}
+RLE = encode_mask(np.arange(2400).reshape(40, 60) < 100)
+HASH = "0123456789abcdef"
 
 
 def image(name: str, number: int, **changes: object) -> ImageRecord:
     dataset = name.split("/")[0]
     task = "salient" if dataset != "free" else "unspecified"
     row = ImageRecord(name, dataset, f"raw/{name}.jpg", f"{number:064x}", 40, 60, task, SPLITS[dataset], "CC0-1.0")
+    row = replace(row, phash=hashlib.sha256(name.encode()).hexdigest()[:16])  # far from any other
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
 def mask(name: str, **changes: object) -> MaskRecord:
     owner = name.split("#")[0]
     dataset = owner.split("/")[0]
-    row = MaskRecord(name, owner, dataset, "salient", SPLITS[dataset], 100, 1, 2, 20, 30, "0c0", "", f"raw/{owner}.png")
+    row = MaskRecord(name, owner, dataset, "salient", SPLITS[dataset], 100, 1, 2, 20, 30, RLE, "", f"raw/{owner}.png")
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
@@ -41,8 +51,9 @@ GOOD_MASKS = [mask(f"{name}/{n}#0") for name in ("human", "bench") for n in rang
 
 
 def check(folder: Path, images: list[ImageRecord], masks: list[MaskRecord], **options: object) -> Report:
-    wanted = {"splits": SPLITS, "budgets": BUDGETS, "limits": LIMITS, "docs": folder / "docs"} | options
-    return check_manifest(Manifest(images, masks), **wanted)  # type: ignore[arg-type]
+    write_manifest(folder / "manifest", images, masks)
+    wanted = {"sets": SETS, "budgets": BUDGETS, "limits": LIMITS, "copies": CopyRules(bits=8, alike=0.95)}
+    return check_manifest(folder / "manifest", docs=folder / "docs", **wanted | options)  # type: ignore[arg-type]
 
 
 BROKEN = {  # rule -> what the report must name; the rows are in `broken`
@@ -54,15 +65,24 @@ BROKEN = {  # rule -> what the report must name; the rows are in `broken`
     "licence is given": [],
     "licence is not blank": ["human/bare"],
     "sha256 is 64 hex digits": ["human/hash"],
+    "perceptual hash was taken": ["human/unhashed"],
     "no image content twice within one data set": ["human/copy", "same_as human/0 (raw/human/0.jpg)"],
+    "no image content in two training sets": ["elsewhere free/again (raw/free/again.jpg), image_id human/1"],
     "no train or unlabelled image in a test set": [
         "human/leak, in_test bench/0 (raw/bench/0.jpg), path raw/human/leak.jpg",
         "free/leak, in_test bench/1 (raw/bench/1.jpg), path raw/free/leak.jpg",
+    ],
+    "no train or unlabelled image looks like one of a test set": [
+        "human/look",
+        "like_test bench/look (",
+        "0 of 64 bits differ, likeness",
     ],
     "mask ids are unique": ["human/0#7"],
     "mask belongs to an image": ["human/nowhere#0"],
     "split is train or test": ["free/0#0"],
     "task is salient, entity or part": ["human/1#9"],
+    "run lengths cover the image": ["human/1#11"],
+    "area is that of the run lengths": ["human/1#12"],
     "area is at least 16 px": ["area 15"],
     "area is at most 0.9 of the image": ["human/1#3"],
     "box inside image: x0 >= 0": ["human/1#4"],
@@ -73,8 +93,41 @@ BROKEN = {  # rule -> what the report must name; the rows are in `broken`
     "box inside image: y1 < height": ["human/1#10"],
     "data set has images": ["dataset absent"],
     "train or test set has masks": ["dataset absent"],
+    "images are as many as expected": ["dataset bench, expected_images 7.0"],
+    "masks are as many as expected": ["dataset bench, expected_masks 8.0"],
+    "nothing was skipped": ["dataset human, skipped 2"],
     "data set of a budget has images": ["budget large, dataset absent"],
+    "human images fill a batch": ["budget large", "human_wanted 99"],
+    "unlabelled images fill a batch": ["budget large", "unlabelled_wanted 98"],
 }
+
+
+WARNINGS = {
+    "perceptual hash was taken", "no image content in two training sets", "images are as many as expected",
+    "masks are as many as expected", "nothing was skipped", "human images fill a batch",
+    "unlabelled images fill a batch",
+}  # fmt: skip
+
+
+def first(count: int) -> str:
+    """The run lengths of a mask of the first so many pixels of 40 x 60."""
+    return encode_mask(np.arange(2400).reshape(40, 60) < count)
+
+
+def looks(folder: Path) -> list[ImageRecord]:
+    """A train photo that is the mirror image of a test photo in another format."""
+    smooth = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    theirs = PIL.Image.fromarray(smooth).resize((60, 40), PIL.Image.Resampling.BICUBIC)
+    mine = theirs.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+    rows = []
+    for name, picture, number in (("bench/look.png", theirs, 900), ("human/look.jpg", mine, 901)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        phash, mirror = perceptual_hashes(np.asarray(picture))
+        row = image(name.partition(".")[0], number, path=str(path), phash=phash, mirror_phash=mirror)
+        rows.append(row)
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +144,19 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
         image("human/copy", 100),
         image("human/leak", 110),
         image("free/leak", 111),
+        image("human/unhashed", 8, phash=""),
+        image("free/again", 101),
+        *looks(folder),
     ]
     masks = [
         *(mask("human/0#7") for _ in range(2)),
         mask("human/nowhere#0"),
         mask("free/0#0"),
         mask("human/1#9", task="unspecified"),
-        mask("human/1#2", area=15),
-        mask("human/1#3", area=2161),
+        mask("human/1#2", area=15, rle=first(15)),
+        mask("human/1#3", area=2161, rle=first(2161)),
+        mask("human/1#11", rle=encode_mask(np.arange(1200).reshape(40, 30) < 100)),
+        mask("human/1#12", area=101),
         mask("human/1#4", x0=-1),
         mask("human/1#5", y0=-1),
         mask("human/1#6", x0=21),
@@ -106,7 +164,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
         mask("human/1#8", x1=60),
         mask("human/1#10", y1=40),
     ]
-    options = {"splits": SPLITS | {"absent": "test"}, "budgets": BUDGETS | {"large": ["human", "absent"]}}
+    sets = SETS | {"bench": SetFacts(split="test", images=7, masks=8), "absent": SetFacts(split="test")}
+    large = BudgetFacts(human=["human"], unlabelled=["absent"], human_wanted=99, unlabelled_wanted=98)
+    options = {"sets": sets | {"human": SetFacts(split="train", skipped=2)}, "budgets": BUDGETS | {"large": large}}
     return check(folder, GOOD_IMAGES + images, GOOD_MASKS + masks, **options), folder
 
 
@@ -127,7 +187,11 @@ def test_every_rule_names_the_row_that_breaks_it(rule: str, broken: tuple[Report
         assert any(want in row for row in outcome.rows), outcome.rows
     # two masks have no image: their pair checks have nothing to compare with; all else breaks by its own row only
     others = {"mask ids are unique": 2, "image ids are unique": 2, "no train or unlabelled image in a test set": 2}
+    assert (outcome.state == "warning") == (rule in WARNINGS)
     assert outcome.unexpected <= others.get(rule, 1) + ("<" in rule)
+
+
+FIGURES = ["Masks by data set", "Class balance", "Size of masks", "Masks in an image"]
 
 
 def test_pages_need_no_network_and_name_the_rows(broken: tuple[Report, Path]) -> None:
@@ -140,6 +204,7 @@ def test_pages_need_no_network_and_name_the_rows(broken: tuple[Report, Path]) ->
     links = re.findall(r'href="([^"]+)"', index)
     assert set(links) <= set(pages)
     assert {link.split("/")[1] for link in links} == set(RULES)
+    assert [title for title in FIGURES if f'aria-label="{title}"' in index] == FIGURES
 
 
 @pytest.mark.slow
@@ -153,15 +218,43 @@ def test_the_report_is_the_same_whatever_the_order_of_rows(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_manifest_without_masks_is_checked_all_the_same(tmp_path: Path) -> None:
     free = [one for one in GOOD_IMAGES if one.dataset == "free"]
-    report = check(tmp_path, free, [], splits={"free": "unlabelled"}, budgets={})
+    report = check(tmp_path, free, [], sets={"free": SETS["free"]}, budgets={})
     assert [outcome.rule for outcome in report.failed] == []
 
 
 def test_a_check_that_breaks_is_an_error_and_not_bad_data(tmp_path: Path) -> None:
     table = pd.DataFrame({"images": [1], "dataset": ["a"]})  # no column `human_masks`
-    context = make_context(tmp_path)
-    rules = RULES["datasets"](LIMITS)
-    sound, failed = check_table(context, "datasets", table=table, rules=rules, keys=["dataset"])
+    broken = {"could not begin": "the disk is on fire"}
+    rules = [*RULES["datasets"](LIMITS)[:2], Rule("ExpectColumnValuesToBeNull", "could not begin", {}, "warning")]
+    sound, failed, stopped = check_table(make_context(tmp_path), "datasets", Suite(table, ["dataset"], rules, broken))
     assert sound.success
     assert (failed.success, failed.unexpected) == (False, 0)
     assert "human_masks" in failed.error
+    assert (stopped.state, stopped.error) == ("failed", "the disk is on fire")  # though its severity is a warning
+
+
+def test_a_copy_that_cannot_be_looked_at_is_a_failed_check(tmp_path: Path) -> None:
+    same = [image("human/a", 1, phash=HASH, mirror_phash=HASH), image("bench/a", 2, phash=HASH, mirror_phash=HASH)]
+    report = check(tmp_path, same, [], sets={}, budgets={})
+    assert {outcome.error for outcome in report.failed} == {"raw/human/a.jpg: the image is missing"}
+    assert len(report.failed) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("allowed", "on_copy", "want"), [
+    ((), "error", ["failed"]),
+    ((), "warning", ["warning"]),
+    ((("human/lo*", "bench/look"),), "error", []),
+    ((("human/lo*", "bench/other"),), "error", ["failed"]),
+])  # fmt: skip
+def test_a_look_alike_may_be_a_warning_or_allowed(
+    tmp_path: Path, allowed: tuple[tuple[str, str], ...], on_copy: str, want: list[str]
+) -> None:
+    limits = replace(LIMITS, on_copy=on_copy)  # type: ignore[arg-type]
+    copies = CopyRules(bits=8, alike=0.95, allowed=allowed)
+    report = check(tmp_path, looks(tmp_path), [], sets={}, budgets={}, limits=limits, copies=copies)
+    assert [outcome.state for outcome in report.outcomes if not outcome.success] == want
+    found = report.as_json()["allowed_copies"]
+    assert isinstance(found, dict)
+    assert found["count"] == (0 if want else 1)
+    assert all("human/look" in row and "bench/look" in row for row in found["rows"])

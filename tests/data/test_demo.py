@@ -188,7 +188,11 @@ def test_a_crash_leaves_no_half_written_root(tmp_path, monkeypatch, older):
     "seeds, scenes, message",
     [
         (SEEDS, {"salient_trian": 1}, "Did you mean 'salient_train'"),  # a typing error
-        ({"test": 1}, {"unlabelled": 1}, "no seed 'train', which the set 'unlabelled'"),  # no default: chance is an argument
+        (
+            {"test": 1},
+            {"unlabelled": 1},
+            "no seed 'train', which the set 'unlabelled'",
+        ),  # no default: chance is an argument
     ],
 )
 def test_a_wrong_set_is_refused_before_writing(tmp_path, seeds, scenes, message):

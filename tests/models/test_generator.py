@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -16,7 +17,9 @@ from torch import Tensor
 from sum.core.geometry import resized_hw
 from sum.models import generator
 from sum.models.backbones import build_tiny
+from sum.models.enlarge import Cut, Enlarger
 from sum.models.generator import GeneratedMask, GeneratorSettings, area_at_paper_side, generate
+from sum.models.point_decoder import Outputs, PointDecoder
 from sum.models.segmenter import Prediction, Prompts, Segmenter
 
 SIZES = [(48, 64), (75, 50), (64, 64), (90, 41)]
@@ -68,6 +71,27 @@ class Blobs(Segmenter):
         self, embedding: Tensor, image_index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor | None = None
     ) -> Prediction:
         return Prediction(*blobs(prompts.xy[:, 0], side=self.side, low=self.low_side))
+
+
+class Plain(PointDecoder):
+    """Points through Segmenter.decode, all three outputs at once: what PointDecoder must equal."""
+
+    def __init__(self, model: Segmenter, embedding: Tensor) -> None:
+        self.model, self.embedding, self._image = model, embedding, embedding
+
+    def ask(self, xy: Tensor, *, floor: float | None, chunk: int) -> Iterator[Outputs]:
+        index = torch.zeros(len(xy), dtype=torch.int64)
+        prompts = Prompts.from_points(xy[:, None], torch.ones(len(xy), 1, dtype=torch.int64))
+        answer = self.model.decode(self.embedding, index, prompts, multimask=True)
+        good = answer.iou > (-math.inf if floor is None else floor)
+        yield Outputs(answer.logits[good], answer.iou[good], torch.arange(len(xy))[:, None].expand_as(good)[good])
+
+
+@pytest.fixture(autouse=True)
+def blobs_answer_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        generator, "PointDecoder", lambda model, e: (Plain if isinstance(model, Blobs) else PointDecoder)(model, e)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,21 +193,38 @@ def test_nothing_found(noisy: Segmenter, field: str, value: float) -> None:
 def test_batches_and_chunks_change_nothing(smooth: Blobs, per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     want = [mask.rle for mask in generate(smooth, photo((48, 64)), settings=EVERYTHING)]
     monkeypatch.setattr(generator, "CHUNK_PIXELS", 5 * 64 * 64)
+    monkeypatch.setattr(generator, "WINDOWED", frozenset())
     found = generate(smooth, photo((48, 64)), settings=replace(EVERYTHING, points_per_batch=per_batch))
     assert [mask.rle for mask in found] == want
 
 
 def test_only_what_passed_the_predicted_iou_is_upsampled(smooth: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+    asked = []
 
-    def spy(logits: Tensor, **options: object) -> Tensor:
-        sizes.append(len(logits))
-        return real(logits, **options)
+    def spy(self: Enlarger, logits: Tensor, **options: float) -> Cut:
+        asked.append(logits)
+        return real(self, logits, **options)
 
-    real = generator.logits_to_image
-    monkeypatch.setattr(generator, "logits_to_image", spy)
+    real = Enlarger.cut
+    monkeypatch.setattr(Enlarger, "cut", spy)
     generate(smooth, photo((64, 64)), settings=replace(EVERYTHING, pred_iou_thresh=0.7))
-    assert 0 < sum(sizes) < 75
+    assert 0 < len(asked) < 75
+
+
+@pytest.mark.parametrize("hw", SIZES)
+def test_both_ways_of_enlarging_give_the_same_candidates(noisy: Segmenter, hw: tuple[int, int]) -> None:
+    """On a CPU each candidate inside its box, elsewhere all of them at full size."""
+    logits = torch.randn(20, noisy.low_side, noisy.low_side, generator=torch.Generator().manual_seed(1))
+    logits += torch.linspace(-4, 4, 20)[:, None, None]
+    iou, points = torch.arange(20.0), np.arange(40.0).reshape(20, 2)
+    settings = replace(EVERYTHING, stability_thresh=0.2, stability_offset=0.3, max_area_share=0.6)
+    ours = generator._where_they_are(noisy, logits, iou, points, hw=hw, settings=settings)
+    dense = generator._full_size(noisy, logits, iou, points, hw=hw, settings=settings)
+    assert 0 < len(ours.rle) < 20
+    assert ours.rle == dense.rle
+    assert np.array_equal(ours.point, dense.point)
+    for name in ("iou", "stability", "box", "area", "logits"):
+        assert torch.equal(getattr(ours, name), getattr(dense, name)), name
 
 
 def test_logits_are_those_of_the_mask(smooth: Blobs) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from sum.config import load_config
 from sum.data.layouts import LAYOUTS
 from sum.data.records import decode_mask, read_manifest
+from sum.data_settings import KEYS
 from sum.errors import DataError, MissingInput, StorageError
 from sum.settings import Config, DatasetConfig, IngestConfig
 from sum.stages import ingest
@@ -75,8 +76,9 @@ def test_manifest_of_good_folders(config: Config, capsys: pytest.CaptureFixture[
         assert (mask.image_id, mask.source) == (f"salient/deep/{index}", f"raw/salient/masks/deep/{index}.png")
         assert np.array_equal(decode_mask(mask.rle, height=20, width=30), MASKS[index])
     summary = json.loads(Path("data/manifest/summary.json").read_text())
-    free = {"images": 3, "masks": 0, "notes": {}, "skipped": 0, "split": "unlabelled", "task": "unspecified"}
-    assert summary["datasets"]["free"] == free
+    free = {"images": 3, "masks": 0, "notes": {}, "split": "unlabelled", "task": "unspecified"}
+    assert summary["datasets"]["free"] == free | {"skipped": 0, "skipped_by_reason": {}}
+    assert summary["skipped"] == 0
     assert (summary["images"], summary["masks"], summary["fingerprint"]) == (7, 4, manifest.fingerprint)
     assert json.loads(Path("data/manifest/skipped.json").read_text()) == []
     assert "salient" in capsys.readouterr().out
@@ -128,6 +130,8 @@ def test_bad_files_are_skipped_and_listed_on_request(config: Config) -> None:
     assert all(row["file"] and row["reason"] and row["remedy"] for row in skipped)
     salient = json.loads(Path("data/manifest/summary.json").read_text())["datasets"]["salient"]
     assert (salient["images"], salient["masks"], salient["skipped"]) == (1, 1, 3)
+    assert sum(salient["skipped_by_reason"].values()) == 3
+    assert salient["skipped_by_reason"]["not a readable image"] == 1
     assert salient["notes"] == {"the mask's pixels are only 0 and 1: read as background and object": 1}
 
 
@@ -156,7 +160,11 @@ def test_all_missing_roots_are_told_at_once_with_what_helps(config: Config) -> N
         ("raster", {"masks": "mask"}, r"/mask does not exist.* \(now images: images, masks: mask, all below"),
         ("raster", {"names": "list.txt"}, r"/list\.txt does not exist.*names: list\.txt"),
         ("raster", {"images": "photos"}, r"/photos does not exist.*images: photos"),
-        ("coco", {}, r"/annotations\.json does not exist.*now images: images, annotations: annotations\.json, all below"),
+        (
+            "coco",
+            {},
+            r"/annotations\.json does not exist.*now images: images, annotations: annotations\.json, all below",
+        ),
         ("images", {"images": "photos", "split": "unlabelled"}, r"/photos does not exist.*now images: photos,"),
     ],
 )
@@ -168,8 +176,8 @@ def test_a_mistyped_place_is_no_server_that_is_away(config: Config, kind: str, c
     assert "Mend datasets.mine in params.yaml" in str(caught.value)
 
 
-def test_every_layout_tells_its_places() -> None:
-    assert ingest.PLACES.keys() == LAYOUTS.keys()
+def test_every_layout_is_a_kind_of_the_settings() -> None:
+    assert set(LAYOUTS) <= set(KEYS)
 
 
 def test_a_full_disk_leaves_the_old_manifest(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
