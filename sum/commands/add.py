@@ -24,6 +24,8 @@ from sum.storage import S3, write_atomic
 
 RAW = Path("data/raw")
 MARK = "# added by `python -m sum add {name}`"
+PLACE = "# <-"  # ends the line of an entry in examples/own.yaml that `add` takes the place of
+HIDDEN = "#- "  # before such a line while it is out of use
 LINKS = "reflink,hardlink,copy"  # the cache and the folder share their bytes where the file system can
 
 
@@ -70,7 +72,8 @@ def reading_at(reading: Reading, root: str) -> str:
 def insert(params: bytes, name: str, rows: list[str]) -> bytes:
     """params.yaml with lines at the end of `datasets:`; every other byte stays.
 
-    Raises ConfigError when there is no such block, or an entry of one of these names.
+    Placeholders (PLACE) named NAME or NAME_... are hidden as remarks. Raises ConfigError when there is no such block, or
+    an entry of one of these names.
     """
     lines = params.decode().splitlines(keepends=True)
     first = next((at for at, text in enumerate(lines) if re.match(r"datasets:\s*(#.*)?$", text)), None)
@@ -81,6 +84,9 @@ def insert(params: bytes, name: str, rows: list[str]) -> bytes:
         if re.match(r"\S", lines[at]) and not lines[at].startswith("#"):
             break
         entry = re.match(r"( +)([^\s#:][^:]*):", lines[at])
+        if entry and lines[at].rstrip().endswith(PLACE) and (entry[2] == name or entry[2].startswith(f"{name}_")):
+            lines[at], entry = f"{entry[1]}{HIDDEN}{lines[at].lstrip()}", None
+            last = at
         if entry:
             indent = entry[1] if last == first else indent
             last = at

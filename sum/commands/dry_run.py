@@ -99,7 +99,11 @@ def _parts(group: list[Candidate]) -> list[Candidate]:
 
 def _named(candidate: Candidate, group: list[Candidate], name: str) -> str:
     name = name or re.sub(r"\W+", "_", PurePosixPath(candidate.root.rstrip("/")).name).strip("_") or "mine"
-    return f"{name}_{candidate.part}" if candidate.part and len(_parts(group)) > 1 else name
+    parts = _parts(group)
+    if len(parts) == 1 or candidate is next((part for part in parts if part.split == "train"), None):
+        return name
+    splits = [part.split for part in parts]
+    return f"{name}_{candidate.split if splits.count(candidate.split) == 1 else candidate.part}"
 
 
 def entry_of(candidate: Candidate, options: argparse.Namespace) -> dict[str, Any]:

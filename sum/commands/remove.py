@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import yaml
 
-from sum.commands.add import MARK, RAW, dvc
+from sum.commands.add import HIDDEN, MARK, RAW, dvc
 from sum.commands.use import PARAMS, check
 from sum.errors import ConfigError
 from sum.storage import write_atomic
@@ -31,7 +32,8 @@ def run(options: argparse.Namespace) -> str:
     for budget, entry in (yaml.safe_load(before).get("budgets") or {}).items():
         for used in names & {*entry.get("human", ()), *entry.get("unlabelled", ())}:
             raise ConfigError(f"remove: budgets.{budget} uses '{used}'; take it out of the budget first")
-    after = "".join(text for text in lines if text not in mine).encode()
+    hidden = re.compile(rf"^( +){HIDDEN}(?={re.escape(name)}(_\w+)?:)")  # a placeholder that `add` put out of use
+    after = "".join(hidden.sub(r"\1", text) for text in lines if text not in mine).encode()
     check(after, source=str(PARAMS))
     if file.is_file():
         dvc("remove", str(file))

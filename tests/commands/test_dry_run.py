@@ -14,9 +14,11 @@ import yaml
 from pydantic import TypeAdapter
 
 from sum.cli import main
+from sum.commands import add
 from sum.data.sources import Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
+from sum.errors import ConfigError
 from tests.data.exports import (
     write_cvat_coco,
     write_label_studio,
@@ -65,7 +67,7 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "coco": (write_coco, "coco", {"set": 3}),
     "CVAT's COCO": (write_cvat_coco, "coco", {"set": 3}),
     "labelme": (write_labelme, "labelme", {"set": 3}),
-    "YOLO": (write_yolo_splits, "yolo", {"set_train": 2, "set_val": 1}),
+    "YOLO": (write_yolo_splits, "yolo", {"set": 2, "set_test": 1}),
     "Label Studio": (write_label_studio, "label_studio", {"set": 3}),
     "raster": (write_raster, "raster", {"set": 3}),
     "one folder": (same_folder, "raster", {"set": 2}),
@@ -116,7 +118,7 @@ def test_without_a_task_a_place_is_marked(tmp_path: Path, capsys: pytest.Capture
     assert [entry["split"] for entry in pasted(said).values()] == ["train", "test"]
     assert "The task is not in the files" in said
     with pytest.raises(ValueError, match="task"):
-        config(pasted(said)["set_train"])
+        config(pasted(said)["set"])
 
 
 def test_nothing_is_found_and_boxes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +149,7 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".dvc/" not in f"{path}/" and ".dvc" not in path.relative_to(folder).parts
+        if path.is_file() and not {".dvc", "work"} & {*path.relative_to(folder).parts}
     }
 
 
@@ -206,9 +208,9 @@ def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     copies = list((tmp_path / "data" / "raw" / "mine").rglob("*.jpg"))
     assert all(path.stat().st_nlink > 1 for path in copies) or sys.platform != "linux"  # one copy, with DVC's cache
     after = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(after.replace("human: [demo_salient],", "human: [mine_train],"))
+    (tmp_path / "params.yaml").write_text(after.replace("human: [demo_salient],", "human: [mine],"))
     assert main(["remove", "mine"]) == 2
-    assert "budgets.small uses 'mine_train'" in capsys.readouterr().err
+    assert "budgets.small uses 'mine'" in capsys.readouterr().err
     (tmp_path / "params.yaml").write_text(after)
     assert main(["remove", "mine"]) == 0
     assert (tmp_path / "params.yaml").read_bytes() == params
@@ -247,3 +249,14 @@ def test_a_bucket_is_recorded_and_not_copied(
         assert all_files(tmp_path) == before
     finally:
         server.stop()
+
+
+def test_add_takes_the_place_of_the_example_s_lines(tmp_path: Path) -> None:
+    before = (PROJECT / "examples" / "own.yaml").read_bytes()
+    after = add.insert(before, "mine", ["mine: {kind: coco}"])
+    found = yaml.safe_load(after)["datasets"]
+    assert (found["mine"], sorted(found)) == ({"kind": "coco"}, ["mine", "shop"])
+    with pytest.raises(ConfigError, match="there is a data set 'demo_part' already"):
+        add.insert((tmp_path / "params.yaml").read_bytes(), "demo_part", ["demo_part: {kind: coco}"])
+    with pytest.raises(ConfigError, match="no line 'datasets:'"):
+        add.insert(b"datasets: {}\n", "mine", ["mine: {kind: coco}"])
