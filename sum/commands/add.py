@@ -72,8 +72,8 @@ def reading_at(reading: Reading, root: str) -> str:
 def insert(params: bytes, name: str, rows: list[str]) -> bytes:
     """params.yaml with lines at the end of `datasets:`; every other byte stays.
 
-    Placeholders (PLACE) named NAME or NAME_... are hidden as remarks. Raises ConfigError when there is no such block, or
-    an entry of one of these names.
+    Placeholders (PLACE) named NAME or NAME_... are hidden as remarks. Raises ConfigError when there is no such block,
+    or an entry of one of these names.
     """
     lines = params.decode().splitlines(keepends=True)
     first = next((at for at, text in enumerate(lines) if re.match(r"datasets:\s*(#.*)?$", text)), None)

@@ -112,7 +112,7 @@ def _match(photos: list[str], masks: list[str], *, same: bool) -> tuple[int, str
 def _first_is_photo(listing: Listing, photos: str, masks: str) -> bool:
     """Whether the first folder holds more colours than the second, by one file of each."""
     counts = [_colours(listing.path(_full(folder, listing.folders[folder][0]))) for folder in (photos, masks)]
-    return counts[0] > counts[1]
+    return counts[0] > max(FEW, counts[1])
 
 
 def _colours(path: str) -> int:
