@@ -16,6 +16,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 INSTALLED := .venv/.installed
+# Two workers, a test file each: every test has one thread of its own.
+PARALLEL := --numprocesses 2 --dist loadfile
 BUDGET ?= large
 
 repro: $(INSTALLED)
@@ -23,10 +25,10 @@ repro: $(INSTALLED)
 	@python -m sum results
 
 test: $(INSTALLED)
-	pytest
+	pytest $(PARALLEL)
 
 slow: $(INSTALLED)
-	pytest -m "slow and not gpu" --timeout 900
+	pytest -m "slow and not gpu" --timeout 900 $(PARALLEL)
 
 lint: $(INSTALLED)
 	ruff check .

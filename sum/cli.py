@@ -62,6 +62,12 @@ COMMANDS: Mapping[str, Command] = {
     "add": Command("add NAME PATH", "put a folder, export or bucket under DVC and into params.yaml"),
     "remove": Command("remove NAME", "undo `add NAME`"),
     "use": Command("use FILE", "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak"),
+    "audit": Command(
+        "audit [NAME ...] [--file FILE]", "read data sets and compare their counts with what they should hold"
+    ),
+    "data-diff": Command(
+        "data-diff REV1 REV2", "what changed between two versions of the data, and the models of either"
+    ),
 }
 QUIET = {  # no tool phones home
     "DO_NOT_TRACK": "true",
@@ -130,7 +136,7 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
 
 def _run_command(name: str, words: Sequence[str]) -> None:
     """Commands have options of their own: each module of sum.commands says which."""
-    module = importlib.import_module(f"sum.commands.{name}")
+    module = importlib.import_module(f"sum.commands.{name.replace('-', '_')}")
     parser = _CommandParser(usage=f"python -m sum {COMMANDS[name].usage}", description=COMMANDS[name].about)
     module.add_arguments(parser)
     sys.stdout.write(module.run(parser.parse_args(words)))

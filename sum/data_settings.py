@@ -29,6 +29,14 @@ KEYS: dict[str, tuple[str, ...]] = {  # kind -> the keys that only some kinds re
     "label_studio": _LABELS,
 }
 _SPECIAL = {key for keys in KEYS.values() for key in keys}
+MODES: dict[str, tuple[str, ...]] = {  # key of kind raster -> the modes that read it
+    "threshold": ("binary",),
+    "values": ("index", "instance"),
+    "drop": ("index", "instance"),
+    "divisor": ("instance",),
+    "channel": ("index", "instance"),
+}
+SPAN = 65_536  # values of a range: those of a 16-bit file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,12 @@ class ExpectConfig:
     masks: int | None = None
     point_miou: float | None = None  # per cent: published for SAM ViT-H, one point, best of three outputs
 
+    def __post_init__(self) -> None:
+        for name in ("images", "masks"):
+            require(getattr(self, name) is None or getattr(self, name) >= 0, f"{name} must be at least 0")
+        good = self.point_miou is None or 0 < self.point_miou <= 100
+        require(good, f"point_miou is in per cent, in 0..100, got {self.point_miou}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
@@ -80,8 +94,8 @@ class DatasetConfig:
     exclude: list[str] = field(default_factory=list)  # images left out: patterns of their ids without the set's name
     mode: Literal["binary", "index", "instance", "color"] = "binary"  # raster: what a pixel's value means
     threshold: int = 127  # binary: a mask is where the grey value is above
-    values: list[int | str] = field(default_factory=list)  # index, instance: only these, such as 3 or 1..8; none: all
-    drop: list[int | str] = field(default_factory=lambda: [0])  # index, instance: values that are no mask, such as 255
+    values: list[int | str] = field(default_factory=list)  # index, color: only these, as 1..8; instance: countable classes
+    drop: list[int | str] = field(default_factory=lambda: [0])  # values, classes or 0xRRGGBB left out
     divisor: int = 1000  # instance: value = class * divisor + instance; a lone class of `values` is a group, left out
     channel: int | None = None  # index, instance: read this channel of a colour file
     categories: list[str] = field(default_factory=list)  # only masks of these; none: all
@@ -111,22 +125,38 @@ class DatasetConfig:
             self.split == "unlabelled" or self.task != "unspecified",
             "human masks need a task: salient, entity or part",
         )
-        for entry in fields(self):
-            if entry.name in _SPECIAL - set(KEYS[self.kind]):
-                same = getattr(self, entry.name) == _default(entry)
-                require(same, f"kind '{self.kind}' does not read '{entry.name}'; it reads {', '.join(KEYS[self.kind])}")
+        self._refuse_idle_keys()
         require(isinstance(self.images, str) or self.kind == "coco", "only kind 'coco' takes several folders of images")
         for text in (*self.values, *self.drop):
             require(isinstance(text, int) or _range(text) is not None, f"'{text}' is no number and no range 1..8")
         good = not self.names_lines or _lines(self.names_lines) is not None
-        require(good, f"names_lines must be START:STOP, got '{self.names_lines}'")
+        require(good, f"names_lines must be START:STOP with START below STOP, got '{self.names_lines}'")
+        require(
+            not self.names_lines or self.names is not None,
+            "names_lines are lines of the file `names`, which is not set",
+        )
         for name in self.variants:
             self.variant(name)
+
+    def _refuse_idle_keys(self) -> None:
+        """A key that this kind or mode does not read would be obeyed by nobody: raises ValueError."""
+        for entry in fields(self):
+            name = entry.name
+            if name not in _SPECIAL or getattr(self, name) == _default(entry):
+                continue
+            reads, modes = KEYS[self.kind], MODES.get(name, ())
+            require(name in reads, f"kind '{self.kind}' does not read '{name}'; it reads {', '.join(reads)}")
+            require(
+                not modes or self.mode in modes, f"mode '{self.mode}' does not read '{name}', only {', '.join(modes)}"
+            )
 
     def variant(self, name: str) -> DatasetConfig:
         """This entry with the keys of one of its variants. Raises ValueError naming an impossible key or value."""
         from pydantic import TypeAdapter, ValidationError
 
+        require(
+            "variants" not in self.variants[name], f"variants.{name}.variants: a variant has no variants of its own"
+        )
         tree = {key: value for key, value in asdict(self).items() if key != "variants"}
         try:
             return TypeAdapter(DatasetConfig).validate_python(_merged(tree, self.variants[name]))
@@ -160,13 +190,18 @@ def line_range(text: str) -> slice:
 
 
 def _range(text: str) -> tuple[int, int] | None:
+    """The two ends; None when it is neither a number nor a rising range of at most SPAN values."""
     found = re.fullmatch(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?", text.strip())
-    return (int(found[1]), int(found[2] or found[1])) if found else None
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+    return (low, high) if 0 <= high - low < SPAN else None
 
 
 def _lines(text: str) -> tuple[str, str] | None:
+    """The two sides, '' for an open one; None when that is no range, or one of no line."""
     found = re.fullmatch(r"(\d*):(\d*)", text)
-    return (found[1], found[2]) if found else None
+    if not found or (found[2] and int(found[1] or 0) >= int(found[2])):
+        return None
+    return found[1], found[2]
 
 
 def _default(entry: Any) -> object:

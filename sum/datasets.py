@@ -18,10 +18,11 @@ _SAME = {field.name for field in fields(DatasetConfig)} & {field.name for field 
 
 
 def read_set(name: str, entry: DatasetConfig) -> tuple[Iterator[list[Item]], int]:
-    """What the images of a data set hold, one list an image, and how many there are at most.
+    """What the images of a data set hold, one list an image, and about how many lists there will be.
 
-    Raises DataError with the keys to look at when a place below the root is absent: the root itself is there, so it
-    is a name in params.yaml that is wrong, and waiting for a server would not help.
+    A finding of the listing and an excluded image are lists of their own. Raises DataError with the keys to look at
+    when a place below the root is absent: the root itself is there, so it is a name in params.yaml that is wrong, and
+    waiting for a server would not help.
     """
     layout = choose(LAYOUTS, entry.kind, key=f"datasets.{name}.kind")
     try:
@@ -34,7 +35,9 @@ def read_set(name: str, entry: DatasetConfig) -> tuple[Iterator[list[Item]], int
             f"Mend datasets.{name} in params.yaml (now {places}, all below {entry.root}), or put the data there."
         ) from error
     selection = Selection(**asdict(entry.select), exclude=entry.exclude)
-    return run_jobs(jobs, selection), min(len(jobs), selection.images or len(jobs))
+    named = sum(bool(job.name) for job in jobs)
+    total = len(jobs) - named + min(named, entry.select.images or named)
+    return run_jobs(jobs, selection), total
 
 
 def source_of(name: str, entry: DatasetConfig) -> Source:

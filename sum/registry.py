@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,19 @@ class Version:
     name: str
     number: str
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A run that trained a model on a manifest, and what became of its weights."""
+
+    run_id: str
+    name: str
+    status: str  # FINISHED | RUNNING | FAILED | KILLED ...
+    budget: str
+    data: str  # fingerprint of the part of the manifest with these data sets
+    datasets: tuple[str, ...]
+    versions: tuple[str, ...]  # of registered models, as `sum-ft-small v3 @champion`
 
 
 class Registry:
@@ -128,6 +142,52 @@ def run_of_weights(
     run.log_model(weights, name=name, fingerprint=fingerprint, params={})
     run.finish()
     return run
+
+
+def trainings(uri: str, *, experiment: str) -> list[Training]:
+    """The runs of stage finetune, the newest first; none without such an experiment. TrackingError without a server."""
+    client = connect(uri)
+    with refusals("the question for runs"):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        versions = _versions_by_run(client)
+        page = client.search_runs([found.experiment_id], "tags.budget LIKE '%'")
+        runs = list(page)
+        while page.token:
+            page = client.search_runs([found.experiment_id], "tags.budget LIKE '%'", page_token=page.token)
+            runs += page
+    return [_training(run, versions.get(run.info.run_id, ())) for run in runs if "data" in run.data.tags]
+
+
+def _training(run: Any, versions: Sequence[str]) -> Training:
+    tags, budget = run.data.tags, run.data.tags["budget"]
+    sets = [
+        name for role in ("human", "unlabelled") for name in _names(run.data.params.get(f"budgets.{budget}.{role}"))
+    ]
+    info = run.info
+    return Training(info.run_id, info.run_name, info.status, budget, tags["data"], tuple(sets), tuple(versions))
+
+
+def _names(text: str | None) -> list[str]:
+    """A list of settings as `sum.provenance.flatten` writes it; [] for what it cut off."""
+    try:
+        return [str(name) for name in ast.literal_eval(text or "[]")]
+    except (ValueError, SyntaxError):
+        return []
+
+
+def _versions_by_run(client: Any) -> dict[str, list[str]]:
+    """Run id -> the versions of registered models made from it, with their aliases."""
+    found: dict[str, list[str]] = {}
+    for model in client.search_registered_models():
+        aliases: dict[str, list[str]] = {}
+        for alias, number in sorted(dict(model.aliases).items()):
+            aliases.setdefault(str(number), []).append(f" @{alias}")
+        for version in client.search_model_versions(f"name='{model.name}'"):
+            words = f"{model.name} v{version.version}{''.join(aliases.get(str(version.version), ()))}"
+            found.setdefault(str(version.run_id), []).append(words)
+    return found
 
 
 def download(uri: str, name: str, *, alias: str, folder: Path) -> Path:

@@ -98,6 +98,17 @@ def look_up(uri: str) -> Head:
         raise
 
 
+def part_size(uri: str, head: Head) -> int:
+    """Bytes of the first part of an object that was uploaded in parts, whose ETag is made of theirs; 0: not so."""
+    bucket, key = split(uri)
+    count = head.etag.strip('"').rpartition("-")[2]
+    if head.md5 or "-" not in head.etag or not count.isdigit() or not int(count):
+        return 0
+    answer = _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key, PartNumber=1))
+    size = int(answer["ContentLength"])
+    return size if size and -(-head.size // size) == int(count) else 0
+
+
 def get(
     uri: str, *, span: tuple[int, int] | None = None, etag: str = "", unless: str = "", limit: int | None = None
 ) -> Reply | None:

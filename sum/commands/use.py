@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sum.errors import ConfigError, DataError
 from sum.storage import write_atomic
+
+if TYPE_CHECKING:
+    from sum.config import Config
 
 PARAMS = Path("params.yaml")
 
@@ -41,8 +45,8 @@ def use(file: Path) -> str:
     return f"params.yaml is now {file}{f'; the old one is {kept}' if kept else ''}. Run `make repro`.\n"
 
 
-def check(content: bytes, *, source: str) -> None:
-    """Load `content` exactly as params.yaml would be. Raises ConfigError naming `source` and the key."""
+def check(content: bytes, *, source: str) -> Config:
+    """`content` loaded exactly as params.yaml would be. Raises ConfigError naming `source` and the key."""
     from sum.config import check_config, compose
 
     try:
@@ -59,7 +63,7 @@ def check(content: bytes, *, source: str) -> None:
             tree = compose((), folder=Path(folder))
         except ConfigError as error:
             raise ConfigError(str(error).replace("params.yaml", source)) from error
-    check_config(tree, source=source)
+    return check_config(tree, source=source)
 
 
 def _keep(old: bytes) -> Path | None:

@@ -20,7 +20,7 @@ SAMPLE = 5  # masks of a folder whose pixels are looked at
 FEW = 64  # colours or values: a photo has more
 SHARE = 0.5  # of the files of the smaller folder that must have a partner
 FOLDERS = 60  # that are compared with each other, the fullest first
-_CLEAN = 0.9  # of a grey file's pixels that are 0 or 255 in a binary mask with soft edges
+_CLEAN = 0.5  # of the pixels above 0 that are 255 in a binary mask with soft edges
 _OBJECTS = re.compile(r"object|instance", re.IGNORECASE)
 
 
@@ -144,7 +144,7 @@ def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
             pixels = pixels[..., 0]
         pixels = pixels.astype(np.int64) * (255 if pixels.dtype == bool else 1)
         depth = max(depth, int(pixels.max()))
-        clean = clean and float(np.isin(pixels, (0, 255)).mean()) >= _CLEAN
+        clean = clean and int((pixels == 255).sum()) >= _CLEAN * int((pixels > 0).sum())
         values |= set(np.unique(pixels).tolist()[: 4 * FEW])
     return _meaning(values, depth=depth, colours=colours, clean=clean)
 

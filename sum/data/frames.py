@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sum.core.geometry import resized_hw
-from sum.data.images import read_image
+from sum.data.images import LIMIT, read_image
 from sum.data.records import ImageRecord
 from sum.errors import DataError
 
 
 def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
     """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or another than at ingest."""
-    image = read_image(record.path, sha256=record.sha256)
+    size = record.height * record.width  # what ingest took is not refused here
+    image = read_image(record.path, sha256=record.sha256, exif=record.exif, max_pixels=max(LIMIT, size))
     height, width = image.shape[:2]
     if (height, width) != (record.height, record.width):
         raise DataError(

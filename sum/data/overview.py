@@ -49,8 +49,8 @@ def histograms(
 
     Every row has a scale of its own; its highest column is labelled.
     """
-    left, right, high, gap = 86, 12, 74, 22
-    parts, y = [], TOP + 6
+    left, right, high, gap = 86, 24, 74, 22
+    parts, y = [], TOP + 14
     for name, values in counts.items():
         step = (WIDTH - left - right) / len(values)
         top = max(int(values.max()), 1)
@@ -79,7 +79,7 @@ def _sets(images: pd.DataFrame, masks: pd.DataFrame) -> str:
         for name, split, task in zip(known["dataset"], known["split"], known["task"], strict=True)
         if counts.get(name, 0)
     ]
-    return bars("Masks by data set", "colour: " + ", ".join(f"{task}" for task in _tasks(masks)), rows)
+    return bars("Masks by data set", "one colour a task, here and below: those of the sizes", rows)
 
 
 def _classes(masks: pd.DataFrame) -> str:

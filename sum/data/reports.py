@@ -19,7 +19,7 @@ h1 { font-size: 1.6rem; margin: .4rem 0; } h2 { font-size: 1.2rem; margin: 1.8re
 table { border-collapse: collapse; margin: .5rem 0; }
 td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 summary { cursor: pointer; font-weight: 600; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; } .figures svg { height: auto; max-width: 100%; }
+.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; } .figures svg { height: auto; max-width: 100%; }
 footer, .ge-navigation-sidebar-container, .btn-group, .card, .modal { display: none; }
 .sticky { position: static; }
 .fa-times::before, .failed { color: #b00020; font-weight: 600; } .warning { color: #8a4b00; font-weight: 600; }

@@ -134,36 +134,6 @@ def _budget_rules(_: Limits) -> list[Rule]:
     ]
 
 
-def label_rules(max_area_share: float) -> list[Rule]:
-    """Of pseudo-label rows: as masks, and what SAM said of them."""
-    return [
-        _unique("label ids are unique", "label_id"),
-        _given("label belongs to an unlabelled image of the manifest", "path"),
-        *_sizes(1, max_area_share),
-        _between("predicted IoU is a number", "predicted_iou", -10, 10),
-        _between("stability is a share", "stability", 0, 1),
-        _between("point inside image: x >= 0", "point_x", 0),
-        _between("point inside image: y >= 0", "point_y", 0),
-        _above("point inside image: x <= width", "width", "point_x", or_equal=True),
-        _above("point inside image: y <= height", "height", "point_y", or_equal=True),
-        _equal("logits are of the shard's side", "logit_bytes", "wanted_bytes"),
-        _null("logits are finite", "bad_logits"),
-    ]
-
-
-def score_rules(rounds: int) -> list[Rule]:
-    """Of evaluation rows: known masks, scores that are shares, rounds within the protocol."""
-    return [
-        _unique("a row a mask, round and output", "row_id"),
-        _given("mask is one of a test set", "split"),
-        _one_of("split is test", "split", ("test",)),
-        _one_of("task is salient, entity or part", "task", ("salient", "entity", "part")),
-        _between(f"round is 1..{rounds}", "round", 1, rounds),
-        *(_given(f"{name} was measured", name) for name in ("iou", "boundary_iou")),
-        *(_between(f"{name} is a share", name, 0, 1) for name in ("iou", "boundary_iou")),
-    ]
-
-
 RULES: dict[str, Callable[[Limits], list[Rule]]] = {
     "images": _image_rules,
     "masks": _mask_rules,

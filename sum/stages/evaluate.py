@@ -13,9 +13,9 @@ from typing import Any
 
 import cv2
 
+from sum.bench import play_image
 from sum.core.figures import tracked_figures
-from sum.data.frames import load_frame
-from sum.data.records import ImageRecord, Manifest, MaskRecord, decode_mask, encode_mask, read_manifest
+from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask, read_manifest
 from sum.data.scores import (
     AVERAGES,
     MAP_SCHEMA,
@@ -32,9 +32,9 @@ from sum.data.scores import (
 from sum.errors import DataError, MissingInput
 from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
-from sum.models.interact import Answer, Protocol, choices, doubts, encode_frame, play
+from sum.models.interact import Answer, Protocol, choices, doubts
 from sum.models.refiner import Refiner, load_refiner
-from sum.models.segmenter import TASKS, Segmenter
+from sum.models.segmenter import Segmenter
 from sum.progress import track
 from sum.registry import run_of_weights
 from sum.settings import Config, EvaluateConfig
@@ -93,14 +93,10 @@ class Bench:
 
     def image(self, image: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
         """All rows of one image, in the order of its masks."""
-        frame, inner = load_frame(image, side=self.model.side)
-        truths = [decode_mask(mask.rle, height=image.height, width=image.width) for mask in masks]
-        embedding = encode_frame(self.model, frame, inner)
+        played = play_image(self.model, image, masks, protocol=self.protocol)
         found: Records = {name: [] for name in TABLES}
-        # task ids differ between data sets, never within an image: every image belongs to one set
-        answers = play(self.model, embedding, truths, task=TASKS[image.task], protocol=self.protocol)
         firsts: list[Answer] = []
-        for answer in answers:
+        for answer in played.answers:
             mask = masks[answer.mask]
             found[ROWS].append(_row(self.name, mask, answer))
             if answer.output == "oracle" and answer.round in self.keep:
@@ -109,7 +105,7 @@ class Bench:
             if answer.output == "oracle" and answer.round == 1:
                 firsts.append(answer)
         if self.refiner is not None:
-            codes = doubts(self.refiner, embedding, firsts, truths, step=self.protocol.batch_masks)
+            codes = doubts(self.refiner, played.embedding, firsts, played.truths, step=self.protocol.batch_masks)
             found[MAPS] += [
                 {"mask_id": mask.mask_id, "png": cv2.imencode(".png", code)[1].tobytes()}
                 for mask, code in zip(masks, codes, strict=True)

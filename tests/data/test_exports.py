@@ -120,7 +120,7 @@ def test_labelme_size_and_name_disagree(tmp_path: Path) -> None:
 def test_labelme_of_no_labelme(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(DataError, match="no JSON file of .* is labelme's"):
+    with pytest.raises(DataError, match=r"no JSON file of .* is labelme's"):
         read("labelme", source(tmp_path, images=".", annotations="."))
     (tmp_path / "x.json").unlink()
     with pytest.raises(DataError, match="holds no JSON file"):
@@ -178,7 +178,7 @@ def test_yolo_background_and_strangers(tmp_path: Path) -> None:
 
 
 def test_yolo_line() -> None:
-    assert parse_line("2.0 0 0 1.004 0 1 1".split()) == (2, [0, 0, 1, 0, 1, 1])
+    assert parse_line(["2.0", "0", "0", "1.004", "0", "1", "1"]) == (2, [0, 0, 1, 0, 1, 1])
 
 
 # --- Label Studio --------------------------------------------------------------------------------------------------
