@@ -6,6 +6,7 @@
     |   `-- MissingInput   a stage was started before the stage that makes its input
     |-- CheckpointError    weights of another model, truncated, or not weights at all
     |-- StorageError       a disk or bucket that does not take or give bytes
+    |   `-- NotFound       a file, folder or object does not exist
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
     |-- TrackingError      the MLflow server does not answer or refuses
     `-- TrainingDiverged   a gradient is NaN or infinite
@@ -50,6 +51,10 @@ class CheckpointError(SumError, ValueError):
 
 class StorageError(SumError, OSError):
     """Bytes could not be read from or written to a disk or a bucket."""
+
+
+class NotFound(StorageError):
+    """The file, folder or object does not exist."""
 
 
 class ValidationFailed(SumError, ValueError):

@@ -1,33 +1,35 @@
-"""Bytes in and out: local paths and s3://bucket/key read alike; local files and folders written whole or not at all.
+"""Bytes in and out: local paths, s3://bucket/key and members of tar archives read alike.
 
-No other module knows boto3. Bytes that cannot be had raise StorageError; what does not exist raises its child NotFound.
-S3 takes its settings from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3,
-AWS_MAX_ATTEMPTS (5).
+The one face of sum.files (local disk), sum.s3 (boto3), sum.downloads and sum.cache. Bytes that cannot be had raise
+StorageError; what does not exist raises its child NotFound. A member of an archive is addressed
+`FILE.tar!/MEMBER#OFFSET+SIZE`, offset and size in bytes of its content: one seek, or one ranged request, reads it.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
-import glob
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import BinaryIO
 
-from sum.errors import StorageError, SumError
+from sum import s3
+from sum.cache import Cache, the_cache
+from sum.downloads import PART, download, drop, locked, version_of
+from sum.errors import DataError, NotFound, StorageError
+from sum.files import disk_errors, list_folder, replace_file, replace_folder, sha256_file, write_atomic, write_json
+from sum.s3 import S3
 
-S3 = "s3://"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+__all__ = (
+    "S3", "NotFound", "exists", "fetch", "join", "list_files", "member_address", "member_name", "open_seekable",
+    "read_bytes", "replace_file", "replace_folder", "sha256_file", "size_of", "write_atomic", "write_json",
+)  # fmt: skip
 
-
-class NotFound(StorageError):
-    """The file, folder or object does not exist."""
+_MEMBER = re.compile(
+    r"(?P<file>.*?\.tar)!/(?P<name>.+)#(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL | re.IGNORECASE
+)
+AHEAD = 256 * 1024  # bytes a request of `open_seekable`
 
 
 def join(uri: str, *names: str) -> str:
@@ -35,14 +37,21 @@ def join(uri: str, *names: str) -> str:
     return "/".join((uri.rstrip("/") or "/", *(name.strip("/") for name in names if name.strip("/") not in ("", "."))))
 
 
+def member_address(file: str, name: str, *, offset: int, size: int) -> str:
+    """The address of `size` bytes at `offset` of the tar archive `file`, which is its member `name`."""
+    return f"{file}!/{name}#{offset}+{size}"
+
+
+def member_name(uri: str) -> str:
+    """`a/b.tar!/c/d.jpg#512+90` -> `a/b/c/d.jpg`; what is no member's address stays as it is."""
+    found = _MEMBER.fullmatch(uri)
+    return f"{found['file'][:-4]}/{found['name']}" if found else uri
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there; on S3, an object or any object below the prefix."""
-    if not uri.startswith(S3):
-        return Path(uri).exists()
-    bucket, key = _split(uri)
-    with _s3_errors(uri):
-        page = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1000)
-    return any(not key or item["Key"] == key or item["Key"].startswith(key + "/") for item in page.get("Contents", ()))
+    file, _ = _place(uri)
+    return s3.exists(file) if file.startswith(S3) else Path(file).exists()
 
 
 def list_files(uri: str) -> list[str]:
@@ -50,260 +59,173 @@ def list_files(uri: str) -> list[str]:
 
     Raises NotFound without such a folder or prefix.
     """
-    names = _list_s3(uri) if uri.startswith(S3) else _list_local(Path(uri))
+    names = s3.list_keys(uri) if uri.startswith(S3) else list_folder(Path(uri))
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of a file or object. Raises NotFound without it, StorageError when it cannot be read."""
-    if not uri.startswith(S3):
-        with _disk_errors(Path(uri)):
-            return Path(uri).read_bytes()
-    bucket, key = _split(uri)
-    with _s3_errors(uri):
-        body: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    return body
+def read_bytes(uri: str, *, sha256: str = "") -> bytes:
+    """The content of a file, object or member; sha256: what it must be, if that is known.
+
+    Of a bucket's bytes a copy is kept: with a known hash it is used without asking the server, else when the server
+    says that the object is the same. Raises NotFound without it, StorageError when it cannot be read, DataError when
+    the content is another than `sha256` says.
+    """
+    file, span = _place(uri)
+    if not file.startswith(S3):
+        return _same(uri, sha256, lambda: _read_local(file, span))
+    cache = the_cache()
+    kept = cache.load(sha256) if sha256 else None
+    if kept is not None:
+        return kept
+    return _same(uri, sha256, lambda: _read_remote(uri, cache, file=file, span=span))
 
 
 def size_of(uri: str) -> int:
-    """Bytes of a file or object. Raises NotFound without it."""
-    if not uri.startswith(S3):
-        with _disk_errors(Path(uri)):
-            return Path(uri).stat().st_size
-    bucket, key = _split(uri)
-    with _s3_errors(uri):
-        return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+    """Bytes of a file, object or member. Raises NotFound without it."""
+    file, span = _place(uri)
+    if span:
+        return span[1]
+    if file.startswith(S3):
+        return s3.look_up(file).size
+    with disk_errors(Path(file)):
+        return Path(file).stat().st_size
 
 
 def fetch(uri: str, cache: Path) -> Path:
-    """A local path with the content of `uri`: itself when local, or a copy below `cache`, kept while it is valid."""
+    """A local path with the content of `uri`: itself when local, or a copy below `cache`, kept while it is valid.
+
+    Not part of the bounded cache: weights stay. A download that was killed goes on where it was.
+    """
     if not uri.startswith(S3):
         if not Path(uri).exists():
             raise NotFound(f"{uri} does not exist.")
         return Path(uri)
-    bucket, key = _split(uri)
-    with _s3_errors(uri):
-        head = _client().head_object(Bucket=bucket, Key=key)
-    version = hashlib.sha256(f"{uri} {head['ETag']} {head['ContentLength']}".encode()).hexdigest()[:16]
-    target = cache / version / PurePosixPath(key).name
-    if target.exists():
-        return target
-    with replace_file(target) as partial, _s3_errors(uri):
-        _client().download_file(bucket, key, str(partial))
+    head = s3.look_up(uri)
+    version = version_of(uri, head)[:16]
+    target = cache / version / PurePosixPath(s3.split(uri)[1]).name
+    if not target.exists():
+        parts = cache / f".{version}.parts"
+        with locked(parts):
+            if not target.exists():
+                data = download(uri, head, parts)
+                with replace_file(target) as partial:
+                    data.replace(partial)
+            drop(parts)
     return target
 
 
-def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a local file, read in pieces."""
-    with _disk_errors(Path(path)), Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def open_seekable(uri: str) -> BinaryIO:
+    """A file or object for reading here and there; of an object, always the version that it is now."""
+    if uri.startswith(S3):
+        return io.BufferedReader(_Ranged(uri), buffer_size=AHEAD)
+    with disk_errors(Path(uri)):
+        return Path(uri).open("rb")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old content or the new, never a part.
+class _Ranged(io.RawIOBase):
+    """An object, read by ranged requests of one version."""
 
-    Raises StorageError when the disk is full (with the free space) or refuses.
-    """
-    with replace_file(path) as partial:
-        partial.write_bytes(data)
+    def __init__(self, uri: str) -> None:
+        self._uri, self._head, self._at = uri, s3.look_up(uri), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._head.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = min(len(buffer), self._head.size - self._at)
+        if size <= 0:
+            return 0
+        body = _body(s3.get(self._uri, span=(self._at, size), etag=self._head.etag))
+        buffer[:size] = body
+        self._at += size
+        return size
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically and always the same way: sorted keys, two spaces, one newline at the end; no NaN."""
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, f"{text}\n".encode())
+def _place(uri: str) -> tuple[str, tuple[int, int] | None]:
+    """The file or object that holds the bytes, and (offset, size) of a member in it."""
+    found = _MEMBER.fullmatch(uri)
+    return (found["file"], (int(found["offset"]), int(found["size"]))) if found else (uri, None)
 
 
-@contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write; on success it takes the place of `path`, on error it goes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _read_local(file: str, span: tuple[int, int] | None) -> bytes:
+    with disk_errors(Path(file)):
+        if not span:
+            return Path(file).read_bytes()
+        with Path(file).open("rb") as archive:
+            archive.seek(span[0])
+            data = archive.read(min(span[1], Path(file).stat().st_size))  # no more memory than there are bytes
+    if len(data) != span[1]:
+        raise DataError(f"{file}: ends before byte {sum(span)}: it has changed. Run `dvc repro --force ingest`.")
+    return data
+
+
+def _read_remote(uri: str, cache: Cache, *, file: str, span: tuple[int, int] | None) -> bytes:
+    """From the copy if the server says that nothing changed, else from the server."""
+    known = cache.known(uri)
+    copy = cache.load(known.sha256) if known else None
+    unless = known.etag if known and copy is not None else ""
+    reply = s3.get(file, span=span, unless=unless, limit=PART if cache.limit else None)
+    if reply is None:
+        assert copy is not None  # else nothing was asked of the server that it could answer so
+        return copy
+    if reply.body is None:
+        return _read_large(uri, cache, reply.head)
+    if cache.limit > len(reply.body):
+        cache.keep(uri, reply.head.etag, reply.body)
+    return reply.body
+
+
+def _read_large(uri: str, cache: Cache, head: s3.Head) -> bytes:
+    """An object of many parts, by way of the cache, or at once when that is too small for it."""
+    for _ in range(s3.attempts()):
+        if head.size * 2 > cache.limit:
+            return _body(s3.get(uri))
+        parts = cache.parts(version_of(uri, head))
         try:
-            yield partial
-            _sync(partial)
-            partial.replace(path)
-            _sync(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+            with locked(parts):
+                known = cache.known(uri)
+                same = known is not None and known.etag == head.etag  # another process was faster
+                data = cache.load(known.sha256) if known and same else None
+                if data is None:
+                    cache.reserve(head.size)
+                    path = download(uri, head, parts)
+                    data = path.read_bytes()
+                    cache.keep_file(uri, head.etag, path)
+                drop(parts)
+                return data
+        except s3.ObjectChanged:
+            head = s3.look_up(uri)
+    raise StorageError(f"{uri} changes while it is read. Wait until it is written, then run the same command again.")
 
 
-@contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary sibling to fill; on success it takes the place of `folder`, on error it goes.
-
-    A kill leaves the old folder, or between two renames none (then the reader says what to run), never a mixture. Of
-    two processes that do this at once the last one wins, or gets a StorageError.
-    """
-    folder = folder.absolute()
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
-    with _disk_errors(folder):
-        _sweep(folder)
-        _remove(partial)  # of a killed run that had our number
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            for path in [*partial.rglob("*"), partial]:
-                _sync(path)
-            _remove(old)
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-            _sync(folder.parent)
-            _remove(old)
-        finally:
-            _remove(partial)
+def _body(reply: s3.Reply | None) -> bytes:
+    assert reply is not None  # no condition was set under which there is none
+    assert reply.body is not None
+    return reply.body
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left beside `folder`: siblings of processes that are no more."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        number = left.name.removeprefix(f".{folder.name}.").removesuffix(".partial").removesuffix(".old")
-        with suppress(PermissionError, ValueError):  # another user's, and it runs; not one of ours
-            try:
-                os.kill(int(number), 0)  # only asks
-            except ProcessLookupError:
-                _remove(left)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _sync(path: Path) -> None:
-    """Bytes of a file, or names of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """An OSError about `path` -> StorageError with the free space when that is the trouble; our own errors pass."""
-    try:
-        yield
-    except SumError:
-        raise
-    except FileNotFoundError as error:
-        raise NotFound(f"{error.filename or path} does not exist.") from error
-    except OSError as error:
-        if error.errno in _FULL:
-            free = shutil.disk_usage(_existing(path)).free / 1e6
-            raise StorageError(
-                f"{path}: no space left on the disk, {free:.1f} MB free. Free some and run the same command again."
-            ) from error
-        if error.errno is None:
-            raise
-        raise StorageError(f"{error.filename or path}: {error.strerror}.") from error
-
-
-def _existing(path: Path) -> Path:
-    """The path or its nearest parent that exists."""
-    return next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
-
-
-def _list_local(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise NotFound(f"{folder} does not exist or is not a folder.")
-
-    def refuse(error: OSError) -> None:
-        raise StorageError(f"{error.filename}: {error.strerror}.") from error
-
-    names = []
-    for place, _, files in os.walk(folder, followlinks=True, onerror=refuse):
-        names += [(Path(place) / name).relative_to(folder).as_posix() for name in files]
-    return names
-
-
-def _list_s3(uri: str) -> list[str]:
-    bucket, key = _split(uri)
-    prefix = f"{key.rstrip('/')}/" if key else ""
-    names = []
-    with _s3_errors(uri):
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            names += [
-                item["Key"].removeprefix(prefix) for item in page.get("Contents", ()) if not item["Key"].endswith("/")
-            ]
-    if not names:
-        raise NotFound(f"{uri}: the bucket '{bucket}' has no object below '{prefix}'.")
-    return names
-
-
-def _split(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix(S3).partition("/")
-    if not bucket:
-        raise StorageError(f"'{uri}' names no bucket; wanted s3://BUCKET/KEY.")
-    return bucket, key.rstrip("/")
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _client() -> Any:
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS", "5")
-    if not attempts.isdigit() or int(attempts) < 1:
-        raise StorageError(f"AWS_MAX_ATTEMPTS is '{attempts}'; wanted a whole number of at least 1.")
-    return _make_client(_endpoint(), int(attempts), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
-
-
-@functools.lru_cache(maxsize=4)
-def _make_client(endpoint: str | None, attempts: int, account: str | None, process: int) -> Any:
-    """One client for all threads; `process` is part of the key, as a forked reader must not use old sockets."""
-    from boto3.session import Session  # not boto3.client, whose shared session remembers credentials
-    from botocore.config import Config
-
-    settings = Config(
-        retries={"mode": "standard", "max_attempts": attempts},
-        max_pool_connections=16,
-        connect_timeout=5,
-        read_timeout=30,
-    )
-    return Session().client("s3", endpoint_url=endpoint, config=settings)
-
-
-@contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    """What boto3 raises -> one sentence that says what to set."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        _raise_refusal(uri, error)
-    except (Boto3Error, BotoCoreError, ValueError) as error:
-        raise StorageError(_no_answer(uri, error)) from error
-
-
-def _raise_refusal(uri: str, error: Any) -> None:
-    """The server answered, and not with the bytes."""
-    code, status = str(error.response["Error"].get("Code")), error.response["ResponseMetadata"].get("HTTPStatusCode")
-    if code == "NoSuchBucket":
-        raise NotFound(
-            f"{uri}: no bucket '{_split(uri)[0]}' at {_endpoint() or 'AWS'}. Make it, or mend AWS_ENDPOINT_URL_S3."
-        ) from error
-    if status == 404:
-        raise NotFound(f"{uri} does not exist.") from error
-    if status in (401, 403):
-        raise StorageError(f"{uri}: access denied ({code}). Check {_KEYS} and the rights on the bucket.") from error
-    raise StorageError(
-        f"{uri}: the S3 server answered {status} {code}: {error.response['Error'].get('Message')}"
-    ) from error
-
-
-def _no_answer(uri: str, error: Exception) -> str:
-    """The request did not get as far as an answer."""
-    from botocore.exceptions import ConnectionError as NoConnection
-    from botocore.exceptions import HTTPClientError, NoCredentialsError, PartialCredentialsError
-
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return f"{uri}: no S3 credentials. Set {_KEYS} (and AWS_ENDPOINT_URL_S3 for a server that is not AWS)."
-    if isinstance(error, HTTPClientError | NoConnection):
-        server = _endpoint() or "AWS"
-        return f"{uri}: no answer from the S3 server {server}. Start it, or set AWS_ENDPOINT_URL_S3. ({error})"
-    return f"{uri}: {error}"
+def _same(uri: str, sha256: str, read: Callable[[], bytes]) -> bytes:
+    """What `read` gives, if it has this hash; a part of an object may arrive with a wrong byte, so twice is asked."""
+    seen = set[str]()
+    while True:
+        data = read()
+        found = hashlib.sha256(data).hexdigest() if sha256 else ""
+        if found == sha256:
+            return data
+        if found in seen or len(seen) >= s3.attempts():
+            raise DataError(
+                f"{uri} is not what it was at ingest (sha256 {found[:12]}..., then {sha256[:12]}...): "
+                "the file has changed. Run `dvc repro --force ingest`."
+            )
+        seen.add(found)

@@ -28,6 +28,10 @@ NEUTRAL |= {
     "sum.training_settings",
     "sum.data_settings",
     "sum.limits",
+    "sum.files",
+    "sum.s3",
+    "sum.downloads",
+    "sum.cache",
 }  # see test_defaults_of_settings_are_params_too
 NEUTRAL_PARAMS = {"tracking", "device"}  # where runs are kept, what computes: no reason to compute again
 ONLY_WORDS = {"finetune": {"datasets"}}  # licences for MLflow's tags

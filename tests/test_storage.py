@@ -163,7 +163,7 @@ def test_a_server_that_refuses(s3_settings: pytest.MonkeyPatch) -> None:
         ("403-AccessDenied", StorageError, r"access denied \(AccessDenied\)\. Check AWS_ACCESS_KEY_ID"),
         ("403-InvalidAccessKeyId", StorageError, r"access denied \(InvalidAccessKeyId\)"),
         ("404-NoSuchKey", NotFound, "s3://bucket/404-NoSuchKey does not exist"),
-        ("404-NoSuchBucket", NotFound, "no bucket 'bucket' at http://127"),
+        ("404-NoSuchBucket", StorageError, "no bucket 'bucket' at http://127"),
         ("503-SlowDown", StorageError, "answered 503 SlowDown"),
     ]
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
@@ -228,7 +228,7 @@ def test_s3_gives_what_a_folder_gives(bucket: str, tmp_path: Path) -> None:
     for call in (read_bytes, list_files, lambda uri: fetch(uri, tmp_path)):
         with pytest.raises(NotFound, match="set/gone"):
             call(f"{bucket}/set/gone")
-    with pytest.raises(NotFound, match="no bucket 'absent'"):
+    with pytest.raises(StorageError, match="no bucket 'absent'"):
         list_files("s3://absent/set")
 
 

@@ -14,7 +14,7 @@ from sum.errors import DataError
 
 
 def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
-    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or has another size than at ingest."""
+    """The photo `[H, W, 3]` uint8 RGB. DataError when it is unreadable or another than at ingest."""
     return np.array(_open_photo(record))
 
 
@@ -29,7 +29,7 @@ def to_square(image: NDArray[np.uint8], *, side: int) -> tuple[NDArray[np.uint8]
 
 
 def _open_photo(record: ImageRecord) -> Image.Image:
-    image = open_image(record.path)
+    image = open_image(record.path, sha256=record.sha256)
     if (image.height, image.width) != (record.height, record.width):
         raise DataError(
             f"{record.path} is {image.width} x {image.height} pixels, the manifest says "

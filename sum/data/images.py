@@ -27,19 +27,19 @@ DECODE_ERRORS = (
 """What Pillow raises on bytes that are not a whole image."""
 
 
-def read_image(path: str) -> np.ndarray:
-    """The photo at a local path or s3:// address as `[H, W, 3]` uint8 RGB, EXIF rotation applied.
+def read_image(path: str, *, sha256: str = "") -> np.ndarray:
+    """The photo at a local path, s3:// address or member's address as `[H, W, 3]` uint8 RGB, EXIF rotation applied.
 
-    Alpha is dropped, 16 bits become the upper 8. Raises DataError naming the file when it is missing, truncated or no
-    photo; StorageError when the disk or bucket does not answer.
+    sha256: what its bytes must be, if that is known. Alpha is dropped, 16 bits become the upper 8. Raises DataError
+    naming the file when it is missing, another than the hash says, truncated or no photo; StorageError when the disk or bucket does not answer.
     """
-    return np.array(open_image(path))
+    return np.array(open_image(path, sha256=sha256))
 
 
-def open_image(path: str) -> Image.Image:
+def open_image(path: str, *, sha256: str = "") -> Image.Image:
     """The same as a Pillow image, for what goes on in Pillow: no pixel is copied on the way."""
     try:
-        data = read_bytes(path)
+        data = read_bytes(path, sha256=sha256)
     except NotFound as error:
         raise DataError(f"{path}: the image is missing") from error
     return decode_photo(data, name=path)

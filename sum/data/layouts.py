@@ -6,10 +6,12 @@ cannot be used at all is a DataError at once; a single bad file is a Problem, so
 
 from __future__ import annotations
 
+from sum.data.archives import list_photos
 from sum.data.coco import coco_layout
 from sum.data.collect import Collector
 from sum.data.rasters import decode_raster
 from sum.data.records import encode_mask
+from sum.data.sa1b import sa1b_layout
 from sum.data.sources import (
     Item,
     Job,
@@ -23,8 +25,9 @@ from sum.data.sources import (
     stem_of,
     told,
 )
+from sum.data.via import via_layout
 from sum.errors import DataError
-from sum.storage import join, list_files, read_bytes
+from sum.storage import join, member_name, read_bytes
 
 STRAY = "file that is no image by its suffix passed over"
 
@@ -52,7 +55,14 @@ def images_layout(source: Source) -> list[Job]:
     return jobs
 
 
-LAYOUTS: dict[str, Layout] = {"raster": raster_layout, "coco": coco_layout, "images": images_layout}
+LAYOUTS: dict[str, Layout] = {
+    "raster": raster_layout,
+    "coco": coco_layout,
+    "images": images_layout,
+    "via": via_layout,
+    "sa1b": sa1b_layout,
+}
+_REPACK = "make the archive again with regular files only, or take it out of the folder"
 _PAIR = "add the file, or take the name out"
 _EXPORT = "export the mask again: one grey channel, the object above the threshold"
 
@@ -60,9 +70,10 @@ _EXPORT = "export the mask again: one grey channel, the object above the thresho
 def _by_stem(source: Source, folder: str, *, suffix: str) -> tuple[dict[str, str], list[Job]]:
     """Image files of a folder that end with `suffix`, by name without it, and jobs that tell what is wrong with others."""
     place = join(source.root, folder)
-    found, jobs = dict[str, str](), list[Job]()
-    for relative in list_files(place):
-        if not relative.lower().endswith(suffix.lower()):
+    names, refused = list_photos(place)
+    found, jobs = dict[str, str](), [told(Problem(path, reason, _REPACK)) for path, reason in refused]
+    for relative in names:
+        if not member_name(relative).lower().endswith(suffix.lower()):
             continue  # the masks beside the photos, or the photos beside the masks: the other call reads them
         path, stem = join(place, relative), stem_of(relative)
         if not is_image_name(relative):

@@ -1,7 +1,8 @@
-"""Polygons and run lengths -> COCO compressed RLE at the photo's size, by pycocotools' own rule; checked before it sees them."""
+"""Polygons and runs -> COCO compressed RLE at the photo's size, by pycocotools' own rule. It never sees bad ones."""
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -9,54 +10,108 @@ from pycocotools import mask as coco
 
 EMPTY = "mask without a pixel left out"
 FEW_POINTS = "polygon of fewer than 3 points left out"
+OUTSIDE = "polygon with points outside the photo cut at its edges"
+_NUMBERS = {int, float}
+_REACH = 10  # sides of the photo: pycocotools would walk all the way to a point
 
 
 def to_rle(segmentation: object, *, height: int, width: int) -> tuple[str, str]:
     """A COCO `segmentation` -> compressed RLE counts of a `[height, width]` mask ('' for none), and a remark or ''.
 
-    Raises ValueError on anything that is not a segmentation of that size.
+    It is a list of polygons x, y, x, y, ... in pixels (their union is the mask), or an RLE of that size, compressed
+    (str or bytes) or not (a list). Raises ValueError on anything else.
     """
     if not segmentation:
         return "", EMPTY
-    remark = ""
     if isinstance(segmentation, dict):
-        code = _runs(segmentation, height=height, width=width)
+        code, remark = _runs(segmentation, height=height, width=width), ""
     else:
-        found = _polygons(segmentation, reach=10 * max(height, width))
-        polygons = [polygon for polygon in found if len(polygon) >= 6]
+        found = _polygons(segmentation, reach=_REACH * max(height, width))
+        polygons = [polygon for polygon in found if len(polygon) >= 6]  # of 4 numbers pycocotools would make a box
         remark = FEW_POINTS if len(polygons) < len(found) else ""
         if not polygons:
             return "", remark
-        code = coco.merge(coco.frPyObjects(polygons, height, width))
+        code = coco.merge(coco.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
+        remark = remark or _leaves(polygons, height=height, width=width)
     return (str(code["counts"], "ascii"), remark) if coco.area(code) else ("", EMPTY)
 
 
-def _polygons(segmentation: object, *, reach: int) -> list[list[float]]:
-    """The polygons of a segmentation, each a flat list x, y, x, y, ... with no point beyond `reach` pixels."""
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+def pack(tree: dict[str, Any]) -> None:
+    """Let the numbers of a segmentation, as parsed from JSON, take a quarter of the memory; `to_rle` takes both."""
+    segmentation = tree.get("segmentation")
+    if isinstance(segmentation, list):
+        tree["segmentation"] = [_packed(polygon, "d") for polygon in segmentation]
+    elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+        segmentation["counts"] = _packed(segmentation["counts"], "q")
+
+
+def resize_rle(rle: str, frame: tuple[int, int], *, to: tuple[int, int]) -> str:
+    """Counts of a mask of (height, width) `frame` -> counts of it at the size `to`, by the nearest pixel."""
+    if frame == to:
+        return rle
+    mask = coco.decode({"size": list(frame), "counts": rle.encode("ascii")})
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(frame, to, strict=True))
+    code = coco.encode(np.asfortranarray(mask[rows][:, columns]))
+    return str(code["counts"], "ascii")
+
+
+def _packed(values: Any, code: str) -> Any:
+    """A list of plain numbers as an array; anything else as it is, for `to_rle` to refuse."""
+    wanted = _NUMBERS if code == "d" else {int}
+    if not isinstance(values, list) or not set(map(type, values)) <= wanted:
+        return values
+    try:
+        return array(code, values)
+    except OverflowError:
+        return values
+
+
+def _polygons(segmentation: object, *, reach: int) -> list[np.ndarray]:
+    """The polygons of a segmentation, each a flat row x, y, x, y, ... with no point beyond `reach` pixels."""
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list | array) for polygon in segmentation):
         raise ValueError("segmentation is neither a list of polygons nor an RLE")
-    for polygon in segmentation:
-        if len(polygon) % 2 or not all(type(value) in (int, float) and np.isfinite(value) for value in polygon):
-            raise ValueError("a polygon is not a flat list of numbers x, y, x, y, ...")
-        if any(abs(value) > reach for value in polygon):  # pycocotools would walk all the way there
-            raise ValueError("a polygon has a point far outside the photo")
-    return segmentation
+    packed = [_packed(polygon, "d") for polygon in segmentation]
+    if not all(isinstance(polygon, array) and len(polygon) % 2 == 0 for polygon in packed):
+        raise ValueError("a polygon is not a flat list of numbers x, y, x, y, ...")
+    polygons = [np.asarray(polygon, dtype=np.float64) for polygon in packed]
+    if not all(np.isfinite(polygon).all() for polygon in polygons):
+        raise ValueError("a polygon has a coordinate that is not a finite number; it is not a flat list of numbers")
+    if any((abs(polygon) > reach).any() for polygon in polygons):
+        raise ValueError("a polygon has a point far outside the photo")
+    return polygons
+
+
+def _leaves(polygons: list[np.ndarray], *, height: int, width: int) -> str:
+    """The remark on polygons with a point more than a pixel outside; as far as a pixel is how tools write the edge."""
+    edges = ((polygon[0::2], polygon[1::2]) for polygon in polygons)
+    inside = (
+        xs.min() >= -1 and ys.min() >= -1 and xs.max() <= width + 1 and ys.max() <= height + 1 for xs, ys in edges
+    )
+    return "" if all(inside) else OUTSIDE
 
 
 def _runs(segmentation: dict[str, Any], *, height: int, width: int) -> dict[str, Any]:
     """An RLE, compressed; its runs are checked before pycocotools, which would read beyond bad ones, sees it."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    pixels = height * width
     if size != [height, width]:
-        raise ValueError(f"RLE of size {size}, the photo is {[height, width]} (height, width) upright")
-    if isinstance(counts, str):
-        runs, code = parse_counts(counts), {"size": size, "counts": counts.encode("ascii")}
-    elif isinstance(counts, list) and all(type(value) is int and 0 <= value <= pixels for value in counts):
-        runs, code = np.asarray(counts, dtype=np.int64), coco.frPyObjects(segmentation, height, width)
+        raise ValueError(f"RLE of size {str(size)[:60]}, the photo is {[height, width]} (height, width) upright")
+    if isinstance(counts, str | bytes):
+        runs = parse_counts(counts if isinstance(counts, str) else counts.decode("ascii", "replace"))
     else:
-        raise ValueError("RLE counts are neither a string nor a list of run lengths")
-    if (runs < 0).any() or int(runs.sum()) != pixels:
+        packed = _packed(counts, "q")
+        if not isinstance(packed, array) or not len(packed):
+            raise ValueError("RLE counts are neither a string nor a list of run lengths")
+        runs = np.asarray(packed, dtype=np.int64)
+    pixels = height * width
+    if runs.min() < 0 or runs.max() > pixels or int(runs.sum()) != pixels:
         raise ValueError(f"RLE runs do not add up to {height} x {width} pixels")
+    if isinstance(counts, str | bytes) and (runs[1:] > 0).all():  # the one way in which pycocotools writes this mask
+        return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    if (runs[1:] > 0).all():
+        code: dict[str, Any] = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    else:  # runs of no pixel, which would give a wrong box
+        flat = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
+        code = coco.encode(flat.reshape((height, width), order="F"))
     return code
 
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from sum.data.images import decode_image
 from sum.data.records import ImageRecord, MaskRecord
 from sum.errors import DataError
-from sum.storage import NotFound, join, read_bytes
+from sum.storage import NotFound, join, member_name, read_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 
@@ -105,13 +105,13 @@ def told(item: Item) -> Job:
 
 
 def stem_of(relative: str) -> str:
-    """`a/b.c.jpg` -> `a/b.c`."""
-    return PurePosixPath(relative).with_suffix("").as_posix()
+    """`a/b.c.jpg` -> `a/b.c`; of an archive's member `x.tar!/a/b.jpg#512+90` -> `x/a/b`."""
+    return PurePosixPath(member_name(relative)).with_suffix("").as_posix()
 
 
 def is_image_name(relative: str) -> bool:
     """Whether the suffix, in any case, is that of an image."""
-    return PurePosixPath(relative).suffix.lower() in SUFFIXES
+    return PurePosixPath(member_name(relative)).suffix.lower() in SUFFIXES
 
 
 def read_photo(source: Source, relative: str) -> ImageRecord | Problem:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from sum.data.coco import CROWD
+from sum.data.coco import flagged
 from sum.data.collect import BARE
 from sum.data.rle import EMPTY, FEW_POINTS, parse_counts, to_rle
 from sum.data.sources import Item, Note, Problem
@@ -70,7 +70,7 @@ def test_coco_polygons_are_drawn_by_pycocotools(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "more", "reason"),
     [
-        (BOX, {"iscrowd": 1}, CROWD),
+        (BOX, {"iscrowd": 1}, flagged("iscrowd")),
         ([], {}, EMPTY),
         (None, {}, EMPTY),
         (np.zeros((HEIGHT, WIDTH), bool), {}, EMPTY),
@@ -91,7 +91,7 @@ def test_coco_leaves_out_and_counts(segmentation: Any, more: dict[str, Any], rea
     [
         ({"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]}, {}, "RLE of size [32, 24]"),
         ({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, {}, "do not add up to 24 x 32 pixels"),
-        ({"size": [HEIGHT, WIDTH], "counts": [-5, HEIGHT * WIDTH + 5]}, {}, "neither a string nor a list of run"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-5, HEIGHT * WIDTH + 5]}, {}, "do not add up"),
         ({"size": [HEIGHT, WIDTH], "counts": [10**30]}, {}, "neither a string nor a list of run"),
         ({"size": [HEIGHT, WIDTH], "counts": "50"}, {}, "do not add up"),
         (

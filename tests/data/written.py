@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sum.data.records import MaskRecord, decode_mask
 from sum.data.sources import Item, Problem, Sample, Source
 
 HEIGHT, WIDTH = 24, 32
+IDS = itertools.count(1_000)
 BOX = np.zeros((HEIGHT, WIDTH), bool)
 BOX[4:9, 10:20] = True
 NOISE = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.4
@@ -61,7 +63,7 @@ def annotation(image: int, segmentation: Any, **more: Any) -> dict[str, Any]:
     if isinstance(segmentation, np.ndarray):
         code = rle.encode(np.asfortranarray(segmentation, dtype=np.uint8))
         segmentation = {"size": code["size"], "counts": code["counts"].decode()}
-    return {"id": 1, "image_id": image, "category_id": 3, "iscrowd": 0, "segmentation": segmentation} | more
+    return {"id": next(IDS), "image_id": image, "category_id": 3, "iscrowd": 0, "segmentation": segmentation} | more
 
 
 def write_json(root: Path, **tree: Any) -> None:
@@ -86,3 +88,21 @@ def write_coco(root: Path) -> None:
     rows = [annotation(index, BOX) for index in range(3)]
     names = ("b.v2.jpg", "a.jpg", "deep/c.jpg")
     write_json(root, images=[entry(index, name) for index, name in enumerate(names)], annotations=rows)
+
+
+def write_via(root: Path) -> None:
+    """BOX as a polygon: its edges are whole numbers, so the polygon covers exactly its pixels."""
+    write_images(root)
+    polygon = {"name": "polygon", "all_points_x": [10, 20, 20, 10], "all_points_y": [4, 4, 9, 9]}
+    region = {"shape_attributes": polygon, "region_attributes": {"type": "thing"}}
+    names = ("b.v2.jpg", "a.jpg", "deep/c.jpg")
+    tree = {f"{name}123": {"filename": name, "size": 123, "regions": [region]} for name in names}
+    (root / "annotations.json").write_text(json.dumps(tree))
+
+
+def write_sa1b(root: Path) -> None:
+    write_images(root)
+    for index, name in enumerate(("b.v2", "a", "deep/c")):
+        row = annotation(index, BOX, area=50, predicted_iou=0.9, stability_score=0.97, bbox=[10, 4, 10, 5])
+        about = {"image_id": index, "height": HEIGHT, "width": WIDTH, "file_name": f"{name}.jpg"}
+        (root / "images" / f"{name}.json").write_text(json.dumps({"image": about, "annotations": [row]}))

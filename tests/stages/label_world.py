@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import save_segmenter
 from sum.models.segmenter import Segmenter
 from sum.settings import Config
+from sum.storage import sha256_file
 
 ROOT = Path(__file__).parents[2]
 SIZES = [(48, 64), (64, 64), (70, 40), (64, 90), (32, 32)]
@@ -50,7 +52,8 @@ def make_project(folder: Path) -> None:
         path = folder / f"data/raw/u/{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(cv2.resize(coarse, (width, height))).save(path)
-        records.append(record(number, split=("unlabelled", "train", "test")[max(0, number - 4)]))
+        image = record(number, split=("unlabelled", "train", "test")[max(0, number - 4)])
+        records.append(replace(image, sha256=sha256_file(path)))
     write_manifest(folder / "data/manifest", reversed(records), [])
     (folder / "data/validation").mkdir()
     (folder / "data/validation/report.json").write_text('{"success": true}')
@@ -69,7 +72,7 @@ def record(number: int, *, split: str = "unlabelled") -> ImageRecord:
         image_id=f"u/{number}",
         dataset="u",
         path=f"data/raw/u/{number}.png",
-        sha256=str(number),
+        sha256="",
         height=height,
         width=width,
         task="unspecified",

@@ -29,6 +29,7 @@ from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import Segmenter
 from sum.settings import Config
 from sum.stages import evaluate
+from sum.storage import sha256_file
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 OUT = Path("data/evaluation/base")
@@ -96,7 +97,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: FakeRun) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene.image[:height]).save(path)
         place = {"image_id": f"{dataset}/{number}", "dataset": dataset, "task": task, "split": split}
-        images.append(ImageRecord(path=str(path), sha256="0", height=height, width=64, licence="MIT", **place))
+        size = {"height": height, "width": 64}
+        images.append(ImageRecord(path=str(path), sha256=sha256_file(path), licence="MIT", **size, **place))
         truths = scene.entities if task == "entity" else scene.parts
         cut = [truth[:height] for truth in truths if truth[:height].any()][:3]
         for index, truth in enumerate(cut):

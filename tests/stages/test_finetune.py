@@ -22,6 +22,7 @@ from sum.registry import Registry, download
 from sum.settings import Config
 from sum.stages import finetune, pseudo_label, uncertainty
 from sum.stages.finetune import METHODS
+from sum.storage import sha256_file
 from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
 
 BUDGETS = {"small": {"human": ["h"], "unlabelled": ["u"]}}
@@ -53,7 +54,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plain = read_manifest(Path("data/manifest"), reader="test")
         mask = np.zeros((48, 64), dtype=bool)
         mask[10:30, 20:50] = True
-        human = ImageRecord("h/0", "h", "data/raw/u/0.png", "h0", 48, 64, "part", "train", "MIT")
+        human = ImageRecord("h/0", "h", "data/raw/u/0.png", sha256_file("data/raw/u/0.png"), 48, 64, "part", "train", "MIT")
         row = MaskRecord("h/0#0", "h/0", "h", "part", "train", 600, 20, 10, 49, 29, encode_mask(mask), "", "")
         write_manifest(Path("data/manifest"), [*plain.images, human], [row])
         config = settings(folder, "sqlite:///unused.db")

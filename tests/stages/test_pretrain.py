@@ -17,6 +17,7 @@ from sum.errors import DataError, StorageError
 from sum.models.checkpoint import load_segmenter
 from sum.settings import Config
 from sum.stages import pretrain
+from sum.storage import sha256_file
 from tests.stages.label_world import WEIGHTS, configure, kill, make_project
 
 OPTIM = {"steps": 3, "lr": 1e-3, "images_per_batch": 2, "masks_per_image": 2, "checkpoint_every": 1}
@@ -47,7 +48,7 @@ def photo_manifest(folder: Path, mask: np.ndarray) -> Manifest:
     height, width = mask.shape
     path = folder / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    image = ImageRecord("h/0", "h", str(path), "h0", height, width, "part", "train", "MIT")
+    image = ImageRecord("h/0", "h", str(path), sha256_file(path), height, width, "part", "train", "MIT")
     row = MaskRecord("h/0#0", "h/0", "h", "part", "train", int(mask.sum()), 0, 0, 1, 1, encode_mask(mask), "", "")
     return Manifest([image], [row])
 

@@ -22,7 +22,7 @@ from sum.data.scores import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, RO
 from sum.errors import DataError, MissingInput
 from sum.settings import Config
 from sum.stages import report
-from sum.storage import write_json
+from sum.storage import sha256_file, write_json
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 MODELS = ("base", "small", "large")
@@ -77,7 +77,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: dict[str, F
         path = tmp_path / f"{number}.png"
         Image.fromarray(scene.image[:height]).save(path)
         place = {"image_id": f"{dataset}/{number}", "dataset": dataset, "task": task, "split": "test"}
-        images.append(ImageRecord(path=path.name, sha256="0", height=height, width=64, licence="MIT", **place))
+        images.append(ImageRecord(path=path.name, sha256=sha256_file(path), height=height, width=64, licence="MIT", **place))
         found = [scene.salient] if task == "salient" else scene.parts
         for index, truth in enumerate([truth[:height] for truth in found if truth[:height].any()][:2]):
             mask_id = f"{dataset}/{number}#{index}"
