@@ -1,5 +1,6 @@
 """A photo of the manifest, and the photo as the model sees it: longest side resized to S as SamPredictor does, padded
-below and right."""
+below and right.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sum.core.geometry import resized_hw
-from sum.data.images import open_image
+from sum.data.images import LIMIT, open_image
 from sum.data.records import ImageRecord
 from sum.errors import DataError
 
@@ -29,7 +30,8 @@ def to_square(image: NDArray[np.uint8], *, side: int) -> tuple[NDArray[np.uint8]
 
 
 def _open_photo(record: ImageRecord) -> Image.Image:
-    image = open_image(record.path, sha256=record.sha256)
+    limit = max(LIMIT, record.height * record.width)  # what ingest took is not refused here
+    image = open_image(record.path, sha256=record.sha256, exif=record.exif, max_pixels=limit)
     if (image.height, image.width) != (record.height, record.width):
         raise DataError(
             f"{record.path} is {image.width} x {image.height} pixels, the manifest says "

@@ -1,68 +1,115 @@
-"""Masks drawn as image files, one grey picture a mask. What cannot be one (a photo, an empty one) is refused."""
+"""Masks drawn as image files beside the photos: one file an image or several, one mask a file or several."""
 
 from __future__ import annotations
 
-import io
+import functools
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from sum.data.images import DECODE_ERRORS
+from sum.data.collect import Collector
+from sum.data.folders import absent, list_folder, listed_names
+from sum.data.mask_files import MODES, Drawn
+from sum.data.records import ImageRecord, encode_mask
+from sum.data.sources import Item, Job, Note, Problem, Source, read_photo, told
 from sum.errors import DataError
+from sum.storage import NotFound, join, read_bytes
 
-SPREAD = "the mask's pixels are only 0 and 1: read as background and object"
+MISFIT = "mask of another size than its photo left out"
+RESIZED = "mask of another size than its photo resized to it"
+UNTURNED = "photo whose orientation tag is ignored: only so its mask fits"
+_EXPORT = "export the mask again, or set `mode` and `threshold` of the data set to what its pixels mean"
 
 
-def decode_raster(data: bytes, *, name: str, threshold: int) -> tuple[np.ndarray, str]:
-    """The bytes of a mask file -> (`[H, W]` bool, a remark or ''). EXIF tags of masks are not followed.
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A photo and its mask files; paths below `source.images` and `source.masks`, which hold no `*` any more."""
 
-    A pixel is in the mask when its grey value is above threshold (0..254); a file with only 0 and 1 is read as such,
-    with a remark.
-    name: the file, for the DataError: unreadable, colours, or a mask that is empty.
-    """
+    name: str
+    photo: str
+    masks: tuple[str, ...]
+
+
+def raster_layout(source: Source) -> list[Job]:
+    """A folder of photos and a folder of mask files (or one of both), paired by name without suffix."""
+    several = any(wild in source.mask_suffix for wild in "?*")
+    photos = list_folder(source, source.folder, suffix=source.image_suffix, also=(source.masks, source.mask_suffix))
+    masks = list_folder(
+        source, source.masks, suffix=source.mask_suffix, several=several, also=(source.folder, source.image_suffix)
+    )
+    within = replace(source, images=photos.place, masks=masks.place)
+    jobs = [told(item) for item in dict.fromkeys((*photos.findings, *masks.findings))]
+    for name in listed_names(source, known=photos.files) or sorted(photos.files.keys() | masks.files.keys()):
+        if name in photos.files and name in masks.files:
+            pair = _Pair(name, photos.files[name][0], tuple(masks.files[name]))
+            jobs.append(Job(name, functools.partial(_read_pair, within, pair)))
+        else:
+            jobs.append(absent(source, name, folder=source.masks if name in photos.files else source.folder))
+    return jobs
+
+
+def _read_pair(source: Source, pair: _Pair) -> list[Item]:
+    """One photo and its mask files."""
+    drawn, items = list[Drawn](), list[Item]()
+    for relative in pair.masks:
+        found = _read_mask(source, join(source.root, source.masks, relative))
+        if isinstance(found, Drawn):
+            drawn.append(found)
+        else:
+            items.append(found)
+    image = read_photo(source, pair.photo, name=pair.name, frames=[mask.hw for mask in drawn])
+    if isinstance(image, Problem):
+        return [image, *items]
+    collector = Collector(source, image)
+    faults = [fault for mask in drawn for fault in _collect(collector, mask, source=source)]
+    if image.exif != source.exif:
+        collector.note(UNTURNED, image.path)
+    found_all = collector.items()
+    only_bad = len(faults) == len(drawn)  # then that is all there is to tell: no 'image without a mask' beside it
+    return [*([] if only_bad else found_all), *faults, *items]
+
+
+def _read_mask(source: Source, file: str) -> Drawn | Problem:
+    """The masks of one file, in its own frame."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            grey = _grey(image)
-    except DECODE_ERRORS as error:
-        raise DataError(f"{name}: not a readable mask ({error})") from error
-    high = int(grey.max())
-    if high == 1 and threshold >= 1:
-        return grey == 1, SPREAD
-    mask = grey > threshold
-    if not mask.any():
-        raise DataError(
-            f"{name}: the mask is empty: no pixel is above the threshold {threshold}, the highest value is {high}"
-        )
-    return mask, ""
+        return MODES[source.mode](read_bytes(file), file, source)
+    except NotFound:
+        return Problem(file, "the mask is missing", "add the file, or take its photo out")
+    except DataError as error:
+        return Problem(file, str(error).removeprefix(f"{file}: "), _EXPORT)
 
 
-def _grey(image: Image.Image) -> np.ndarray:
-    """`[H, W]` values 0..255 of a mask in any mode that has one value a pixel."""
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8) * 255
-    if image.mode == "P":
-        return _palette_values(image)
-    pixels = np.asarray(image)
-    if image.mode.startswith("I"):
-        return pixels if pixels.max() <= 255 else pixels >> 8  # 16 bits: the upper 8
-    if image.mode in ("L", "LA"):
-        return pixels if pixels.ndim == 2 else pixels[..., 0]
-    if image.mode == "RGBA" and (pixels[..., 3] != 255).any():
-        raise ValueError("it has both colours and transparency, either may be the mask; save it as one grey channel")
-    if image.mode not in ("RGB", "RGBA"):
-        raise ValueError(f"pixels of mode {image.mode}; wanted one grey channel")
-    if (pixels[..., :3] != pixels[..., :1]).any():
-        raise ValueError("its red, green and blue differ: a photo posing as a mask")
-    return pixels[..., 0]
+def _collect(collector: Collector, drawn: Drawn, *, source: Source) -> list[Problem]:
+    """Hand the masks of one file to the collector; returns the problem if they do not fit the photo."""
+    image, file = collector.image, drawn.file
+    frame = (image.height, image.width)
+    fit = drawn.hw == frame
+    turned = not fit and drawn.hw == frame[::-1]
+    if not fit and source.on_size_mismatch == "skip":
+        collector.note(MISFIT, file)
+        return []
+    if not fit and (turned or source.on_size_mismatch == "error"):
+        return [_misfit(image, drawn, turned=turned)]
+    if not fit:
+        collector.note(RESIZED, file)
+    for reason in drawn.remarks:
+        collector.note(reason, file)
+    for category, mask in drawn.masks:
+        pixels = mask if fit else _resized(mask, frame)
+        code = encode_mask(pixels) if pixels.any() else ""
+        collector.add(code, category=category or source.task, file=file, where=f"{category} of {file}".strip())
+    return []
 
 
-def _palette_values(image: Image.Image) -> np.ndarray:
-    """Grey of the palette where it is a grey one, else the index: a coloured palette only tells objects apart."""
-    index = np.asarray(image)
-    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    if index.max() >= len(palette):
-        return index
-    used = palette[np.unique(index)]
-    grey = (used == used[:, :1]).all() and len(np.unique(used[:, 0])) == len(used)
-    return palette[index, 0] if grey else index
+def _misfit(image: ImageRecord, drawn: Drawn, *, turned: bool) -> Problem:
+    reason = f"the mask has height, width {drawn.hw}, its upright photo {(image.height, image.width)}"
+    if image.exif == "ignore":
+        reason = reason.replace("upright photo", "photo as stored")
+    remedy = "turn the mask as the photo's EXIF tag says" if turned else "export the mask at the photo's size"
+    return Problem(drawn.file, reason, remedy)
+
+
+def _resized(mask: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """`[h, w]` bool -> `[H, W]` by the nearest pixel; frame: (H, W)."""
+    return np.asarray(Image.fromarray(mask).resize(frame[::-1], Image.Resampling.NEAREST))

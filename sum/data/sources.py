@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pycocotools import mask as coco
 
-from sum.data.images import decode_image
+from sum.data.images import decode_image, frame_sizes
 from sum.data.records import ImageRecord, MaskRecord
 from sum.errors import DataError
 from sum.storage import NotFound, join, member_name, read_bytes
@@ -114,18 +114,28 @@ def is_image_name(relative: str) -> bool:
     return PurePosixPath(member_name(relative)).suffix.lower() in SUFFIXES
 
 
-def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
-    """Read and decode a photo of the source as a whole; relative: its path below the folder of photos."""
+def read_photo(
+    source: Source, relative: str, *, name: str = "", frames: Collection[tuple[int, int]] = ()
+) -> ImageRecord | Problem:
+    """Read and decode a photo of the source as a whole; relative: its path below the folder of photos.
+
+    name: its id within the set, if not the path without suffix. frames: the sizes (height, width) of its masks: when
+    they are all that of the photo as stored and not that of the upright one, its orientation tag is ignored
+    (`ImageRecord.exif` says so). A photo whose sides are equal, or that is upside down, is always turned.
+    """
     path = join(source.root, source.folder, relative)
     try:
         data = read_bytes(path)
-        height, width, _ = decode_image(data, name=path).shape
+        upright, stored = frame_sizes(data, name=path, max_pixels=source.max_pixels)
+        only_stored = bool(frames) and upright != stored and all(frame == stored for frame in frames)
+        exif = "ignore" if only_stored else source.exif
+        height, width, _ = decode_image(data, name=path, exif=exif, max_pixels=source.max_pixels).shape
     except NotFound:
         return Problem(path, "the image is missing", "add the file, or take its entry out of the list")
     except DataError as error:
         return Problem(path, str(error).removeprefix(f"{path}: "), "download or export the file again, or delete it")
     return ImageRecord(
-        image_id=f"{source.name}/{stem_of(relative)}",
+        image_id=f"{source.name}/{name or stem_of(relative)}",
         dataset=source.name,
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -134,6 +144,7 @@ def read_photo(source: Source, relative: str) -> ImageRecord | Problem:
         task=source.task,
         split=source.split,
         licence=source.licence,
+        exif=exif,
     )
 
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sum.data.layouts import LAYOUTS, STRAY
-from sum.data.rasters import SPREAD
+from sum.data.folders import STRAY, UNMATCHED
+from sum.data.frames import load_photo
+from sum.data.layouts import LAYOUTS
+from sum.data.mask_files import SPREAD
+from sum.data.rasters import UNTURNED
 from sum.data.records import decode_mask
 from sum.data.sources import Note, Problem
 from sum.errors import DataError
@@ -227,8 +230,15 @@ def test_raster_turns_the_photo_and_never_the_mask(tmp_path: Path) -> None:
     (sample,) = samples(read("raster", source(tmp_path)))
     assert (sample.image.height, sample.image.width) == (WIDTH, HEIGHT)
     assert np.array_equal(decode_mask(sample.masks[0].rle, height=WIDTH, width=HEIGHT), upright)
-    grey(tmp_path / "masks" / "a.png", BOX * 255)
-    found = problem(read("raster", source(tmp_path)))
+    grey(tmp_path / "masks" / "a.png", BOX * 255)  # drawn on the photo as stored
+    items = read("raster", source(tmp_path))
+    (sample,) = samples(items)
+    assert (sample.image.exif, sample.image.height, sample.image.width) == ("ignore", HEIGHT, WIDTH)
+    assert [item.reason for item in items if isinstance(item, Note)] == [UNTURNED]
+    assert np.array_equal(pixels(sample.masks[0]), BOX)
+    assert load_photo(sample.image).shape == (HEIGHT, WIDTH, 3)
+    grey(tmp_path / "masks" / "a.png", upright * 255)
+    found = problem(read("raster", source(tmp_path, exif="ignore")))
     assert "turn the mask as the photo's EXIF tag says" in found.remedy
 
 
@@ -243,5 +253,6 @@ def test_photos_and_masks_may_share_a_folder(tmp_path: Path) -> None:
     of = source(tmp_path, images=".", masks=".", image_suffix=".jpg", mask_suffix=".png")
     items = read("raster", of)
     assert [sample.image.image_id for sample in samples(items)] == ["set/a", "set/b.v2", "set/c"]
-    assert len(items) == 3
+    assert [item.reason for item in items if isinstance(item, Note)] == [UNMATCHED]
+    assert len(items) == 4
     assert all(np.array_equal(pixels(sample.masks[0]), BOX) for sample in samples(items))

@@ -156,7 +156,11 @@ def test_all_missing_roots_are_told_at_once_with_what_helps(config: Config) -> N
         ("raster", {"masks": "mask"}, r"/mask does not exist.* \(now images: images, masks: mask, all below"),
         ("raster", {"names": "list.txt"}, r"/list\.txt does not exist.*names: list\.txt"),
         ("raster", {"images": "photos"}, r"/photos does not exist.*images: photos"),
-        ("coco", {}, r"/annotations\.json does not exist.*now images: images, annotations: annotations\.json, all below"),
+        (
+            "coco",
+            {},
+            r"/annotations\.json does not exist.*now images: images, annotations: annotations\.json, all below",
+        ),
         ("images", {"images": "photos", "split": "unlabelled"}, r"/photos does not exist.*now images: photos,"),
     ],
 )
