@@ -145,7 +145,9 @@ def _put(drawn: Drawn, values: np.ndarray, value: int, *, category: str, out: st
 def _distinct(values: np.ndarray, file: str) -> list[int]:
     found = np.unique(values)
     if len(found) > MOST:
-        raise DataError(f"{file}: {len(found):,} different values: a photo, or edges that were smoothed, not a map of values")
+        raise DataError(
+            f"{file}: {len(found):,} different values: a photo, or edges that were smoothed, not a map of values"
+        )
     return [int(value) for value in found]
 
 
