@@ -58,6 +58,9 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "results": Command("results", "print the results table, and where the report and MLflow are"),
+    "dry_run": Command("ingest --dry-run PATH", "say what a folder, export or bucket holds"),
+    "add": Command("add NAME PATH", "put a folder, export or bucket under DVC and into params.yaml"),
+    "remove": Command("remove NAME", "undo `add NAME`"),
     "use": Command("use FILE", "take FILE (see examples/) as params.yaml; the old one is kept as params.yaml.bak"),
     "audit": Command(
         "audit [NAME ...] [--file FILE]", "read data sets and compare their counts with what they should hold"

@@ -19,7 +19,13 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 THREADS = 8  # archives opened at a time
 _HEADER = 2**20  # bytes: a header that is longer is no name but an attack
 _BLOCK = tarfile.BLOCKSIZE
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 _KINDS = {
     tarfile.SYMTYPE: "is a symbolic link",
     tarfile.LNKTYPE: "is a hard link",
@@ -99,7 +105,9 @@ def _listing(uri: str, file: BinaryIO) -> Listing:
                 address = member_address(uri, name, offset=info.offset_data, size=info.size)
                 members.append(Member(name, address))
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        refused.append(("", f"is no whole tar archive ({str(error) or type(error).__name__}): make or download it again"))
+        refused.append(
+            ("", f"is no whole tar archive ({str(error) or type(error).__name__}): make or download it again")
+        )
     return Listing(tuple(members), tuple(refused))
 
 

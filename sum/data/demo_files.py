@@ -37,7 +37,9 @@ def write_demo(root: Path, *, seeds: Mapping[str, int], scenes: Mapping[str, int
     for name in scenes:
         split, _ = choose(SETS, name, key="demo.scenes")
         if split not in seeds:
-            raise ConfigError(f"params.yaml: demo.seeds: no seed '{split}', which the set '{name}' of demo.scenes needs")
+            raise ConfigError(
+                f"params.yaml: demo.seeds: no seed '{split}', which the set '{name}' of demo.scenes needs"
+            )
     with replace_folder(root) as partial:
         for name, count in scenes.items():
             _, write = SETS[name]

@@ -34,23 +34,33 @@ DECODE_ERRORS = (
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def read_image(path: str, *, sha256: str = "", exif: str = "transpose", max_pixels: int = LIMIT) -> np.ndarray:
+def read_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT, sha256: str = "") -> np.ndarray:
     """The photo at a local path, s3:// address or member's address as `[H, W, 3]` uint8 RGB.
 
-    sha256: what its bytes must be, if that is known. exif: `transpose` turns it as its orientation tag says, `ignore`
-    leaves it as stored. max_pixels: a larger one is refused before it is decoded. Alpha is dropped, 16 bits become the
+    exif: `transpose` turns it as its orientation tag says, `ignore` leaves it as stored. max_pixels: a larger one is
+    refused before it is decoded. sha256: what its bytes must be, if that is known. Alpha is dropped, 16 bits become the
     upper 8. Raises DataError naming the file when it is missing, another than the hash says, truncated, too large, of
     several pictures or no photo; StorageError when the disk or bucket does not answer.
     """
+    return np.array(open_image(path, exif=exif, max_pixels=max_pixels, sha256=sha256))
+
+
+def open_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT, sha256: str = "") -> Image.Image:
+    """The same as a Pillow image, for what goes on in Pillow: no pixel is copied on the way."""
     try:
         data = read_bytes(path, sha256=sha256)
     except NotFound as error:
         raise DataError(f"{path}: the image is missing") from error
-    return decode_image(data, name=path, exif=exif, max_pixels=max_pixels)
+    return decode_photo(data, name=path, exif=exif, max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, *, name: str, exif: str = "transpose", max_pixels: int = LIMIT) -> np.ndarray:
     """The bytes of an image file as `[H, W, 3]` uint8 RGB; name: the file, for the DataError; else as `read_image`."""
+    return np.array(decode_photo(data, name=name, exif=exif, max_pixels=max_pixels))
+
+
+def decode_photo(data: bytes, *, name: str, exif: str = "transpose", max_pixels: int = LIMIT) -> Image.Image:
+    """The same as a Pillow image."""
     with open_picture(data, name=name, what="image", max_pixels=max_pixels) as opened:
         opened.load()  # the whole file, so that a truncated one is found here
         if exif == "transpose":
@@ -112,15 +122,17 @@ def _identified(data: bytes) -> Image.Image:
     raise ValueError("no image by its content")
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """`[H, W, 3]` uint8 of any Pillow mode. ValueError for one that has no plain meaning as a photo."""
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any Pillow mode. ValueError for one that has no plain meaning as a photo."""
+    if image.mode == "RGB":
+        return image
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError(f"integer pixels {values.min()}..{values.max()}, wanted 0..65535")
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white")
     if image.mode == "P":
         image = image.convert("RGBA")  # a transparent palette entry keeps its colour
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from sum.data.coco import coco_layout
 from sum.data.folders import images_layout
+from sum.data.label_studio import label_studio_layout
+from sum.data.labelme import labelme_layout
 from sum.data.rasters import raster_layout
 from sum.data.sa1b import sa1b_layout
 from sum.data.sources import Layout
 from sum.data.via import via_layout
+from sum.data.yolo import yolo_layout
 
 LAYOUTS: dict[str, Layout] = {
     "raster": raster_layout,
@@ -19,4 +22,7 @@ LAYOUTS: dict[str, Layout] = {
     "images": images_layout,
     "via": via_layout,
     "sa1b": sa1b_layout,
+    "labelme": labelme_layout,
+    "yolo": yolo_layout,
+    "label_studio": label_studio_layout,
 }

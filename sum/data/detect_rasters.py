@@ -1,0 +1,198 @@
+"""Folders of photos and of masks: paired by name, told apart, and their values explained, by their pixels."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from sum.data.images import DECODE_ERRORS
+from sum.data.listing import Candidate, Listing, part_of
+from sum.data.sources import stem_of
+from sum.storage import read_bytes
+
+SAMPLE = 5  # masks of a folder whose pixels are looked at
+FEW = 64  # colours or values: a photo has more
+SHARE = 0.5  # of the files of the smaller folder that must have a partner
+FOLDERS = 60  # that are compared with each other, the fullest first
+_CLEAN = 0.5  # of the pixels above 0 that are 255 in a binary mask with soft edges
+_OBJECTS = re.compile(r"object|instance", re.IGNORECASE)
+
+
+def rasters(listing: Listing) -> Iterator[Candidate | tuple[str, str]]:
+    """Every pair of folders, or of suffixes in one folder, that may be photos and their masks."""
+    if listing.only or len(listing.images) < 1:
+        return
+    pairs = sorted(_pairs(listing), key=lambda pair: -pair[0])
+    if not pairs:
+        yield "raster", "no two folders (or suffixes of one) hold image files of the same names"
+    taken = set[tuple[str, str]]()
+    for _, photos, masks, tail in pairs:
+        if any(_within(photos, one) and _within(masks, two) for one, two in taken):
+            continue  # a part of a pair that is there already
+        sample = _sample(listing, masks, tail)
+        mode, keys, look = mode_of([listing.path(name) for name in sample])
+        if not mode:
+            yield "raster", f"{masks} beside {photos}: {look}"
+            continue
+        taken.add((photos, masks))
+        yield from _candidates(listing, photos, masks, tail, mode, keys, look)
+
+
+def _candidates(
+    listing: Listing, photos: str, masks: str, tail: str, mode: str, keys: dict[str, object], look: str
+) -> Iterator[Candidate]:
+    """The pair as one entry, or one a list of names or part folder."""
+    base: dict[str, object] = {"images": photos, "masks": masks, **keys}
+    if mode != "binary":
+        base["mode"] = mode
+    if tail or photos == masks:
+        base["mask_suffix"] = tail
+    if photos == masks:
+        base["image_suffix"] = _other_suffix(listing, photos, tail)
+    why = f"{masks} holds masks for the photos of {photos}: {look}"
+    rank = 7 + bool(_OBJECTS.search(masks))
+    lists = [name for name in listing.named(".txt") if _is_list(listing, name, photos)]
+    parts = [name for name in lists if part_of(name)[0]]
+    if parts:
+        for name in parts:
+            part, split = part_of(PurePosixPath(name).name)
+            yield Candidate(
+                "raster", listing.root, f"{why}; {name} lists some", base | {"names": name}, part, split, rank
+            )
+        return
+    folders = sorted({name.split("/")[0] for name in listing.folders[photos] if "/" in name})
+    if folders and all(part_of(folder)[0] for folder in folders) and photos != masks:
+        for folder in folders:
+            part, split = part_of(folder)
+            below = {"images": _full(photos, folder), "masks": _full(masks, folder)}
+            yield Candidate("raster", listing.root, why, base | below, part, split, rank)
+        return
+    yield Candidate("raster", listing.root, why, base, "", part_of(photos)[1], rank)
+
+
+def _pairs(listing: Listing) -> Iterator[tuple[int, str, str, str]]:
+    """(files with a partner, folder of photos, folder of masks, ending of the masks' names)."""
+    folders = sorted(listing.folders, key=lambda folder: (-len(listing.folders[folder]), folder))[:FOLDERS]
+    for photos in folders:
+        for masks in folders:
+            same = photos == masks
+            if not same and (_within(photos, masks) or _within(masks, photos)):
+                continue
+            count, tail = _match(listing.folders[photos], listing.folders[masks], same=same)
+            small = min(len(listing.folders[photos]), len(listing.folders[masks])) / (2 if same else 1)
+            if count and count >= SHARE * small and (same or _first_is_photo(listing, photos, masks)):
+                yield count, photos, masks, tail
+
+
+def _match(photos: list[str], masks: list[str], *, same: bool) -> tuple[int, str]:
+    """How many mask files have a photo's name and one ending; '' stands for the same name in another folder."""
+    known = {stem_of(name) for name in photos}
+    if not same:
+        plain = sum(stem_of(name) in known for name in masks)
+        if plain:
+            return plain, ""
+    tails = Counter[str]()
+    jpegs = {stem_of(name) for name in photos if name.lower().endswith((".jpg", ".jpeg"))} if same else known
+    for name in masks:
+        stem, suffix = stem_of(name), PurePosixPath(name).suffix
+        if same and suffix.lower() in (".jpg", ".jpeg"):
+            continue
+        ends = [end for end in range(len(stem), 0, -1) if stem[:end] in jpegs and (same or end < len(stem))]
+        if ends:
+            tails[re.sub(r"\d", "?", stem[ends[0] :]) + suffix] += 1
+    return (tails.most_common(1)[0][1], tails.most_common(1)[0][0]) if tails else (0, "")
+
+
+def _first_is_photo(listing: Listing, photos: str, masks: str) -> bool:
+    """Whether the first folder holds more colours than the second, by one file of each."""
+    counts = [_colours(listing.path(_full(folder, listing.folders[folder][0]))) for folder in (photos, masks)]
+    return counts[0] > max(FEW, counts[1])
+
+
+def _colours(path: str) -> int:
+    try:
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
+            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int64)
+    except DECODE_ERRORS:
+        return 0
+    return len(np.unique(pixels @ (65536, 256, 1)))
+
+
+def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
+    """(mode or '' when these are no masks, further keys, what was seen) by the pixels of a few mask files."""
+    values, depth, colours = set[int](), 0, 0
+    clean = True
+    for path in paths:
+        try:
+            with Image.open(io.BytesIO(read_bytes(path))) as image:
+                pixels = np.asarray(image)
+        except DECODE_ERRORS as error:
+            return "", {}, f"{PurePosixPath(path).name} is not readable ({error})"
+        if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
+            flat = pixels[..., :3].reshape(-1, 3).astype(np.int64)
+            if (flat != flat[:, :1]).any():
+                colours = max(colours, len(np.unique(flat @ (65536, 256, 1))))
+                continue
+            pixels = pixels[..., 0]
+        elif pixels.ndim == 3:
+            pixels = pixels[..., 0]
+        pixels = pixels.astype(np.int64) * (255 if pixels.dtype == bool else 1)
+        depth = max(depth, int(pixels.max()))
+        clean = clean and int((pixels == 255).sum()) >= _CLEAN * int((pixels > 0).sum())
+        values |= set(np.unique(pixels).tolist()[: 4 * FEW])
+    return _meaning(values, depth=depth, colours=colours, clean=clean)
+
+
+def _meaning(values: set[int], *, depth: int, colours: int, clean: bool) -> tuple[str, dict[str, object], str]:
+    if colours > FEW:
+        return "", {}, f"{colours} colours: photos, not masks"
+    if colours:
+        return "color", {}, f"{colours} colours, each a mask"
+    if depth > 255:
+        return "instance", {}, f"values up to {depth}: class * divisor + instance"
+    if values <= {0, 255}:
+        return "binary", {}, "values 0 and 255"
+    if values <= {0, 1}:
+        return "binary", {}, "values 0 and 1"
+    if clean:
+        return "binary", {}, "values 0 and 255 with soft edges"
+    if len(values) <= FEW:
+        drop: dict[str, object] = {"drop": [0, 255]} if 255 in values and len(values) > 2 else {}
+        return "index", drop, f"{len(values)} values, up to {depth}, each a mask"
+    return "", {}, f"{len(values)} grey values: photos, not masks"
+
+
+def _is_list(listing: Listing, name: str, photos: str) -> bool:
+    """Whether most lines of a text file are names of photos."""
+    known = {stem_of(photo) for photo in listing.folders[photos]}
+    lines = [line.strip() for line in read_bytes(listing.path(name))[:100_000].decode("utf-8", "replace").splitlines()]
+    lines = [line for line in lines if line][:200]
+    return bool(lines) and sum(line in known or stem_of(line) in known for line in lines) >= 0.9 * len(lines)
+
+
+def _sample(listing: Listing, masks: str, tail: str) -> list[str]:
+    names = listing.folders[masks]
+    if tail:
+        pattern = re.compile(re.escape(tail).replace(r"\?", r"\d") + "$")
+        names = [name for name in names if pattern.search(name)]
+    return [_full(masks, name) for name in names[:: max(1, len(names) // SAMPLE)][:SAMPLE]]
+
+
+def _other_suffix(listing: Listing, folder: str, tail: str) -> str:
+    """The suffix of the photos that share a folder with their masks."""
+    suffixes = Counter(PurePosixPath(name).suffix for name in listing.folders[folder] if not name.endswith(tail))
+    return suffixes.most_common(1)[0][0] if suffixes else ""
+
+
+def _within(folder: str, above: str) -> bool:
+    return above == "." or folder == above or folder.startswith(f"{above}/")
+
+
+def _full(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"

@@ -1,0 +1,84 @@
+"""Masks of the manifest as training wants them: from run lengths at the photo's size straight to the model frame.
+
+The result is that of drawing each mask at full size and shrinking it, to the last bit, without the full size: what
+decides is how much of a new pixel's area a mask covers, and runs say that for a whole column at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sum.core.geometry import resized_hw
+from sum.data.batches import masks_to_frame
+from sum.data.records import decode_mask
+from sum.data.rle import parse_counts
+
+DOUBT = 1e-5  # share of a new pixel: nearer to the half, rounding in cv2.INTER_AREA decides
+MOST = 999  # px: for larger frames cv2 leaves out parts of a pixel thinner than 0.001, this file does not
+
+
+def rles_to_frame(rles: Sequence[str], *, hw: tuple[int, int], loss_side: int) -> Tensor:
+    """`masks_to_frame` of COCO compressed counts at the size hw (height, width): bool `[K, L, L]`, model frame.
+
+    Raises DataError when counts are not of that size.
+    """
+    inner = resized_hw(*hw, loss_side)
+    frames = np.zeros((len(rles), loss_side, loss_side), dtype=bool)
+    for rle, frame in zip(rles, frames, strict=True):
+        small = _shrunk(rle, hw=hw, hw_out=inner)
+        if small is not None and small.any():
+            frame[: inner[0], : inner[1]] = small
+        else:
+            full = decode_mask(rle, height=hw[0], width=hw[1])
+            frame[:] = masks_to_frame(full[None], loss_side=loss_side)[0].numpy()
+    return torch.from_numpy(frames)
+
+
+def _shrunk(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """A mask at a smaller size, True where at least half of a pixel's area is covered; None: look at all pixels."""
+    (height, width), (rows, columns) = hw, hw_out
+    if rows > height or columns > width or max(hw_out) > MOST or hw == hw_out:
+        return None
+    runs = parse_counts(rle)
+    if (runs < 0).any() or int(runs.sum()) != height * width:
+        return None
+    whole = height * width
+    over = covered(runs, hw=hw, hw_out=hw_out) - whole / 2
+    mask: NDArray[np.bool_] = over >= 0
+    block = whole // (rows * columns)
+    plain = height % rows == 0 == width % columns and block & (block - 1) == 0  # halves are exact in cv2, too
+    return mask if plain or np.abs(over, out=over).min() > DOUBT * whole else None
+
+
+def covered(runs: NDArray[np.int64], *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.float64]:
+    """How much of each pixel of a smaller picture `[h, w]` a mask of H x W covers; whole numbers, H * W is all.
+
+    runs: run lengths down the columns, unset first; they add up to H * W. hw_out: (h, w), no larger than hw.
+
+    Every change of a run at (x, y) sets or unsets all pixels from there to the bottom of its column. So it adds a part
+    of the new pixel it falls into and all of those below, and the next columns begin as this one ended.
+    """
+    (height, width), (rows, columns) = hw, hw_out
+    at = np.cumsum(runs)[:-1]
+    at = at[at < height * width]  # empty runs at the very end
+    sign = np.where(np.arange(len(at)) % 2, -1.0, 1.0)
+    x, y = np.divmod(at, height)
+    row = y * rows // height
+    part = sign * ((row + 1) * height - y * rows)
+    column = np.arange(width) * columns // width  # a column of the mask lies in one new column, or in two
+    left = np.minimum((column + 1) * width - np.arange(width) * columns, columns)
+    begins = np.cumsum(np.bincount(x + 1, weights=sign, minlength=width + 1))[:width]  # 1: set at the top
+    tops = np.flatnonzero(begins)
+    line = columns + 1  # the steps are [h + 2, w + 1]: what falls beyond the last row or column is cut off below
+    cells, amounts = list[NDArray[np.int64]](), list[NDArray[np.float64]]()
+    for shift, share in ((0, left), (1, columns - left)):
+        cell = row * line + column[x] + shift
+        cells += [cell, cell + line, column[tops] + shift]
+        amounts += [part * share[x], (sign * height - part) * share[x], begins[tops] * (height * share[tops])]
+    steps = np.bincount(np.concatenate(cells), weights=np.concatenate(amounts), minlength=(rows + 2) * line)
+    return np.cumsum(steps.reshape(rows + 2, line), axis=0)[:rows, :columns]
