@@ -207,6 +207,12 @@ def share(x: float, y: float) -> list[float]:
     return [100 * x / WIDTH, 100 * y / HEIGHT]
 
 
+def placed(x: float, y: float, *, rotation: float, **sizes: float) -> dict[str, float]:
+    """A place and two sizes in pixels, the horizontal one first, as Label Studio's per cent."""
+    per_cent = zip(sizes, share(*sizes.values()), strict=True)
+    return {"x": share(x, y)[0], "y": share(x, y)[1], "rotation": rotation, **dict(per_cent)}
+
+
 @pytest.mark.parametrize(
     ("drawn", "mask"),
     [
@@ -215,21 +221,21 @@ def share(x: float, y: float) -> list[float]:
         (
             region(
                 "rectanglelabels",
-                {"x": share(10, 4)[0], "y": share(10, 4)[1], "width": share(10, 0)[0], "height": share(0, 5)[1], "rotation": 0},
+                placed(10, 4, width=10, height=5, rotation=0),
             ),
             BOX,
         ),
         (  # turned by a quarter about its first corner: from (20, 4) five wide, ten high, down and to the left
             region(
                 "rectanglelabels",
-                {"x": share(20, 4)[0], "y": share(0, 4)[1], "width": share(5, 0)[0], "height": share(0, 10)[1], "rotation": 90},
+                placed(20, 4, width=5, height=10, rotation=90),
             ),
             BOX,
         ),
         (
             region(
                 "ellipselabels",
-                {"x": share(12, 0)[0], "y": share(0, 10)[1], "radiusX": share(6, 0)[0], "radiusY": share(0, 6)[1], "rotation": 30},
+                placed(12, 10, radiusX=6, radiusY=6, rotation=30),
             ),
             DISC,
         ),
