@@ -125,7 +125,8 @@ def looks(folder: Path) -> list[ImageRecord]:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         phash, mirror = perceptual_hashes(np.asarray(picture))
-        row = image(name.partition(".")[0], number, path=str(path), phash=phash, mirror_phash=mirror)
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        row = image(name.partition(".")[0], number, path=str(path), sha256=content, phash=phash, mirror_phash=mirror)
         rows.append(row)
     return rows
 
