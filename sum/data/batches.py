@@ -1,7 +1,7 @@
 """Training batches: which images and masks make step t, as a pure function of the seed and t.
 
-Because nothing is drawn from a running generator, a resumed run sees exactly the batches an uninterrupted one would have seen,
-and every process of a multi-GPU run can work out its own share.
+Because nothing is drawn from a running generator, a resumed run sees exactly the batches an uninterrupted one would
+have seen, and every process of a multi-GPU run can work out its own share.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def image_part(hw: tuple[int, int], *, side: int, loss_side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixture(Dataset["TrainBatch | SumError"]):
-    """The batch of step t: roles take turns in the wanted ratio, each role walks through its images in a new order every epoch.
+    """The batch of step t: roles take turns in the wanted ratio, each walks through its images anew every epoch.
 
     sources and shares go together: shares (2, 1) puts two images of the first source beside one of the second.
     rank of ranks: this process and how many share the batch.

@@ -29,8 +29,8 @@ MIN_AREA = 24  # px of a 128 frame; a smaller mask has no shape left at the 64 x
 class CoarseScenes:
     """Demo scenes of the pre-training range, drawn once, mirrored at every other visit.
 
-    images `[n, S, S, 3]` uint8; masks: packed bits of all masks `[m, S * S / 8]` uint8; first `[n + 1]`: masks of scene i are
-    first[i] .. first[i + 1] - 1; areas `[m]`, px.
+    images `[n, S, S, 3]` uint8; masks: packed bits of all masks `[m, S * S / 8]` uint8; first `[n + 1]`: masks of
+    scene i are first[i] .. first[i + 1] - 1; areas `[m]`, px.
     """
 
     images: NDArray[np.uint8]
@@ -115,7 +115,7 @@ def coarsen(mask: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def coarse_masks(scene: Scene, *, size: int) -> list[NDArray[np.bool_]]:
-    """All masks of a scene at all three granularities, coarsened; those that vanish are left out. Parts lose less: they are small."""
+    """All masks of a scene at all three granularities, coarsened; those that vanish go. Parts lose less."""
     rows = [coarsen(scene.salient, size=size), *(coarsen(m, size=size) for m in scene.entities)]
     rows += [coarsen(m, size=max(2, size - 2)) for m in scene.parts]
     return [row for row in rows if row.sum() >= MIN_AREA]
@@ -124,7 +124,7 @@ def coarse_masks(scene: Scene, *, size: int) -> list[NDArray[np.bool_]]:
 def mirror(
     image: NDArray[np.uint8], masks: NDArray[np.bool_], *, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Swap left and right every other time: image `[S, S, 3]` and masks `[K, S, S]` alike. Up stays up, as in photos."""
+    """Swap left and right every other time: image `[S, S, 3]` and masks `[K, S, S]`. Up stays up, as in photos."""
     if rng.integers(2):
         image, masks = image[:, ::-1], masks[:, :, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(masks)

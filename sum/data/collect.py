@@ -38,6 +38,7 @@ class Collector:
             return self.note(OTHER, where)
         for piece in self._pieces(rle):
             self._add(piece, category=category, file=file, where=where)
+        return None
 
     def items(self) -> list[Item]:
         """The sample, if there is any mask, and all that is to be told."""

@@ -158,9 +158,8 @@ def house(rng: np.random.Generator, thin: float) -> list[Piece]:
         Piece("roof", (poly((-1.05, eaves + 0.08), (rng.uniform(-0.25, 0.1), -1), (1.05, eaves + 0.08)),), SECOND),
         Piece("door", (box(-0.15, eaves + 0.45, 0.2, 1),), DARK),
     ]
-    for x in (-0.52, 0.55)[: int(rng.integers(1, 3))]:
-        pieces.append(Piece("window", (box(x - 0.19, eaves + 0.25, x + 0.19, eaves + 0.68),), ACCENT))
-    return pieces
+    windows = (-0.52, 0.55)[: int(rng.integers(1, 3))]
+    return pieces + [Piece("window", (box(x - 0.19, eaves + 0.25, x + 0.19, eaves + 0.68),), ACCENT) for x in windows]
 
 
 def car(rng: np.random.Generator, thin: float) -> list[Piece]:

@@ -118,7 +118,9 @@ def _mask_changes(old: Path, new: Path) -> dict[Group, Counter[str]]:
     image["removed"], image["added"] = image["old"] - image["altered"], image["new"] - image["altered"]
     sums = image.groupby("group")[["same", *KINDS]].sum()
     names = {code: group for group, code in groups.items()}
-    return {names[int(str(code))]: Counter({str(k): int(v) for k, v in row.items() if v}) for code, row in sums.iterrows()}
+    return {
+        names[int(str(code))]: Counter({str(k): int(v) for k, v in row.items() if v}) for code, row in sums.iterrows()
+    }
 
 
 def _counted(masks: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +130,7 @@ def _counted(masks: pd.DataFrame) -> pd.DataFrame:
 
 
 def _hashed(path: Path, groups: dict[Group, int]) -> pd.DataFrame:
-    """A row a mask: hash of its image's id, hash of pixels and category, number of its data set and task in `groups`."""
+    """A row a mask: hash of its image's id, hash of pixels and category, number of its set and task in `groups`."""
     parts = []
     names = ["image_id", "dataset", "task", "rle", "category"]
     with _opened(path, names) as file:

@@ -39,9 +39,7 @@ class Copy:
         return f"{self.image_id} ({self.path}) is {self.other_id} ({self.other_path}): {how}"
 
 
-def find_copies(
-    images: pd.DataFrame, *, bits: int, alike: float, allowed: Sequence[Sequence[str]] = ()
-) -> list[Copy]:
+def find_copies(images: pd.DataFrame, *, bits: int, alike: float, allowed: Sequence[Sequence[str]] = ()) -> list[Copy]:
     """One copy of a test photo for each train or unlabelled photo that has any, and every allowed one.
 
     images: the columns of ImageRecord. bits: two hashes differ by at most so many; alike: and the small grey pictures
@@ -102,7 +100,9 @@ def _reach(bits: int) -> NDArray[np.int64]:
     return numbers[np.bitwise_count(numbers) <= bits]
 
 
-def _blocks(keys: NDArray[np.int64], reach: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _blocks(
+    keys: NDArray[np.int64], reach: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Iterator[NDArray[np.int64]]:
     """Places of `keys`, as many at a time as keep the pairs they lead to below AT_ONCE (one at least)."""
     sizes = np.diff(starts)
     step = max(1, AT_ONCE // len(reach))

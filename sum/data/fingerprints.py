@@ -1,4 +1,4 @@
-"""What a photo looks like in 64 bits, and as a small grey picture: how a copy is known that is not byte for byte the same."""
+"""What a photo looks like in 64 bits, and as a small grey picture: how a copy is known that has other bytes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def load_frame(record: ImageRecord, *, side: int) -> tuple[NDArray[np.uint8], tu
 
 
 def to_square(image: NDArray[np.uint8], *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The same for pixels `[H, W, 3]` already read. Resized by Pillow's antialiased bilinear filter, as ResizeLongestSide."""
+    """The same for pixels `[H, W, 3]` already read. Resized by Pillow's antialiased bilinear filter, as SAM does."""
     return _to_square(Image.fromarray(image), side=side)
 
 

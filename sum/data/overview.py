@@ -42,9 +42,7 @@ def bars(title: str, subtitle: str, rows: Sequence[tuple[str, float, str]]) -> s
     return _figure(title, subtitle, parts, height=TOP + len(rows) * LINE + 8)
 
 
-def histograms(
-    title: str, subtitle: str, counts: Mapping[str, np.ndarray], ticks: Sequence[tuple[float, str]]
-) -> str:
+def histograms(title: str, subtitle: str, counts: Mapping[str, np.ndarray], ticks: Sequence[tuple[float, str]]) -> str:
     """A row of columns a name of `counts` (`[K]` each); ticks: place in 0..K and text, below the last row.
 
     Every row has a scale of its own; its highest column is labelled.
@@ -63,7 +61,9 @@ def histograms(
         ]
         peak = left + (int(values.argmax()) + 0.5) * step
         axis = f'<path d="M{left} {y + high + 0.5}H{WIDTH - right}" stroke="#888"/>'
-        names = _text(left - 8, y + high / 2, name, "end") + _text(left - 8, y + high / 2 + 15, f"{values.sum():,}", "end")
+        names = _text(left - 8, y + high / 2, name, "end") + _text(
+            left - 8, y + high / 2 + 15, f"{values.sum():,}", "end"
+        )
         parts += [*columns, axis, names, _text(peak, y - 4, f"{top:,}", "middle")]
         y += high + gap
     step = (WIDTH - left - right) / len(next(iter(counts.values())))
@@ -98,7 +98,8 @@ def _classes(masks: pd.DataFrame) -> str:
     if len(rest):
         rows.append((f"{len(rest)} other classes", float(rest.sum()), "#bbbbbb"))
     ratio = counts.iloc[0] / counts.iloc[-1]
-    subtitle = f"{len(counts)} classes, {len(masks) - len(named):,} masks without one; the most common has {ratio:,.0f} x the rarest"
+    without = f"{len(masks) - len(named):,} masks without one"
+    subtitle = f"{len(counts)} classes, {without}; the most common has {ratio:,.0f} x the rarest"
     return bars("Class balance", subtitle, rows)
 
 
@@ -111,7 +112,9 @@ def _sizes(masks: pd.DataFrame) -> str:
         share = share[np.isfinite(share) & (share > 0)]
         counts[task] = np.histogram(np.clip(np.log10(share), low, high), edges)[0]
     ticks = [(BINS * k / (high - low), f"{10 ** (low + k + 2):g} %") for k in range(high - low + 1)]
-    return histograms("Size of masks", "share of the image, on a logarithmic axis; masks a task below its name", counts, ticks)
+    return histograms(
+        "Size of masks", "share of the image, on a logarithmic axis; masks a task below its name", counts, ticks
+    )
 
 
 def _crowds(masks: pd.DataFrame) -> str:
@@ -134,10 +137,10 @@ def _tasks(masks: pd.DataFrame) -> list[str]:
 def _figure(title: str, subtitle: str, parts: Sequence[str], *, height: float) -> str:
     head = f'<text x="0" y="17" font-size="16" font-weight="600">{html.escape(title)}</text>'
     below = f'<text x="0" y="35" fill="#555">{html.escape(subtitle)}</text>'
-    return (
-        f'<svg role="img" aria-label="{html.escape(title)}" width="{WIDTH}" height="{height:.0f}" viewBox="0 0 {WIDTH} {height:.0f}" '
-        f'font-family="system-ui, Liberation Sans, Arial, sans-serif" font-size="12">{head}{below}{"".join(parts)}</svg>'
-    )
+    size = f'width="{WIDTH}" height="{height:.0f}" viewBox="0 0 {WIDTH} {height:.0f}"'
+    font = 'font-family="system-ui, Liberation Sans, Arial, sans-serif" font-size="12"'
+    opening = f'<svg role="img" aria-label="{html.escape(title)}" {size} {font}>'
+    return f"{opening}{head}{below}{''.join(parts)}</svg>"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -66,7 +66,7 @@ Row = TypeVar("Row", ImageRecord, MaskRecord)
 
 
 class Digest:
-    """A fingerprint of rows that come in any order, a row at a time: the sum of their SHA-256, and how many they are."""
+    """A fingerprint of rows that come in any order, a row at a time: the sum of their SHA-256, and their count."""
 
     def __init__(self) -> None:
         self._total, self._rows = 0, 0

@@ -14,12 +14,14 @@ REMOTE = re.compile(r"<script\b.*?</script>|<link\b[^>]*>|<img\b[^>]*>|url\('htt
 """What the pages of Great Expectations load from elsewhere, and scripts that need it."""
 
 STYLE = """<style>
-body { font: 15px/1.45 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif; color: #1c1c1c; margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif; color: #1c1c1c; }
+body { margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: .4rem 0; } h2 { font-size: 1.2rem; margin: 1.8rem 0 .5rem; }
 table { border-collapse: collapse; margin: .5rem 0; }
 td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 summary { cursor: pointer; font-weight: 600; }
-.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; } .figures svg { height: auto; max-width: 100%; }
+.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
+.figures svg { height: auto; max-width: 100%; }
 footer, .ge-navigation-sidebar-container, .btn-group, .card, .modal { display: none; }
 .sticky { position: static; }
 .fa-times::before, .failed { color: #b00020; font-weight: 600; } .warning { color: #8a4b00; font-weight: 600; }
@@ -111,12 +113,13 @@ def write_index(site: Path, report: Report, *, figures: Sequence[str] = ()) -> N
     links = {table: path.relative_to(site).as_posix() for table, path in pages.items()}
     todo = [*report.failed, *report.warnings]
     sizes = ", ".join(f"{count:,} {table}" for table, count in report.rows.items())
+    count = len(report.outcomes)
     parts = [
-        f"<p>{sizes}: {len(report.outcomes)} expectations, {len(report.failed)} failed, {len(report.warnings)} with a warning.</p>",
+        f"<p>{sizes}: {count} expectations, {len(report.failed)} failed, {len(report.warnings)} with a warning.</p>",
         _table(todo, links) if todo else '<p class="ok">Every expectation is met.</p>',
         f'<h2>What the data look like</h2><div class="figures">{"".join(figures)}</div>' if figures else "",
         _allowed(report.allowed),
-        f"<details><summary>All {len(report.outcomes)} expectations</summary>{_table(report.outcomes, links)}</details>",
+        f"<details><summary>All {count} expectations</summary>{_table(report.outcomes, links)}</details>",
     ]
     page = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Validation</title>{STYLE}</head><body>'

@@ -15,7 +15,7 @@ AT_ONCE = 255  # masks that pycocotools 2.0.11 takes: it puts their number into 
 
 
 def run_totals(codes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`[N]` pixels in all runs and `[N]` pixels of the mask, of COCO compressed RLE counts; BAD where it is no such code.
+    """`[N]` pixels in all runs and `[N]` pixels of the mask, of COCO compressed RLE counts; BAD where it is none.
 
     pycocotools sums the odd runs. For the even ones the first run is replaced by two empty ones: that moves every later
     run by one, and as a run is coded by its difference to the run before the last, changes none of them.

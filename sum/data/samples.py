@@ -1,4 +1,4 @@
-"""Training images by number: human masks of the manifest, pseudo-labels with their certainty; both become the same Sample."""
+"""Training images by number: human masks of the manifest, pseudo-labels with their certainty; both become a Sample."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def to_planes(frame: NDArray[np.uint8]) -> Tensor:
 
 
 def enlarge(maps: NDArray[np.float32], *, side: int) -> Tensor:
-    """Low-resolution maps `[K, L, L]` over the padded frame -> `[K, side, side]`, bilinear as SAM enlarges its logits."""
+    """Low-resolution maps `[K, L, L]` over the padded frame -> `[K, side, side]`, bilinear as SAM enlarges logits."""
     out = torch.empty(len(maps), side, side)
     for plane, place in zip(maps, out, strict=True):
         place.copy_(torch.from_numpy(cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR)))

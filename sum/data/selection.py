@@ -1,4 +1,4 @@
-"""Which images of a data set are used, and reading them in threads: whole images, in a stated order, until there are enough."""
+"""Which images of a data set are used, and reading them in threads: whole images, in a stated order, until enough."""
 
 from __future__ import annotations
 

@@ -6,5 +6,5 @@ import hashlib
 
 
 def held_out(key: str, *, share: float) -> bool:
-    """Whether an image belongs to the held-out `share` (0..1), today and in every later version of the data. key: its sha256."""
+    """Whether an image belongs to the held-out `share` (0..1), now and in every later version; key: its sha256."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < share * 2**32

@@ -70,7 +70,7 @@ def image_table(folder: Path) -> pd.DataFrame:
 
 
 def mark_copies(images: pd.DataFrame, copies: Sequence[Copy]) -> pd.DataFrame:
-    """`images` with `in_test` and `like_test`: the test photo of which a train or unlabelled photo is a copy, or null."""
+    """`images` with `in_test` and `like_test`: the test photo that a train or unlabelled photo copies, or null."""
     for column, same in (("in_test", True), ("like_test", False)):
         found = {}
         for copy in copies:
@@ -97,7 +97,9 @@ def with_image(table: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     known = images[["image_id", *SIZES]].drop_duplicates("image_id").set_index("image_id")
     place = known.index.get_indexer(pd.Index(table["image_id"].astype("str")))
     for name in SIZES:
-        table[name] = known[name].take(np.maximum(place, 0)).set_axis(table.index).where(place >= 0) if len(known) else None
+        table[name] = (
+            known[name].take(np.maximum(place, 0)).set_axis(table.index).where(place >= 0) if len(known) else None
+        )
     table["image_pixels"] = table["height"] * table["width"]
     table["area_share"] = table["area"] / table["image_pixels"]
     return table

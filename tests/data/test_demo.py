@@ -57,7 +57,8 @@ def test_too_small_a_side_is_refused():
 def test_truth_laws(side):
     for seed in range(12):
         scene = make_scene(seed, side=side)
-        assert scene.image.shape == (side, side, 3) and scene.image.dtype == np.uint8
+        assert scene.image.shape == (side, side, 3)
+        assert scene.image.dtype == np.uint8
         entities, parts = np.stack(scene.entities), np.stack(scene.parts)
         assert entities.dtype == parts.dtype == scene.salient.dtype == bool
         assert (entities.sum(0) == 1).all()  # entities tile the image
@@ -100,8 +101,11 @@ def test_every_shape_is_an_object_of_parts(name):
     for seed in range(5):
         pieces = shape(np.random.default_rng(seed), 0.15)
         points = np.concatenate([contour for piece in pieces for region in piece.regions for contour in region])
-        assert 2 <= len(pieces) <= 8 and 0 < lean <= np.pi
-        assert np.isfinite(points).all() and np.abs(points).max() < 1.5 and np.ptp(points, axis=0).min() > 0.6
+        assert 2 <= len(pieces) <= 8
+        assert 0 < lean <= np.pi
+        assert np.isfinite(points).all()
+        assert np.abs(points).max() < 1.5
+        assert np.ptp(points, axis=0).min() > 0.6
 
 
 def test_coarsen_loses_what_is_thin_and_small_only():
@@ -111,14 +115,18 @@ def test_coarsen_loses_what_is_thin_and_small_only():
     mask[20:23, 20:23] = False  # a hole 3 px wide
     mask[50:52, 5:60] = True  # a line 2 px wide
     rough = coarsen(mask, size=5)
-    assert rough.dtype == bool and rough[20:23, 20:23].all() and not rough[48:].any()
+    assert rough.dtype == bool
+    assert rough[20:23, 20:23].all()
+    assert not rough[48:].any()
     assert (rough & square).sum() / (rough | square).sum() > 0.97
-    assert not coarsen(np.zeros((9, 9), bool), size=5).any() and coarsen(np.ones((9, 9), bool), size=5).all()
+    assert not coarsen(np.zeros((9, 9), bool), size=5).any()
+    assert coarsen(np.ones((9, 9), bool), size=5).all()
 
 
 def test_coarsen_is_careless_but_not_blind(many):
     score = [(e & coarsen(e, size=5)).sum() / (e | coarsen(e, size=5)).sum() for s in many for e in s.entities]
-    assert 0.85 < np.median(score) < 0.98 and np.quantile(score, 0.1) < 0.85
+    assert 0.85 < np.median(score) < 0.98
+    assert np.quantile(score, 0.1) < 0.85
 
 
 def test_no_scene_in_two_sets():
@@ -137,14 +145,16 @@ def test_files_hold_the_images_and_the_salient_masks(root):
             assert error.mean() < 5  # JPEG of a noisy photo; swapped colours would differ far more
             if name.startswith("salient"):
                 stored = np.asarray(Image.open(root / name / "masks" / f"{path.stem}.png"))
-                assert stored.dtype == np.uint8 and (stored == scene.salient * 255).all()
+                assert stored.dtype == np.uint8
+                assert (stored == scene.salient * 255).all()
     assert [p.name for p in (root / "unlabelled").iterdir()] == ["images"]
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if name.startswith(("entity", "part"))])
 def test_coco_holds_the_masks(root, name):
     coco = COCO(root / name / "annotations.json")
-    assert coco.dataset["licenses"] and coco.dataset["info"]
+    assert coco.dataset["licenses"]
+    assert coco.dataset["info"]
     for index, (image_id, image) in enumerate(sorted(coco.imgs.items())):
         assert (root / name / "images" / image["file_name"]).is_file()
         scene = set_scene(name, index, seeds=SEEDS, side=SIDE)
@@ -152,10 +162,12 @@ def test_coco_holds_the_masks(root, name):
         stored = coco.imgToAnns[image_id]
         assert len(stored) == len(wanted)
         for annotation, mask in zip(stored, wanted, strict=True):
-            assert (coco.annToMask(annotation) == mask).all() and annotation["area"] == mask.sum()
+            assert (coco.annToMask(annotation) == mask).all()
+            assert annotation["area"] == mask.sum()
             x, y, width, height = map(int, annotation["bbox"])
             assert mask[y : y + height, x : x + width].sum() == mask.sum()
-            assert annotation["iscrowd"] == 0 and annotation["category_id"] in coco.cats
+            assert annotation["iscrowd"] == 0
+            assert annotation["category_id"] in coco.cats
 
 
 def test_writing_again_gives_the_same_bytes_and_replaces(root, tmp_path):
@@ -180,12 +192,13 @@ def test_a_crash_leaves_no_half_written_root(tmp_path, monkeypatch, older):
     monkeypatch.setattr(demo_files, "_annotation", crash)
     with pytest.raises(OSError, match="disk full"):
         write_demo(root, seeds=SEEDS, scenes={"salient_train": 1, "entity_train": 1}, side=SIDE)
-    assert files(tmp_path) == before and root.exists() == older
+    assert files(tmp_path) == before
+    assert root.exists() == older
     assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
-    "seeds, scenes, message",
+    ("seeds", "scenes", "message"),
     [
         (SEEDS, {"salient_trian": 1}, "Did you mean 'salient_train'"),  # a typing error
         (
@@ -203,4 +216,5 @@ def test_a_wrong_set_is_refused_before_writing(tmp_path, seeds, scenes, message)
 
 def test_annotations_are_plain_json(root):
     text = (root / "part_test" / "annotations.json").read_text()
-    assert json.loads(text)["annotations"][0]["segmentation"]["size"] == [SIDE, SIDE] and str(root) not in text
+    assert json.loads(text)["annotations"][0]["segmentation"]["size"] == [SIDE, SIDE]
+    assert str(root) not in text

@@ -41,7 +41,10 @@ def test_every_kind_of_change_is_counted_where_it_happened(tmp_path: Path) -> No
     other = image("two/a", task="entity")
     old = ([a, b, c, other], [mask(a, 0, "x"), mask(a, 1, "y"), mask(b, 0, "z"), mask(c, 0, "k"), mask(other, 0, "x")])
     moved = replace(b, sha256="cd")
-    new = ([a, moved, d, other], [mask(a, 0, "y"), mask(b, 0, "w"), mask(d, 0, "x"), mask(d, 1, "x"), mask(other, 0, "x")])
+    new = (
+        [a, moved, d, other],
+        [mask(a, 0, "y"), mask(b, 0, "w"), mask(d, 0, "x"), mask(d, 1, "x"), mask(other, 0, "x")],
+    )
     found = compare(tmp_path, old, new)
     one, two = found["one", "part"], found["two", "entity"]
     assert counts(one.images) == {"same": 1, "altered": 1, "removed": 1, "added": 1}
