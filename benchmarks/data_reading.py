@@ -1,7 +1,7 @@
 """Reading speed, one thread: python benchmarks/data_reading.py [--photos FOLDER] [--images 1000]
 
-1. A training sample (photo and masks -> what training takes) by the project's loader and by the plain loop of Pillow and
-   pycocotools, side by side: seconds of processor time, medians of 7 rounds, and whether both gave the same pixels.
+1. A training sample (photo and masks -> what training takes) by the project's loader and by the plain loop of Pillow
+   and pycocotools, side by side: seconds of processor time, medians of 7 rounds, and whether both gave the same pixels.
    FOLDER: real photos instead, for instance an images folder of your own; the masks stay generated.
 2. Ingest of each kind of data set, generated: images and masks a second, one thread.
 """

@@ -7,7 +7,9 @@ decides is how much of a new pixel's area a mask covers, and runs say that for a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from sum.data.records import decode_mask
 from sum.data.rle import parse_counts
 
 DOUBT = 1e-5  # share of a new pixel: nearer to the half, rounding in cv2.INTER_AREA decides
+LEVELS = 20_000  # shares of a new pixel a mask can cover: with fewer, and an even number, exact halves are everywhere
 MOST = 999  # px: for larger frames cv2 leaves out parts of a pixel thinner than 0.001, this file does not
 
 
@@ -31,12 +34,25 @@ def rles_to_frame(rles: Sequence[str], *, hw: tuple[int, int], loss_side: int) -
     frames = np.zeros((len(rles), loss_side, loss_side), dtype=bool)
     for rle, frame in zip(rles, frames, strict=True):
         small = _shrunk(rle, hw=hw, hw_out=inner)
-        if small is not None and small.any():
-            frame[: inner[0], : inner[1]] = small
-        else:
+        if small is None or not small.any():
+            small = _drawn(rle, hw=hw, hw_out=inner)
+        frame[: inner[0], : inner[1]] = small
+        if not small.any():  # too small a mask keeps one pixel
             full = decode_mask(rle, height=hw[0], width=hw[1])
             frame[:] = masks_to_frame(full[None], loss_side=loss_side)[0].numpy()
     return torch.from_numpy(frames)
+
+
+def _drawn(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask at another size by way of all its pixels, as `resize_mask`."""
+    full = decode_mask(rle, height=hw[0], width=hw[1])
+    if hw == hw_out:
+        return full
+    shrink = hw_out[0] <= hw[0] and hw_out[1] <= hw[1]
+    how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    planes = np.ascontiguousarray(full).view(np.uint8) * np.uint8(255)
+    mask: NDArray[np.bool_] = cv2.resize(planes, hw_out[::-1], interpolation=how) > 127
+    return mask
 
 
 def _shrunk(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.bool_] | None:
@@ -44,14 +60,17 @@ def _shrunk(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArra
     (height, width), (rows, columns) = hw, hw_out
     if rows > height or columns > width or max(hw_out) > MOST or hw == hw_out:
         return None
+    whole = height * width
+    levels = whole // (gcd(height, rows) * gcd(width, columns))
+    block = whole // (rows * columns)
+    plain = height % rows == 0 == width % columns and block & (block - 1) == 0  # halves are exact in cv2, too
+    if not plain and levels % 2 == 0 and levels < LEVELS:
+        return None
     runs = parse_counts(rle)
     if (runs < 0).any() or int(runs.sum()) != height * width:
         return None
-    whole = height * width
     over = covered(runs, hw=hw, hw_out=hw_out) - whole / 2
     mask: NDArray[np.bool_] = over >= 0
-    block = whole // (rows * columns)
-    plain = height % rows == 0 == width % columns and block & (block - 1) == 0  # halves are exact in cv2, too
     return mask if plain or np.abs(over, out=over).min() > DOUBT * whole else None
 
 
@@ -81,4 +100,5 @@ def covered(runs: NDArray[np.int64], *, hw: tuple[int, int], hw_out: tuple[int, 
         cells += [cell, cell + line, column[tops] + shift]
         amounts += [part * share[x], (sign * height - part) * share[x], begins[tops] * (height * share[tops])]
     steps = np.bincount(np.concatenate(cells), weights=np.concatenate(amounts), minlength=(rows + 2) * line)
-    return np.cumsum(steps.reshape(rows + 2, line), axis=0)[:rows, :columns]
+    found: NDArray[np.float64] = np.cumsum(steps.reshape(rows + 2, line), axis=0, dtype=np.float64)
+    return found[:rows, :columns]

@@ -1,6 +1,6 @@
 """Readers under changed files: nothing but SumError or sound items, in bounded time and memory.
 
-`SUM_FUZZ=WORLD:SEED:NUMBER pytest tests/data/test_fuzz.py -k one_case` runs one case again, `SUM_FUZZ_SEED` sets another seed.
+`SUM_FUZZ=WORLD:SEED:NUMBER pytest tests/data/test_fuzz.py -k one_case` runs one case again, `SUM_FUZZ_SEED` sets a seed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def worlds() -> dict[str, World]:
     for name, write in DOCUMENTS.items():
         key, _, variant = name.partition(" ")[0].partition("@")
         entry = table[key].variant(variant) if variant else table[key]
-        found[name] = World(entry.kind, write, lambda root, of=source_of(name, entry): set_below(of, root))
+        found[name] = World(entry.kind, write, partial(set_below, source_of(name, entry)))
     return found
 
 
@@ -87,7 +88,7 @@ def careless(of: Source) -> list[Job]:
     """A COCO reader as written in an afternoon."""
     tree = json.loads((Path(of.root) / "annotations.json").read_text())
     names = {image["id"]: image["file_name"] for image in tree["images"]}
-    return [Job(names[row["image_id"]], lambda: []) for row in tree["annotations"]]
+    return [Job(names[row["image_id"]], list) for row in tree["annotations"]]
 
 
 def spoilt(of: Source) -> bool:

@@ -111,7 +111,7 @@ def tarred(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Spoil:
 
 
 def odd_name(root: Path) -> None:
-    os.rename(os.fsencode(root / PHOTO), os.fsencode(root / "images") + b"/caf\xe9.jpg")
+    (root / PHOTO).rename(root / "images" / os.fsdecode(b"caf\xe9.jpg"))
 
 
 FULL = [[0, 0, WIDTH, 0, float("nan"), HEIGHT]]
