@@ -7,6 +7,7 @@ decides is how much of a new pixel's area a mask covers, and runs say that for a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import gcd
 
 import cv2
@@ -22,6 +23,7 @@ from sum.data.rle import parse_counts
 
 DOUBT = 1e-5  # share of a new pixel: nearer to the half, rounding in cv2.INTER_AREA decides
 LEVELS = 20_000  # shares of a new pixel a mask can cover: with fewer, and an even number, exact halves are everywhere
+WORTH = 4  # times as many pixels as the new picture: with fewer, drawing the mask is quicker
 MOST = 999  # px: for larger frames cv2 leaves out parts of a pixel thinner than 0.001, this file does not
 
 
@@ -50,28 +52,37 @@ def _drawn(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray
         return full
     shrink = hw_out[0] <= hw[0] and hw_out[1] <= hw[1]
     how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    planes = np.ascontiguousarray(full).view(np.uint8) * np.uint8(255)
-    mask: NDArray[np.bool_] = cv2.resize(planes, hw_out[::-1], interpolation=how) > 127
+    plane = np.empty(hw, dtype=np.uint8)
+    np.multiply(full.view(np.uint8), 255, out=plane)
+    mask: NDArray[np.bool_] = cv2.resize(plane, hw_out[::-1], interpolation=how) > 127
     return mask
 
 
 def _shrunk(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.bool_] | None:
     """A mask at a smaller size, True where at least half of a pixel's area is covered; None: look at all pixels."""
     (height, width), (rows, columns) = hw, hw_out
-    if rows > height or columns > width or max(hw_out) > MOST or hw == hw_out:
-        return None
-    whole = height * width
+    whole, even = height * width, height % rows == 0 == width % columns
     levels = whole // (gcd(height, rows) * gcd(width, columns))
-    block = whole // (rows * columns)
-    plain = height % rows == 0 == width % columns and block & (block - 1) == 0  # halves are exact in cv2, too
-    if not plain and levels % 2 == 0 and levels < LEVELS:
+    if rows > height or columns > width or max(hw_out) > MOST or whole < WORTH * rows * columns:
+        return None
+    if not even and levels % 2 == 0 and levels < LEVELS:
         return None
     runs = parse_counts(rle)
-    if (runs < 0).any() or int(runs.sum()) != height * width:
+    if (runs < 0).any() or int(runs.sum()) != whole:
         return None
     over = covered(runs, hw=hw, hw_out=hw_out) - whole / 2
-    mask: NDArray[np.bool_] = over >= 0
-    return mask if plain or np.abs(over, out=over).min() > DOUBT * whole else None
+    if even:
+        return over >= 0 if _half_is_set(height // rows, width // columns) else over > 0
+    mask: NDArray[np.bool_] = over > 0
+    return mask if np.abs(over, out=over).min() > DOUBT * whole else None
+
+
+@lru_cache(maxsize=256)
+def _half_is_set(height: int, width: int) -> bool:
+    """What cv2 makes of a block of this size of which just half is set: rounding decides, the same way everywhere."""
+    block = np.zeros(height * width, dtype=np.uint8)
+    block[: len(block) // 2] = 255
+    return bool(cv2.resize(block.reshape(height, width), (1, 1), interpolation=cv2.INTER_AREA)[0, 0] > 127)
 
 
 def covered(runs: NDArray[np.int64], *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.float64]:

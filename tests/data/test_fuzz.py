@@ -98,7 +98,8 @@ def spoilt(of: Source) -> bool:
 
 def slow(of: Source) -> list[Job]:
     """A reader that waits for ever on a photo that is not whole."""
-    while spoilt(of):
+    waits = spoilt(of)
+    while waits:
         pass
     return coco_layout(of)
 

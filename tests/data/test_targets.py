@@ -40,7 +40,8 @@ def scene(kind: str, hw: tuple[int, int], rng: np.random.Generator) -> np.ndarra
 
 @given(
     st.sampled_from(["noise", "box", "blobs", "stripes", "pixel", "all"]),
-    st.tuples(st.integers(1, 300), st.integers(1, 300)) | st.sampled_from([(120, 160), (256, 256), (171, 256)]),
+    st.tuples(st.integers(1, 300), st.integers(1, 300))
+    | st.sampled_from([(120, 160), (256, 256), (171, 256), (300, 400), (240, 427)]),
     st.sampled_from([5, 16, 64, 100]),
     st.integers(0, 10**6),
 )
