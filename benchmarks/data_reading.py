@@ -182,7 +182,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     print(
-        "| photos | masks | model, loss side | ours, ms | plain, ms | ratio | same pixels |\n|---|--:|---|--:|--:|--:|---|"
+        "| photos | masks | model, loss side | ours, ms | plain, ms | ratio | same pixels |\n"
+        "|---|--:|---|--:|--:|--:|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (height, width, masks)) in enumerate(SHAPES.items()):

@@ -28,11 +28,45 @@ from sum.errors import SumError
 SECONDS = 10  # of one case; a sound one takes milliseconds
 MEMORY = 1_500_000_000  # bytes of address space more than at the start; the miniatures hold kilobytes
 ODD: list[Any] = [
-    None, True, False, -1, 0, 1, 0.5, -0.0, 1e308, -1e308, float("nan"), float("inf"), 2**31, 2**63, 2**70, "", "x",
-    "../../x.jpg", "/etc/hostname", "a\0b", "\ud800", "a" * 5000, "1", "nan", [], {}, [[]], [None], [{}], {"id": 1},
-    [1, 2], [[1, 2, 3, 4, 5, 6]], [[float("nan")] * 6], {"size": [24, 32], "counts": "0"}, {"size": [24, 32], "counts": [768]},
-    {"size": [2**40, 2**40], "counts": [2**80]}, {"size": [24, 32], "counts": "oooooooo"}, {"counts": []},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    0.5,
+    -0.0,
+    1e308,
+    -1e308,
+    float("nan"),
+    float("inf"),
+    2**31,
+    2**63,
+    2**70,
+    "",
+    "x",
+    "../../x.jpg",
+    "/etc/hostname",
+    "a\0b",
+    "\ud800",
+    "a" * 5000,
+    "1",
+    "nan",
+    [],
+    {},
+    [[]],
+    [None],
+    [{}],
+    {"id": 1},
+    [1, 2],
+    [[1, 2, 3, 4, 5, 6]],
+    [[float("nan")] * 6],
+    {"size": [24, 32], "counts": "0"},
+    {"size": [24, 32], "counts": [768]},
+    {"size": [2**40, 2**40], "counts": [2**80]},
+    {"size": [24, 32], "counts": "oooooooo"},
+    {"counts": []},
+]
 
 
 class Hang(BaseException):
@@ -156,7 +190,7 @@ def mangled(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def edited(tree: Any, rng: np.random.Generator) -> Any:
-    """A JSON tree with one value replaced by an odd one, taken out or put in twice; the place is drawn level by level."""
+    """A JSON tree with one value replaced by an odd one, taken out or put in twice; the place is drawn by level."""
     if not isinstance(tree, dict | list) or not tree or rng.random() < 0.1:
         return ODD[int(rng.integers(len(ODD)))]
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))

@@ -1,6 +1,6 @@
 """Readers under changed files: nothing but SumError or sound items, in bounded time and memory.
 
-`SUM_FUZZ=WORLD:SEED:NUMBER pytest tests/data/test_fuzz.py -k one_case` runs one case again, `SUM_FUZZ_SEED` sets a seed.
+`SUM_FUZZ=WORLD:SEED:NUMBER pytest tests/data/test_fuzz.py -k one_case` runs one case again; `SUM_FUZZ_SEED`: the seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from sum.datasets import source_of
 from tests.data import fuzzing
 from tests.data.fuzzing import World, run_world, set_below
 from tests.data.miniatures.documents import DOCUMENTS
-from tests.data.test_layouts import WRITERS
+from tests.data.miniatures.raster import RASTER
+from tests.data.test_layouts import KEYS, WRITERS
 from tests.data.written import source, write_coco
 
 PROJECT = Path(__file__).parents[2]
@@ -31,12 +32,17 @@ SEED = int(os.environ.get("SUM_FUZZ_SEED", "1"))
 CASES = 12_000  # in the slow suite, spread over the worlds
 
 
+def small(kind: str) -> World:
+    """Three images of a kind."""
+    return World(kind, WRITERS[kind], partial(source, **KEYS.get(kind, {})))
+
+
 def worlds() -> dict[str, World]:
     """A small set of every kind, and the miniatures of the paper's sets."""
-    found = {f"small {kind}": World(kind, WRITERS[kind], source) for kind in sorted(LAYOUTS)}
+    found = {f"small {kind}": small(kind) for kind in sorted(LAYOUTS)}
     tree = yaml.safe_load((PROJECT / "examples/paper.yaml").read_text())["datasets"]
     table = TypeAdapter(dict[str, DatasetConfig]).validate_python(tree)
-    for name, write in DOCUMENTS.items():
+    for name, write in (DOCUMENTS | RASTER).items():
         key, _, variant = name.partition(" ")[0].partition("@")
         entry = table[key].variant(variant) if variant else table[key]
         found[name] = World(entry.kind, write, partial(set_below, source_of(name, entry)))
@@ -50,9 +56,7 @@ def all_worlds() -> dict[str, World]:
 
 @pytest.mark.parametrize("kind", sorted(LAYOUTS))
 def test_a_few_changed_files(kind: str, tmp_path: Path) -> None:
-    failures, results = run_world(
-        tmp_path / "w", f"small {kind}", World(kind, WRITERS[kind], source), seed=SEED, numbers=range(40)
-    )
+    failures, results = run_world(tmp_path / "w", f"small {kind}", small(kind), seed=SEED, numbers=range(40))
     assert not failures, "\n".join(failures)
     assert results["samples"]
 

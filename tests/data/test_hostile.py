@@ -123,31 +123,67 @@ BAD: dict[str, tuple[str, Spoil, str, str, dict[str, Any]]] = {
     "zero bytes": ("images", put(PHOTO, b""), PHOTO, "empty", {}),
     "text named .jpg": ("images", put(PHOTO, b"hello"), PHOTO, "no image by its content", {}),
     "PDF named .png": ("raster", put(MASK, b"%PDF-1.7\n"), MASK, "no image by its content", {}),
-    "truncated mask": ("raster", lambda root: put(MASK, (root / MASK).read_bytes()[:50])(root), MASK, "not a readable mask", {}),
-    "CMYK mask": ("raster", lambda root: Image.new("CMYK", (WIDTH, HEIGHT)).save(root / MASK, "TIFF"), MASK, "mode CMYK", {}),
+    "truncated mask": (
+        "raster",
+        lambda root: put(MASK, (root / MASK).read_bytes()[:50])(root),
+        MASK,
+        "not a readable mask",
+        {},
+    ),
+    "CMYK mask": (
+        "raster",
+        lambda root: Image.new("CMYK", (WIDTH, HEIGHT)).save(root / MASK, "TIFF"),
+        MASK,
+        "mode CMYK",
+        {},
+    ),
     "animated GIF": ("images", animated(PHOTO, ".gif"), "images/a.gif", "it holds 2 pictures", {}),
     "animated PNG": ("images", animated(PHOTO, ".png"), "images/a.png", "it holds 2 pictures", {}),
     "animated WebP": ("images", animated(PHOTO, ".webp"), "images/a.webp", "it holds 2 pictures", {}),
-    "bomb, by its header": ("images", put(PHOTO, png(60_000, 60_000, b"")), PHOTO, "more than max_pixels 89,478,485", {}),
-    "bomb, whole": ("images", put(PHOTO, png(12_000, 12_000, bytes(12_000 * 1501))), PHOTO, "144,000,000 pixels, more than", {}),
+    "bomb, by its header": (
+        "images",
+        put(PHOTO, png(60_000, 60_000, b"")),
+        PHOTO,
+        "more than max_pixels 89,478,485",
+        {},
+    ),
+    "bomb, whole": (
+        "images",
+        put(PHOTO, png(12_000, 12_000, bytes(12_000 * 1501))),
+        PHOTO,
+        "144,000,000 pixels, more than",
+        {},
+    ),
     "bomb as a mask": ("raster", put(MASK, png(60_000, 60_000, b"")), MASK, "more than max_pixels", {}),
     "empty mask": ("raster", drawn(MASK, BOX * 0), MASK, "the mask is empty", {}),
     "other values, binary": ("raster", drawn(MASK, BOX * 3), MASK, "the highest value is 3", {}),
     "tar with ..": ("images", tarred("../../evil.png"), "images/more.tar!/../../evil.png", r"\.\.", {}),
     "tar, absolute": ("images", tarred("/tmp/evil.png"), "images/more.tar!//tmp/evil.png", "absolute", {}),
-    "tar, symbolic link": ("images", tarred("l.png", tarfile.SYMTYPE, "/etc/passwd"), "images/more.tar!/l.png", "link", {}),
+    "tar, symbolic link": (
+        "images",
+        tarred("l.png", tarfile.SYMTYPE, "/etc/passwd"),
+        "images/more.tar!/l.png",
+        "link",
+        {},
+    ),
     "tar, hard link": ("images", tarred("l.png", tarfile.LNKTYPE, "good.png"), "images/more.tar!/l.png", "link", {}),
     "tar, device": ("images", tarred("d.png", tarfile.CHRTYPE), "images/more.tar!/d.png", "device", {}),
     "name that is no UTF-8": ("images", odd_name, "images/caf", "UTF-8", {}),
     "NaN": ("coco", coco_mask(FULL), JSON, "annotation 99.*(NaN|flat list of numbers|not finite)", {}),
     "far away": ("coco", coco_mask(FAR), JSON, "annotation 99.*far outside", {}),
-    "RLE of another size": ("coco", coco_mask({"size": [9, 9], "counts": [81]}), JSON, "annotation 99.*RLE of size", {}),
+    "RLE of another size": (
+        "coco",
+        coco_mask({"size": [9, 9], "counts": [81]}),
+        JSON,
+        "annotation 99.*RLE of size",
+        {},
+    ),
     "RLE too long": ("coco", coco_mask(CODE | {"counts": [700, 2**62]}), JSON, "annotation 99.*RLE", {}),
     "RLE too short": ("coco", coco_mask(CODE | {"counts": [1, 2]}), JSON, "annotation 99.*do not add up", {}),
     "RLE, negative run": ("coco", coco_mask(CODE | {"counts": [-1, 769]}), JSON, "annotation 99.*RLE", {}),
     "RLE string, overflow": ("coco", coco_mask(CODE | {"counts": "oooooooo0"}), JSON, "annotation 99.*RLE", {}),
     "RLE string, garbage": ("coco", coco_mask(CODE | {"counts": "\x7f!"}), JSON, "annotation 99.*RLE", {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -170,7 +206,7 @@ def test_one_finding(name: str, settings: Config, tmp_path: Path, monkeypatch: p
     assert row["images"] == sound["images"] - spoilt + ("tar" in name)
 
 
-# --- what is odd, and is read ------------------------------------------------------------------------------------------
+# --- what is odd, and is read ---------------------------------------------------------------------------------------
 
 
 def saved(relative: str, image: Image.Image, **options: Any) -> Spoil:
@@ -187,8 +223,10 @@ ODD_PHOTOS: dict[str, Spoil] = {
     "16 bits": saved("images/a.png", Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257)),
     "LA": saved("images/a.png", Image.frombytes("LA", (WIDTH, HEIGHT), NOISE[..., :2].tobytes())),
     "RGBA": saved("images/a.png", Image.frombytes("RGBA", (WIDTH, HEIGHT), NOISE.tobytes())),
-    "PNG named .jpg": saved("images/a.jpg", Image.frombytes("RGB", (WIDTH, HEIGHT), NOISE[..., :3].tobytes()), format="PNG"),
-}  # fmt: skip
+    "PNG named .jpg": saved(
+        "images/a.jpg", Image.frombytes("RGB", (WIDTH, HEIGHT), NOISE[..., :3].tobytes()), format="PNG"
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ODD_PHOTOS)
@@ -241,7 +279,7 @@ def test_more_than_pillows_limit_when_it_is_raised(
     assert ingest_set(settings, "images", on_bad="fail", max_pixels=196_000_000)["images"] == 3
 
 
-# --- annotation files that cannot be used at all: at once, whatever ingest.on_bad says ---------------------------------
+# --- annotation files that cannot be used at all: at once, whatever ingest.on_bad says -------------------------------
 
 
 def huge(root: Path) -> None:
