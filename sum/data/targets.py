@@ -52,8 +52,8 @@ def _drawn(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray
         return full
     shrink = hw_out[0] <= hw[0] and hw_out[1] <= hw[1]
     how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    plane = np.empty(hw, dtype=np.uint8)
-    np.multiply(full.view(np.uint8), 255, out=plane)
+    plane = cv2.transpose(full.view(np.uint8).T)  # pycocotools draws column by column, cv2 resizes row by row
+    np.multiply(plane, 255, out=plane)
     mask: NDArray[np.bool_] = cv2.resize(plane, hw_out[::-1], interpolation=how) > 127
     return mask
 
