@@ -45,7 +45,7 @@ def scene(kind: str, hw: tuple[int, int], rng: np.random.Generator) -> np.ndarra
     st.sampled_from([5, 16, 64, 100]),
     st.integers(0, 10**6),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 def test_as_if_drawn_at_full_size(kind: str, hw: tuple[int, int], side: int, seed: int) -> None:
     masks = [scene(kind, hw, np.random.default_rng([seed, k])) for k in range(2)]
     want = masks_to_frame(np.stack(masks), loss_side=side)
@@ -53,7 +53,7 @@ def test_as_if_drawn_at_full_size(kind: str, hw: tuple[int, int], side: int, see
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 12), st.integers(0, 10**6))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_covered_area_by_brute_force(height: int, width: int, side: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.5
     rows, columns = (min(a, b) for a, b in zip(resized_hw(height, width, side), (height, width), strict=True))
