@@ -18,7 +18,16 @@ from sum import s3
 from sum.cache import BLOCK, Cache, the_cache
 from sum.downloads import PART, download, drop, locked, version_of
 from sum.errors import DataError, NotFound, StorageError
-from sum.files import disk_errors, list_folder, replace_file, replace_folder, sha256_file, write_atomic, write_json
+from sum.files import (
+    disk_errors,
+    list_folder,
+    replace_file,
+    replace_folder,
+    sha256_file,
+    size_of_file,
+    write_atomic,
+    write_json,
+)
 from sum.s3 import S3
 
 __all__ = (
@@ -68,7 +77,7 @@ def read_bytes(uri: str, *, sha256: str = "") -> bytes:
 
     Of a bucket's bytes a copy is kept: with a known hash it is used without asking the server, else when the server
     says that the object is the same. Raises NotFound without it, StorageError when it cannot be read, DataError when
-    the content is another than `sha256` says.
+    the content is another than `sha256` says, or of a pipe or device.
     """
     file, span = _place(uri)
     if not file.startswith(S3):
@@ -81,14 +90,13 @@ def read_bytes(uri: str, *, sha256: str = "") -> bytes:
 
 
 def size_of(uri: str) -> int:
-    """Bytes of a file, object or member. Raises NotFound without it."""
+    """Bytes of a file, object or member. Raises NotFound without it, DataError when it is a pipe or device."""
     file, span = _place(uri)
     if span:
         return span[1]
     if file.startswith(S3):
         return s3.look_up(file).size
-    with disk_errors(Path(file)):
-        return Path(file).stat().st_size
+    return size_of_file(Path(file))
 
 
 def fetch(uri: str, cache: Path) -> Path:
@@ -118,6 +126,7 @@ def open_seekable(uri: str) -> BinaryIO:
     """A file or object for reading here and there; of an object, always the version that it is now."""
     if uri.startswith(S3):
         return io.BufferedReader(_Ranged(uri), buffer_size=AHEAD)
+    size_of_file(Path(uri))
     with disk_errors(Path(uri)):
         return Path(uri).open("rb")
 
@@ -159,12 +168,12 @@ def _place(uri: str) -> tuple[str, tuple[int, int] | None]:
 
 
 def _read_local(file: str, span: tuple[int, int] | None) -> bytes:
-    with disk_errors(Path(file)):
+    size = size_of_file(Path(file))
+    with disk_errors(Path(file)), Path(file).open("rb") as opened:
         if not span:
-            return Path(file).read_bytes()
-        with Path(file).open("rb") as archive:
-            archive.seek(span[0])
-            data = archive.read(min(span[1], Path(file).stat().st_size))  # no more memory than there are bytes
+            return opened.read(size)
+        opened.seek(span[0])
+        data = opened.read(min(span[1], size))  # no more memory than there are bytes
     if len(data) != span[1]:
         raise DataError(f"{file}: ends before byte {sum(span)}: it has changed. Run `dvc repro --force ingest`.")
     return data
