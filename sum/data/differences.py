@@ -100,7 +100,7 @@ def _former_fingerprints(
         for batch in read_columns(folder / name, columns, reader=reader):
             rows += zip(*(column.to_pylist() for column in batch.columns), strict=True)
         image, place = columns.index("image_id"), columns.index("dataset")
-        rows.sort(key=lambda row: (row[image], mask_number(row[0]) if name == MASKS else 0))  # noqa: B023
+        rows.sort(key=lambda row: (row[image], mask_number(row[0]) if name == MASKS else 0))
         for row in rows:
             line = json.dumps(row).encode() + b"\n"
             for choice in choices:

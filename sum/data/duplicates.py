@@ -69,7 +69,7 @@ def find_copies(images: pd.DataFrame, *, bits: int, alike: float, allowed: Seque
     found = list[tuple[int, Copy]]()
     for phash, ones in rest.groupby("phash", sort=False, dropna=False).indices.items():
         others = _nearest(near.get(phash, ()))
-        for one in ones.tolist():
+        for one in np.asarray(ones).tolist():
             photo = mine[one]
             equal = [(0, 1.0, theirs[other]) for other in same.get(photo.sha256, ())]
             near_it = ((differ, theirs[other]) for differ, other in others if theirs[other].sha256 != photo.sha256)
@@ -163,7 +163,7 @@ def _thumbnails(rest: pd.DataFrame, test: pd.DataFrame, near: Near) -> dict[str,
     groups = rest.groupby("phash").indices
     for phash, found in near.items():
         others = np.unique(np.concatenate([places for _, places in found]))
-        for one in groups[phash].tolist():
+        for one in np.asarray(groups[phash]).tolist():
             unlike = others[content[others] != rest["sha256"][one]]
             if len(unlike):
                 mine.add(one)
