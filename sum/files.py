@@ -11,13 +11,16 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sum.errors import NotFound, StorageError, SumError
+from sum.errors import DataError, NotFound, StorageError, SumError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+LINKED = 100  # ways by which links may lead to one folder: a chain of pairs of links has 2 to the power of its length
 
 
 def sha256_file(path: Path | str) -> str:
@@ -133,15 +136,47 @@ def _existing(path: Path) -> Path:
     return next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
 
 
+def size_of_file(path: Path) -> int:
+    """Bytes of a file. Raises DataError of a pipe, socket or device: it has no size, and reading may never end."""
+    with disk_errors(path):
+        status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise DataError(f"{path}: a pipe, socket or device, not a file")
+    return status.st_size
+
+
 def list_folder(folder: Path) -> list[str]:
-    """All files below a folder, as relative names with `/`, in no order. Raises NotFound without it."""
+    """All files below a folder, as relative names with `/`, in no order; links are followed, but not back up.
+
+    Raises NotFound without it, DataError where more than LINKED ways lead to one folder.
+    """
     if not folder.is_dir():
         raise NotFound(f"{folder} does not exist or is not a folder.")
 
     def refuse(error: OSError) -> None:
         raise StorageError(f"{error.filename}: {error.strerror}.") from error
 
-    names = []
-    for place, _, files in os.walk(folder, followlinks=True, onerror=refuse):
+    names, ways = list[str](), Counter[tuple[int, int]]()
+    above = {str(folder): frozenset({_identity(str(folder))})}  # folder to come -> itself and those on the way to it
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         names += [(Path(place) / name).relative_to(folder).as_posix() for name in files]
+        chain, below = above.pop(place), list(folders)
+        folders.clear()
+        for name in below:
+            path = os.path.join(place, name)  # noqa: PTH118  # as os.walk names it
+            one = _identity(path)
+            if one in chain:
+                continue
+            ways[one] += 1
+            if ways[one] > LINKED:
+                raise DataError(f"{path}: links lead to this folder in more than {LINKED} ways. Remove those links.")
+            folders.append(name)
+            above[path] = chain | {one}
     return names
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """What all links to one folder have in common."""
+    with disk_errors(Path(folder)):
+        status = os.stat(folder)  # noqa: PTH116  # millions of them
+    return status.st_dev, status.st_ino

@@ -67,8 +67,15 @@ def split(uri: str) -> tuple[str, str]:
 def exists(uri: str) -> bool:
     """Whether there is this object or any object below the prefix."""
     bucket, key = split(uri)
-    page = _tried(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1000))
-    return any(not key or item["Key"] == key or item["Key"].startswith(key + "/") for item in page.get("Contents", ()))
+    below = f"{key}/" if key else ""  # without the '/', a page may be full of `key-more/...`
+    page = _tried(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1))
+    if page.get("Contents") or not key:
+        return bool(page.get("Contents"))
+    try:
+        _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+    except NotFound:
+        return False
+    return True
 
 
 def list_keys(uri: str) -> list[str]:

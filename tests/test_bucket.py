@@ -26,7 +26,7 @@ from sum.data.layouts import LAYOUTS
 from sum.data.selection import Selection, run_jobs
 from sum.data.sources import Problem, Sample, Source
 from sum.errors import DataError, NotFound, StorageError
-from sum.storage import fetch, list_files, read_bytes, size_of
+from sum.storage import exists, fetch, list_files, read_bytes, size_of
 from tests.fault_server import FAULTS, FaultServer, fault_server
 
 log = logging.getLogger(__name__)
@@ -286,31 +286,55 @@ def test_two_processes_at_once_fetch_each_part_once(proxy: FaultServer) -> None:
     assert [path.name for path in objects(Path())] == [sha(body)]
 
 
-def test_a_shard_in_a_bucket_is_listed_by_its_headers_and_read_by_one_request_a_member(proxy: FaultServer) -> None:
-    files = {f"sa_{number}.jpg": os.urandom(600_000) for number in range(10)}
+def shard(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:") as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    uri = put("shards/sa_000000.tar", out.getvalue())
+    return out.getvalue()
+
+
+def test_a_shard_in_a_bucket_is_listed_by_its_headers_and_read_by_two_requests_a_member(proxy: FaultServer) -> None:
+    files = {f"sa_{number}.jpg": os.urandom(600_000) for number in range(10)}
+    uri = put("shards/sa_000000.tar", shard(files))
     listing = list_members(uri)
     assert not listing.refused
     assert sum(int(b) - int(a) + 1 for a, b in (r[6:].split("-") for r in proxy.ranges())) < 4_000_000  # of 6 MB
     before = proxy.gets
     assert {member.name: read_bytes(member.uri) for member in listing.members} == files
-    assert proxy.gets == before + 10
+    assert proxy.gets == before + 20  # no part has a checksum: without a known hash it must come twice the same
     assert [size_of(member.uri) for member in listing.members] == [600_000] * 10
     for member in listing.members:
         assert read_bytes(member.uri, sha256=sha(files[member.name])) == files[member.name]
-    assert proxy.gets == before + 10
+    assert proxy.gets == before + 20
     for path in objects(Path()):
         path.unlink()
     proxy.first("flip")  # a part has no checksum of the server: the manifest's hash finds the wrong byte
     assert read_bytes(listing.members[3].uri, sha256=sha(files["sa_3.jpg"])) == files["sa_3.jpg"]
     with pytest.raises(DataError, match="the file has changed"):
         read_bytes(listing.members[3].uri, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("faulty", [(0,), (1,), (0, 1)], ids=str)
+def test_a_member_whose_hash_nobody_knows_is_not_believed_until_it_came_twice(
+    proxy: FaultServer, faulty: tuple[int, ...]
+) -> None:
+    body = os.urandom(50_000)
+    [member] = list_members(put("one.tar", shard({"a.jpg": body}))).members
+    begin = proxy.gets
+    proxy.choose = lambda number, _: "flip" if number - begin in faulty else ""
+    assert read_bytes(member.uri) == body
+    assert proxy.faults["flip"] == len(faulty)
+    assert [path.name for path in objects(Path())] == [sha(body)]
+
+
+def test_a_member_that_never_comes_twice_the_same_is_an_error(proxy: FaultServer) -> None:
+    [member] = list_members(put("one.tar", shard({"a.jpg": os.urandom(50_000)}))).members
+    proxy.first("flip", 99)
+    with pytest.raises(StorageError, match=r"one\.tar: 50000 bytes from byte 512 on came differently 6 times"):
+        read_bytes(member.uri)
 
 
 def refuse_with(proxy: FaultServer, status: int, body: bytes) -> None:
@@ -365,6 +389,8 @@ def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
     photos = {f"p{number:04d}": picture(number) for number in range(1200)}  # more than a page of a listing
     for name, data in photos.items():
         put(f"set/images/{name}.jpg", data)
+    members = {f"m{number:04d}": picture(2000 + number) for number in range(150)}
+    put("set/images/shard.tar", shard({f"{name}.jpg": data for name, data in members.items()}))
     gone = "p0600"
 
     def choose(number: int, handler: object) -> str:
@@ -380,6 +406,7 @@ def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
     samples = [item.image for item in items if isinstance(item, Sample)]
     problems = [item for item in items if isinstance(item, Problem)]
     truth = {f"set/{name}": sha(data) for name, data in photos.items() if name != gone}
+    truth |= {f"set/shard/{name}": sha(data) for name, data in members.items()}
     assert [image.image_id for image in samples] == sorted(truth)  # all, and nothing twice
     assert {image.image_id: image.sha256 for image in samples} == truth
     assert [(problem.file, problem.reason) for problem in problems] == [
@@ -388,13 +415,21 @@ def test_a_set_arrives_whole_through_a_server_that_fails_one_request_in_ten(
     assert {path.name: sha(path.read_bytes()) for path in objects(Path())} == {one: one for one in truth.values()}
     assert set(proxy.faults) == set(FAULTS)
     asked, failed = proxy.gets, sum(proxy.faults.values())
-    log.info(f"{len(samples)} of 1200, {asked} requests, {failed} failed {dict(proxy.faults)}, {seconds:.1f} s")
+    log.info(f"{len(samples)} of 1350, {asked} requests, {failed} failed {dict(proxy.faults)}, {seconds:.1f} s")
     assert failed == asked // 10
     proxy.seen.clear()
     with ThreadPoolExecutor(4) as pool:  # training: by hash, without the server
         again = list(pool.map(lambda image: sha(read_bytes(image.path, sha256=image.sha256)), samples))
     assert again == [image.sha256 for image in samples]
     assert not proxy.seen
+
+
+def test_a_folder_exists_behind_a_thousand_objects_of_a_longer_name(proxy: FaultServer) -> None:
+    for number in range(1001):  # more than a page; '-' sorts before '/'
+        put(f"train-extra/{number}.jpg", b"x")
+    put("train/a.jpg", b"x")
+    names = ("train", "train/", "train/a.jpg", "trai", "train/a", "train-extra", "")
+    assert [exists(f"s3://photos/{name}") for name in names] == [True, True, True, False, False, True, True]
 
 
 def test_threads_may_share_the_cache(proxy: FaultServer) -> None:

@@ -8,21 +8,23 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from sum.errors import StorageError
+from sum.errors import DataError, StorageError
 from sum.storage import (
     NotFound,
     exists,
     fetch,
     join,
     list_files,
+    open_seekable,
     read_bytes,
     sha256_file,
+    size_of,
     write_atomic,
     write_json,
 )
@@ -57,6 +59,38 @@ def test_list_is_sorted_relative_and_without_hidden_files(tmp_path: Path) -> Non
     assert list_files(str(tmp_path)) == ["a.jpg", "b/10.png", "b/2.png"]
     with pytest.raises(NotFound, match="nowhere"):
         list_files(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.timeout(20)
+def test_links_that_lead_back_end_and_links_to_elsewhere_are_followed(tmp_path: Path) -> None:
+    for name in ("set/deep/a.jpg", "set/b.jpg", "other/c.jpg"):
+        write_atomic(tmp_path / name, b"x")
+    for name in ("x", "y"):
+        (tmp_path / "set" / name).symlink_to(".")
+        (tmp_path / "set" / "deep" / name).symlink_to("..")
+        (tmp_path / "set" / f"{name}_other").symlink_to("../other")
+        (tmp_path / "other" / name).symlink_to("../set")
+    assert list_files(str(tmp_path / "set")) == ["b.jpg", "deep/a.jpg", "x_other/c.jpg", "y_other/c.jpg"]
+
+
+@pytest.mark.timeout(20)
+def test_a_chain_of_pairs_of_links_is_refused(tmp_path: Path) -> None:
+    for number in range(40):  # 2 to the power of 40 ways lead to the last
+        write_atomic(tmp_path / str(number) / "a.jpg", b"x")
+        for name in "xy":
+            (tmp_path / str(number) / name).symlink_to(f"../{number + 1}")
+    with pytest.raises(DataError, match=r"links lead to this folder in more than 100 ways\. Remove those links\."):
+        list_files(str(tmp_path / "0"))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("call", [read_bytes, size_of, open_seekable])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, call: Callable[[str], object]) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    for name in ("a.jpg", "endless.json"):
+        with pytest.raises(DataError, match=f"{name}: a pipe, socket or device, not a file"):
+            call(str(tmp_path / name))
 
 
 def test_read_what_is_not_there_and_what_is_a_folder(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ four hundred thousand comparisons.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sum.data.records import IMAGES, MASKS, ROWS, Digest, ImageRecord, MaskRecord, read_columns
-from sum.errors import DataError
+from sum.data.records import IMAGES, MASKS, ROWS, Digest, ImageRecord, MaskRecord, mask_number, read_columns
+from sum.errors import DataError, MissingInput
 
 KINDS = ("added", "removed", "altered")
 SHOWN = 3  # ids kept of a kind
@@ -71,18 +73,53 @@ def differences(old: Path, new: Path) -> dict[Group, Change]:
 def fingerprints(folder: Path, choices: Collection[tuple[str, ...]], *, reader: str) -> dict[tuple[str, ...], str]:
     """`Manifest.select(datasets=...).fingerprint` of several choices of data sets, a row of the files at a time.
 
-    Errors as `sum.data.records.read_manifest`.
+    A manifest from before the perceptual hashes has the fingerprint of that time, by which its trainings are tagged: it
+    depends on the order, so all rows are held. Errors as `sum.data.records.read_manifest`.
     """
+    names = _image_columns(folder / IMAGES, reader=reader)
+    if "phash" not in names:
+        return _former_fingerprints(folder, choices, names=names, reader=reader)
     digests = {choice: Digest() for choice in choices}
-    for name, kind in ((IMAGES, ImageRecord), (MASKS, MaskRecord)):
-        names = [entry.name for entry in fields(kind)]
-        place = names.index("dataset")
-        for batch in read_columns(folder / name, names, reader=reader):
+    for name, kind, columns in ((IMAGES, ImageRecord, names), (MASKS, MaskRecord, _names(MaskRecord))):
+        place = _names(kind).index("dataset")
+        for batch in read_columns(folder / name, columns, reader=reader):
             for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 for choice in choices:
                     if row[place] in choice:
                         digests[choice].add(row)
     return {choice: digest.hexdigest() for choice, digest in digests.items()}
+
+
+def _former_fingerprints(
+    folder: Path, choices: Collection[tuple[str, ...]], *, names: list[str], reader: str
+) -> dict[tuple[str, ...], str]:
+    """SHA-256 of the rows as JSON, a line each, by id and number of the mask."""
+    digests = {choice: hashlib.sha256() for choice in choices}
+    for name, columns in ((IMAGES, names), (MASKS, _names(MaskRecord))):
+        rows = list[tuple[Any, ...]]()
+        for batch in read_columns(folder / name, columns, reader=reader):
+            rows += zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        image, place = columns.index("image_id"), columns.index("dataset")
+        rows.sort(key=lambda row: (row[image], mask_number(row[0]) if name == MASKS else 0))
+        for row in rows:
+            line = json.dumps(row).encode() + b"\n"
+            for choice in choices:
+                if row[place] in choice:
+                    digests[choice].update(line)
+    return {choice: digest.hexdigest() for choice, digest in digests.items()}
+
+
+def _image_columns(path: Path, *, reader: str) -> list[str]:
+    """The columns of ImageRecord that a manifest has, which may be older than some; those without default it must."""
+    if not path.is_file():
+        raise MissingInput(path, reader=reader, maker="ingest")
+    with _opened(path, []) as file:
+        there = set(file.schema_arrow.names)
+    return [entry.name for entry in fields(ImageRecord) if entry.name in there or entry.default is MISSING]
+
+
+def _names(kind: type[ImageRecord | MaskRecord]) -> list[str]:
+    return [entry.name for entry in fields(kind)]
 
 
 def _images(path: Path) -> pa.Table:

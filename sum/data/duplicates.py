@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sum.data.fingerprints import likeness, thumbnail
+from sum.data.fingerprints import SIDE, likeness, thumbnail
 from sum.data.records import ImageRecord
 
 CHUNKS, BITS = 4, 16  # a hash of 64 bits as four numbers of 16
@@ -39,6 +41,16 @@ class Copy:
         return f"{self.image_id} ({self.path}) is {self.other_id} ({self.other_path}): {how}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    image_id: str
+    path: str
+    sha256: str
+
+
+Near = dict[object, list[tuple[int, NDArray[np.int64]]]]  # hash -> (bits that differ, photos of the other side)
+
+
 def find_copies(images: pd.DataFrame, *, bits: int, alike: float, allowed: Sequence[Sequence[str]] = ()) -> list[Copy]:
     """One copy of a test photo for each train or unlabelled photo that has any, and every allowed one.
 
@@ -49,22 +61,26 @@ def find_copies(images: pd.DataFrame, *, bits: int, alike: float, allowed: Seque
     images = images.drop_duplicates("image_id")
     test = images[images["split"] == "test"].reset_index(drop=True)
     rest = images[images["split"] != "test"].reset_index(drop=True)
-    candidates = dict[int, list[tuple[int, int]]]()  # photo of `rest` -> (bits, photo of `test`)
-    for one, other, differ in _by_content(rest, test):
-        candidates.setdefault(one, []).append((differ, other))
-    for one, other, differ in _by_hash(rest, test, bits=bits):
-        if rest["sha256"][one] != test["sha256"][other]:
-            candidates.setdefault(one, []).append((differ, other))
-    looks = _thumbnails(rest, test, candidates)
-    found = list[Copy]()
-    for one in sorted(candidates):
-        for differ, other in sorted(candidates[one]):
-            copy = _copy(rest.iloc[one], test.iloc[other], max(differ, 0), looks, allowed)
-            if copy.same_bytes or copy.likeness >= alike:
-                found.append(copy)
-                if not copy.allowed:
-                    break
-    return found
+    near = _near_hashes(rest, test, bits=bits)
+    looks = _thumbnails(rest, test, near)
+    score = functools.lru_cache(maxsize=1 << 16)(_likeness)  # thousands of flat photos share a hash and a few greys
+    mine, theirs = _photos(rest), _photos(test)
+    same = test.groupby("sha256", sort=False).indices
+    found = list[tuple[int, Copy]]()
+    for phash, ones in rest.groupby("phash", sort=False, dropna=False).indices.items():
+        others = _nearest(near.get(phash, ()))
+        for one in np.asarray(ones).tolist():
+            photo = mine[one]
+            equal = [(0, 1.0, theirs[other]) for other in same.get(photo.sha256, ())]
+            near_it = ((differ, theirs[other]) for differ, other in others if theirs[other].sha256 != photo.sha256)
+            unlike = ((d, score(looks[photo.image_id], looks[o.image_id]), o) for d, o in near_it)
+            for differ, share, other in itertools.chain(equal, unlike):
+                if share >= alike or other.sha256 == photo.sha256:
+                    copy = _copy(photo, other, bits=differ, share=share, allowed=allowed)
+                    found.append((one, copy))
+                    if not copy.allowed:
+                        break
+    return [copy for _, copy in sorted(found, key=lambda entry: entry[0])]
 
 
 def near_pairs(left: NDArray[np.uint64], right: NDArray[np.uint64], *, bits: int) -> NDArray[np.int64]:
@@ -112,65 +128,75 @@ def _blocks(
         yield from np.split(rows, np.flatnonzero(np.diff(cost // AT_ONCE)) + 1)
 
 
-def _by_content(rest: pd.DataFrame, test: pd.DataFrame) -> Iterator[tuple[int, int, int]]:
-    places = test.groupby("sha256", sort=False).indices
-    for one in np.flatnonzero(rest["sha256"].isin(places.keys())):
-        for other in places[rest["sha256"][one]]:
-            yield int(one), int(other), -1
-
-
-def _by_hash(rest: pd.DataFrame, test: pd.DataFrame, *, bits: int) -> Iterator[tuple[int, int, int]]:
-    """Equal hashes are looked for once, however many photos share them."""
-    ours = rest[rest["phash"] != ""].groupby("phash").indices
-    left = _numbers(ours)
-    best = dict[tuple[int, int], int]()
-    kept = rest.index[rest["phash"] != ""].to_numpy()
+def _near_hashes(rest: pd.DataFrame, test: pd.DataFrame, *, bits: int) -> Near:
+    """Hash of photos of `rest` -> those of `test` with a hash near it. Equal hashes are held once, however many."""
+    ours = list(rest[rest["phash"] != ""].groupby("phash").indices)
+    near: Near = {}
     for column in ("phash", "mirror_phash"):
+        hashed = test.index[test[column] != ""].to_numpy()
         theirs = test[test[column] != ""].groupby(column).indices
-        known = test.index[test[column] != ""].to_numpy()
-        mine, other = list(ours.values()), list(theirs.values())
-        for a, b, differ in near_pairs(left, _numbers(theirs), bits=bits).tolist():
-            for one in kept[mine[a]].tolist():
-                for two in known[other[b]].tolist():
-                    best[one, two] = min(differ, best.get((one, two), differ))
-    for (one, two), differ in best.items():
-        yield one, two, differ
+        places = [hashed[within] for within in theirs.values()]
+        for a, b, differ in near_pairs(_numbers(ours), _numbers(theirs), bits=bits).tolist():
+            near.setdefault(ours[a], []).append((differ, places[b]))
+    return near
+
+
+def _nearest(near: Iterable[tuple[int, NDArray[np.int64]]]) -> list[tuple[int, int]]:
+    """(bits, photo of `test`) once a photo, the nearest first."""
+    best = dict[int, int]()
+    for differ, places in near:
+        for other in places.tolist():
+            best[other] = min(differ, best.get(other, differ))
+    return sorted((differ, other) for other, differ in best.items())
 
 
 def _numbers(hashes: Iterable[object]) -> NDArray[np.uint64]:
     return np.array([int(str(text), 16) for text in hashes], dtype=np.uint64)
 
 
-def _thumbnails(
-    rest: pd.DataFrame, test: pd.DataFrame, candidates: dict[int, list[tuple[int, int]]]
-) -> dict[str, NDArray[np.float32]]:
-    """image_id -> the small grey picture of every photo that is to be looked at."""
+def _thumbnails(rest: pd.DataFrame, test: pd.DataFrame, near: Near) -> dict[str, bytes]:
+    """image_id -> the small grey picture of every photo that is to be looked at, equal ones held once."""
     from sum.data.frames import load_photo  # brings torch, which most runs do without
 
-    mine = {one for one, pairs in candidates.items() if any(differ >= 0 for differ, _ in pairs)}
-    theirs = {other for pairs in candidates.values() for differ, other in pairs if differ >= 0}
+    mine, theirs = set[int](), set[int]()
+    content = test["sha256"].to_numpy()
+    groups = rest.groupby("phash").indices
+    for phash, found in near.items():
+        others = np.unique(np.concatenate([places for _, places in found]))
+        for one in np.asarray(groups[phash]).tolist():
+            unlike = others[content[others] != rest["sha256"][one]]
+            if len(unlike):
+                mine.add(one)
+                theirs.update(unlike.tolist())
     rows = pd.concat([rest.loc[sorted(mine)], test.loc[sorted(theirs)]])
     names = [field.name for field in fields(ImageRecord)]
     records = [ImageRecord(*values) for values in zip(*(rows[name].tolist() for name in names), strict=True)]
     with ThreadPoolExecutor(READERS) as pool:
-        looks = pool.map(lambda record: thumbnail(load_photo(record)), records)
-        return dict(zip((record.image_id for record in records), looks, strict=True))
+        looks = pool.map(lambda record: thumbnail(load_photo(record)).tobytes(), records)
+        once = dict[bytes, bytes]()
+        return {record.image_id: once.setdefault(look, look) for record, look in zip(records, looks, strict=True)}
 
 
-def _copy(
-    one: pd.Series, other: pd.Series, bits: int, looks: dict[str, NDArray[np.float32]], allowed: Sequence[Sequence[str]]
-) -> Copy:
-    same = one["sha256"] == other["sha256"]
+def _likeness(one: bytes, other: bytes) -> float:
+    return likeness(*(np.frombuffer(look, dtype=np.float32).reshape(SIDE, SIDE) for look in (one, other)))
+
+
+def _photos(images: pd.DataFrame) -> list[_Photo]:
+    columns = (images[entry.name].tolist() for entry in fields(_Photo))
+    return [_Photo(*values) for values in zip(*columns, strict=True)]
+
+
+def _copy(one: _Photo, other: _Photo, *, bits: int, share: float, allowed: Sequence[Sequence[str]]) -> Copy:
     return Copy(
-        image_id=one["image_id"],
-        path=one["path"],
-        other_id=other["image_id"],
-        other_path=other["path"],
+        image_id=one.image_id,
+        path=one.path,
+        other_id=other.image_id,
+        other_path=other.path,
         bits=bits,
-        likeness=1.0 if same else likeness(looks[one["image_id"]], looks[other["image_id"]]),
-        same_bytes=bool(same),
+        likeness=share,
+        same_bytes=one.sha256 == other.sha256,
         allowed=any(
-            fnmatch.fnmatchcase(one["image_id"], mine) and fnmatch.fnmatchcase(other["image_id"], theirs)
+            fnmatch.fnmatchcase(one.image_id, mine) and fnmatch.fnmatchcase(other.image_id, theirs)
             for mine, theirs in allowed
         ),
     )

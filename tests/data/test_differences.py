@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ import pytest
 
 from sum.data.differences import KINDS, Change, Group, differences, fingerprints
 from sum.data.records import IMAGES, ImageRecord, MaskRecord, read_manifest, write_manifest
-from sum.errors import DataError
+from sum.errors import DataError, MissingInput
 
 
 def image(name: str, **more: object) -> ImageRecord:
@@ -160,3 +162,31 @@ def test_streamed_fingerprints_are_those_that_runs_are_tagged_with(tmp_path: Pat
     found = fingerprints(tmp_path, choices, reader="test")
     assert found == {choice: whole.select(datasets=choice).fingerprint for choice in choices}
     assert len(set(found.values())) == 4
+
+
+def test_a_manifest_from_before_the_perceptual_hashes_has_the_fingerprint_of_that_time(tmp_path: Path) -> None:
+    images = [image(name) for name in ("two/b", "one/a", "one/c")]
+    masks = [mask(of, number, "xy"[number % 2]) for of in images for number in (10, 9)]  # 9 is before 10
+    write_manifest(tmp_path, images, masks)
+    younger = ["exif", "phash", "mirror_phash"]
+    pq.write_table(pq.read_table(tmp_path / IMAGES).drop_columns(younger), tmp_path / IMAGES)
+    found = fingerprints(tmp_path, [("one",), ("one", "two")], reader="test")
+    for choice, fingerprint in found.items():
+        digest = hashlib.sha256()  # as it was computed then: rows by id, a line of JSON each
+        for of in sorted((one for one in images if one.dataset in choice), key=lambda one: one.image_id):
+            digest.update(json.dumps(list(astuple(of))[: -len(younger)]).encode() + b"\n")
+        numbered = ((m.image_id, int(m.mask_id.split("#")[1]), m) for m in masks if m.dataset in choice)
+        for _, _, one in sorted(numbered):
+            digest.update(json.dumps(list(astuple(one))).encode() + b"\n")
+        assert fingerprint == digest.hexdigest()
+    assert len(set(found.values())) == 2
+    assert not any(change.any for change in differences(tmp_path, tmp_path).values())
+
+
+def test_a_manifest_that_lacks_what_every_one_has_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, [image("one/a")], [])
+    pq.write_table(pq.read_table(tmp_path / IMAGES).drop_columns(["licence"]), tmp_path / IMAGES)
+    with pytest.raises(DataError, match=r"images\.parquet: not a table that stage 'ingest' writes"):
+        fingerprints(tmp_path, [("one",)], reader="test")
+    with pytest.raises(MissingInput, match="stage 'ingest' writes it"):
+        fingerprints(tmp_path / "nowhere", [("one",)], reader="test")

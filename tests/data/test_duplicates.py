@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import imagehash
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from sum.data import duplicates
 from sum.data.demo_files import set_scene
-from sum.data.duplicates import near_pairs
+from sum.data.duplicates import find_copies, near_pairs
 from sum.data.fingerprints import likeness, perceptual_hashes, thumbnail
+from sum.data.records import ImageRecord
 from sum.settings import ValidateConfig
 
 BITS, ALIKE = ValidateConfig().copy_bits, ValidateConfig().copy_likeness
@@ -88,6 +94,62 @@ def test_the_search_finds_what_comparing_all_finds(limit: int) -> None:
     wanted = np.stack((one, other, differ[one, other]), axis=1)
     assert len(wanted) > 1
     assert np.array_equal(near_pairs(left, right, bits=limit), wanted)
+
+
+GREYS = {"free": [0, 1, 40, 200, 201], "bench": [90, 1, 200, 120]}  # of flat photos: all but black have one hash
+
+
+def flat(folder: Path, counts: dict[str, int]) -> pd.DataFrame:
+    """Flat photos whose greys take turns, each of other bytes than the last of its grey; two of each set are copies."""
+    rows = list[ImageRecord]()
+    for name, count in counts.items():
+        for number in range(count):
+            path, grey = folder / f"{name}{number}.png", GREYS[name][number % len(GREYS[name])]
+            Image.new("RGB", (16, 16 + max(number - 2, 0)), (grey, grey, grey)).save(path)
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            hashes = perceptual_hashes(np.asarray(Image.open(path)))
+            split = "test" if name == "bench" else "unlabelled"
+            size = (16 + max(number - 2, 0), 16)
+            row = ImageRecord(f"{name}/{number:03d}", name, str(path), content, *size, "part", split, "own")
+            rows.append(replace(row, phash=hashes[0], mirror_phash=hashes[1]))
+    return pd.DataFrame(rows)
+
+
+def plainly(images: pd.DataFrame, allowed: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What `find_copies` must say, by comparing every photo with every test photo."""
+    test, found = images[images["split"] == "test"], []
+    looks = {one.image_id: thumbnail(np.asarray(Image.open(one.path))) for one in images.itertuples()}
+    for one in images[images["split"] != "test"].itertuples():
+        for other in sorted(test.itertuples(), key=lambda other: (other.sha256 != one.sha256, other.image_id)):
+            if other.sha256 == one.sha256 or likeness(looks[one.image_id], looks[other.image_id]) >= ALIKE:
+                found.append((one.image_id, other.image_id))
+                if not any(fnmatchcase(one.image_id, a) and fnmatchcase(other.image_id, b) for a, b in allowed):
+                    break
+    return found
+
+
+@pytest.mark.parametrize("allowed", [[], [("free/*", "bench/00?")], [("free/00[0-9]", "*")]], ids=str)
+def test_photos_that_share_a_hash_are_compared_as_if_one_by_one(tmp_path: Path, allowed: list[tuple[str, str]]) -> None:
+    images = flat(tmp_path, {"free": 30, "bench": 20})
+    assert len(set(images["phash"])) == 2
+    found = find_copies(images, bits=BITS, alike=ALIKE, allowed=allowed)
+    assert [(copy.image_id, copy.other_id) for copy in found] == plainly(images, allowed)
+    assert any(copy.same_bytes for copy in found)
+
+
+def test_of_photos_that_share_a_hash_each_two_greys_are_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = list[float]()
+
+    def counted(one: Picture, other: Picture) -> float:
+        compared.append(likeness(one, other))
+        return compared[-1]
+
+    monkeypatch.setattr(duplicates, "likeness", counted)
+    images = flat(tmp_path, {"free": 200, "bench": 100})
+    find_copies(images, bits=BITS, alike=ALIKE)
+    assert len(compared) <= len(GREYS["free"]) * len(GREYS["bench"])
 
 
 def test_the_script_of_the_evidence_runs(tmp_path: Path, photos: list[Picture], capsys: pytest.CaptureFixture) -> None:
