@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from sum.data.images import DECODE_ERRORS
+from sum.data.images import LIMIT, open_picture
 from sum.data.listing import Candidate, Listing, part_of
 from sum.data.sources import stem_of
+from sum.errors import DataError
 from sum.storage import read_bytes
 
 SAMPLE = 5  # masks of a folder whose pixels are looked at
@@ -117,9 +116,9 @@ def _first_is_photo(listing: Listing, photos: str, masks: str) -> bool:
 
 def _colours(path: str) -> int:
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with open_picture(read_bytes(path), name=path, what="image", max_pixels=LIMIT) as image:
             pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int64)
-    except DECODE_ERRORS:
+    except DataError:
         return 0
     return len(np.unique(pixels @ (65536, 256, 1)))
 
@@ -130,10 +129,10 @@ def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
     clean = True
     for path in paths:
         try:
-            with Image.open(io.BytesIO(read_bytes(path))) as image:
+            with open_picture(read_bytes(path), name=PurePosixPath(path).name, what="mask", max_pixels=LIMIT) as image:
                 pixels = np.asarray(image)
-        except DECODE_ERRORS as error:
-            return "", {}, f"{PurePosixPath(path).name} is not readable ({error})"
+        except DataError as error:
+            return "", {}, str(error)
         if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
             flat = pixels[..., :3].reshape(-1, 3).astype(np.int64)
             if (flat != flat[:, :1]).any():

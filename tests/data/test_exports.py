@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import EpsImagePlugin, Image
 
 from sum.data.collect import BARE
+from sum.data.detect_rasters import mode_of
 from sum.data.label_studio import CANCELLED, NO_REGION, SEVERAL, decode_brush
 from sum.data.labelme import FOREIGN, NO_AREA, RENAMED
 from sum.data.sources import Item, Note
@@ -93,6 +97,18 @@ def test_labelme_refuses(drawn: dict[str, Any], reason: str, tmp_path: Path) -> 
     assert len(samples(items)[0].masks) == 1
     assert reason in problem(items).reason
     assert "shape 0" in problem(items).reason
+
+
+def test_no_program_is_run_for_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS is drawn by Ghostscript: neither labelme's reader nor the dry run may come to that."""
+    file, runs = io.BytesIO(), list[str]()
+    Image.fromarray(BOX[4:9, 10:20].astype(np.uint8) * 255).save(file, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: runs.append("gs"))
+    drawn = shape("mask", [[10, 4], [19, 8]], mask=base64.b64encode(file.getvalue()).decode())
+    assert "no image by its content" in problem(one_labelme(tmp_path, drawn)).reason
+    (tmp_path / "m.png").write_bytes(file.getvalue())
+    assert mode_of([str(tmp_path / "m.png")]) == ("", {}, "m.png: not a readable mask (no image by its content)")
+    assert runs == []
 
 
 def test_labelme_photos_that_are_not_there(tmp_path: Path) -> None:
