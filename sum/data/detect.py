@@ -96,7 +96,7 @@ def _coco(listing: Listing, name: str, tree: dict[str, Any]) -> Candidate:
 
 
 def _via(listing: Listing, name: str, tree: dict[str, Any]) -> Candidate:
-    rows = tree.get("_via_img_metadata", tree).values()
+    rows = [row for row in tree.get("_via_img_metadata", tree).values() if isinstance(row, dict)]
     folder, count = listing.folder_of([str(row.get("filename")) for row in rows])
     why = f"{name} has VIA's entries with 'regions'; {count} of {len(rows)} photos lie below {folder}"
     part, split = part_of(name)
@@ -108,7 +108,7 @@ def _label_studio(listing: Listing, name: str, tree: list[dict[str, Any]]) -> Ca
     for task in tree:
         try:
             count += bool(index.find(photo_path(task["data"])))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):  # only the first SAMPLE are known to be tasks
             continue
     folder = listing.photo_folder()
     why = f"{name} is a list of Label Studio's tasks; {count} of {len(tree)} photos lie below {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,6 +133,20 @@ def test_nothing_is_found_and_boxes_are_told(tmp_path: Path, capsys: pytest.Capt
     for path in (tmp_path / "boxes" / "labels").rglob("*.txt"):
         path.write_text("0 0.5 0.5 0.2 0.2\n")
     assert "these are boxes, not masks" in dry_run(capsys, "boxes")
+
+
+@pytest.mark.parametrize("odd", [1, None, [], {"data": [1]}, {"data": None}])
+@pytest.mark.parametrize("kind", ["VIA", "Label Studio"])
+def test_a_row_of_another_kind_behind_the_sample(
+    kind: str, odd: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "set" / "a.jpg")
+    if kind == "VIA":
+        tree: Any = {str(number): {"filename": "a.jpg", "regions": []} for number in range(8)} | {"odd": odd}
+    else:
+        tree = [*({"id": number, "data": {"image": "a.jpg"}, "annotations": []} for number in range(8)), odd]
+    (tmp_path / "set" / "all.json").write_text(json.dumps(tree))
+    assert "refused: set/all.json: not " in dry_run(capsys, "set")
 
 
 def test_one_file_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
