@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ RAW = Path("data/raw")
 MARK = "# added by `python -m sum add {name}`"
 PLACE = "# <-"  # ends the line of an entry in examples/own.yaml that `add` takes the place of
 HIDDEN = "#- "  # before such a line while it is out of use
+COPY = "meta:\n  copied: true\n"  # in the .dvc file: data/raw/NAME was made by `add`, the user's files lie elsewhere
 LINKS = "reflink,hardlink,copy"  # the cache and the folder share their bytes where the file system can
 
 
@@ -57,8 +59,8 @@ def run(options: argparse.Namespace) -> str:
     before = PARAMS.read_bytes()
     after = insert(before, name, [reading_at(reading, root) for reading in good])
     check(after, source=str(PARAMS))
-    track(name, path)
-    write_atomic(PARAMS, after)
+    with tracked(name, path):
+        write_atomic(PARAMS, after)
     names = ", ".join(reading.name for reading in good)
     done = f"{names}: in params.yaml, and under DVC as {RAW / name}.dvc. `python -m sum remove {name}` undoes it."
     return f"{said}\n{done}\n"
@@ -101,11 +103,13 @@ def insert(params: bytes, name: str, rows: list[str]) -> bytes:
     return "".join([*lines[: last + 1], *new, *lines[last + 1 :]]).encode()
 
 
-def track(name: str, path: str) -> None:
-    """Put `path` under DVC as data/raw/NAME; on failure what was begun is taken back."""
+@contextmanager
+def tracked(name: str, path: str) -> Iterator[None]:
+    """Put `path` under DVC as data/raw/NAME; when that or the block fails or is stopped, it is taken back."""
     target = RAW / name
-    if target.with_name(f"{name}.dvc").exists():
-        raise ConfigError(f"add: {target}.dvc exists already; take another name, or `python -m sum remove {name}`")
+    file = target.with_name(f"{name}.dvc")
+    if file.exists():
+        raise ConfigError(f"add: {file} exists already; take another name, or `python -m sum remove {name}`")
     inside = not path.startswith(S3) and Path(path).resolve() == target.resolve()
     if target.exists() and not inside:
         raise ConfigError(f"add: {target} exists already and is not {path}; take another name")
@@ -121,9 +125,13 @@ def track(name: str, path: str) -> None:
         else:
             with linked():
                 dvc("add", "--out", str(target), str(Path(path).resolve()))
-    except StorageError:
-        target.with_name(f"{name}.dvc").unlink(missing_ok=True)
+            write_atomic(file, file.read_bytes() + COPY.encode())
+        yield
+    except BaseException:  # Ctrl-C as well
+        file.unlink(missing_ok=True)
         restore(ignore, kept)
+        if not inside:
+            shutil.rmtree(target, ignore_errors=True)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -213,6 +214,12 @@ def test_add_changes_nothing_when_it_cannot(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
 
 
+def add_options(path: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add.add_arguments(parser)
+    return parser.parse_args(["mine", path, "--task", "part"])
+
+
 @pytest.mark.slow
 def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
@@ -232,7 +239,42 @@ def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     (tmp_path / "params.yaml").write_text(after)
     assert main(["remove", "mine"]) == 0
     assert (tmp_path / "params.yaml").read_bytes() == params
+    assert not (tmp_path / "data" / "raw" / "mine").exists()  # a copy, made by `add`
     assert all_files(export) == before
+    assert main(["add", "mine", str(export), "--task", "part"]) == 0
+    (tmp_path / "data" / "raw" / "mine" / "my.txt").write_text("mine")
+    assert main(["remove", "mine"]) == 0
+    assert all_files(tmp_path / "data" / "raw" / "mine") == before | {"my.txt": b"mine"}
+    assert "delete it yourself" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["set", "data/raw/mine"])
+def test_add_takes_back_what_dvc_did(
+    error: BaseException, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC is stood in for by what it leaves when it is stopped late; params.yaml cannot be written."""
+    write_raster(tmp_path / where)
+    before = all_files(tmp_path)
+
+    def fake(*words: str) -> str:
+        if words[0] == "add":
+            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: []\n")
+            (tmp_path / "data" / "raw" / "mine").mkdir(exist_ok=True)
+            (tmp_path / "data" / "raw" / ".gitignore").write_text("/mine\n")
+        return ""
+
+    def broken(path: Path, content: bytes) -> None:
+        if path.name == "params.yaml":
+            raise error
+
+    monkeypatch.setattr(add, "dvc", fake)
+    monkeypatch.setattr(add, "write_atomic", broken)
+    options = add_options(where)
+    with pytest.raises(type(error)):
+        add.run(options)
+    assert all_files(tmp_path) == before
+    assert (tmp_path / "data" / "raw" / "mine").exists() == (where != "set")
 
 
 @pytest.mark.slow
