@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from sum.commands.dry_run import Reading, add_options, explain, line, read_best
+from sum.commands.dry_run import WORDS, Reading, add_options, explain, line, read_best
 from sum.commands.use import PARAMS, check
 from sum.data.detect import detect
 from sum.errors import ConfigError, DataError, StorageError
@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     """See the module. Raises ConfigError, DataError and StorageError, and then has changed nothing."""
     name, path = options.name, options.path.rstrip("/")
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise ConfigError(f"add: the name '{name}' wants letters, digits and _ only, a letter first")
+    if not re.fullmatch(rf"(?!{WORDS}$)[A-Za-z][A-Za-z0-9_]*", name):
+        reason = "wants letters, digits and _ only, a letter first, and is no word as 'on' or 'null'"
+        raise ConfigError(f"add: the name '{name}' {reason}")
     if bool(options.task) == options.unlabelled:
         raise ConfigError("add: say what the masks mean, --task salient, entity or part, or --unlabelled for photos")
     options.split = "unlabelled" if options.unlabelled else options.split
@@ -71,13 +72,18 @@ def reading_at(reading: Reading, root: str) -> str:
     return line(replace(reading, entry=reading.entry | {"root": root}))
 
 
+def lines_of(params: bytes) -> list[str]:
+    """The lines with their ends; str.splitlines would also split at what is part of a text in YAML, such as U+2028."""
+    return re.split(r"(?<=\n)", params.decode())
+
+
 def insert(params: bytes, name: str, rows: list[str]) -> bytes:
     """params.yaml with lines at the end of `datasets:`; every other byte stays.
 
     Placeholders (PLACE) named NAME or NAME_... are hidden as remarks. Raises ConfigError when there is no such block,
     or an entry of one of these names.
     """
-    lines = params.decode().splitlines(keepends=True)
+    lines = lines_of(params)
     first = next((at for at, text in enumerate(lines) if re.match(r"datasets:\s*(#.*)?$", text)), None)
     if first is None:
         raise ConfigError("params.yaml: no line 'datasets:' with one data set a line below it; add the entry by hand")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from sum.commands.add import HIDDEN, MARK, RAW, dvc
+from sum.commands.add import HIDDEN, MARK, RAW, dvc, lines_of
 from sum.commands.use import PARAMS, check
 from sum.errors import ConfigError
 from sum.storage import write_atomic
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> str:
     """Take out the lines of params.yaml and the .dvc file. Raises ConfigError, and then has changed nothing."""
     name = options.name
     before = PARAMS.read_bytes()
-    lines = before.decode().splitlines(keepends=True)
+    lines = lines_of(before)
     mine = [text for text in lines if text.rstrip().endswith(MARK.format(name=name))]
     file = RAW / f"{name}.dvc"
     if not mine and not file.is_file():

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
 from sum.cli import main
 from sum.commands import add
+from sum.commands import dry_run as dry_run_command
 from sum.data.sources import Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
@@ -148,6 +150,24 @@ def test_a_row_of_another_kind_behind_the_sample(
         tree = [*({"id": number, "data": {"image": "a.jpg"}, "annotations": []} for number in range(8)), odd]
     (tmp_path / "set" / "all.json").write_text(json.dumps(tree))
     assert "refused: set/all.json: not " in dry_run(capsys, "set")
+
+
+@pytest.mark.parametrize("name", ["2017", "on", "No", "1e3", "null"])
+def test_a_folder_s_name_is_a_text_in_yaml(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_raster(tmp_path / name)
+    assert list(pasted(dry_run(capsys, name, "--task", "part"))) == [f"set_{name}"]
+    assert main(["add", name, name, "--task", "part"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [".5", "._5", ".5e+3", "a\x7f", "a\x85b", "a\u2028b", "a\u2029", "\ufeffa", "a\udc80", "\U0001f600", "é", "on:"],
+)
+def test_what_is_written_is_read(text: str) -> None:
+    row = dry_run_command._flow({"root": text})
+    assert yaml.safe_load(row) == {"root": text}
+    assert OmegaConf.to_container(OmegaConf.create(row)) == {"root": text}  # as Hydra reads it
+    assert row.encode().decode().splitlines() == [row]
 
 
 def test_one_file_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +329,16 @@ def test_a_bucket_is_recorded_and_not_copied(
         assert all_files(tmp_path) == before
     finally:
         server.stop()
+
+
+def test_a_line_ends_at_its_newline(tmp_path: Path) -> None:
+    before = (tmp_path / "params.yaml").read_bytes()
+    mark = add.MARK.format(name="mine")
+    row = "mine: {kind: images, root: 'a\u2028b', split: unlabelled, licence: own}"
+    (tmp_path / "params.yaml").write_bytes(add.insert(before, "mine", [row]))
+    assert mark in (tmp_path / "params.yaml").read_text()
+    assert main(["remove", "mine"]) == 0
+    assert (tmp_path / "params.yaml").read_bytes() == before
 
 
 def test_add_takes_the_place_of_the_example_s_lines(tmp_path: Path) -> None:
