@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pydantic import TypeAdapter
 from sum.cli import main
 from sum.commands import add
 from sum.commands import dry_run as dry_run_command
+from sum.data import detect_rasters
+from sum.data.listing import Listing
 from sum.data.sources import Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
@@ -168,6 +171,38 @@ def test_what_is_written_is_read(text: str) -> None:
     assert yaml.safe_load(row) == {"root": text}
     assert OmegaConf.to_container(OmegaConf.create(row)) == {"root": text}  # as Hydra reads it
     assert row.encode().decode().splitlines() == [row]
+
+
+def test_folders_are_compared_in_bearable_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of folders with the same names none is taken apart, and no file decoded, once a pair of folders."""
+    for folder in range(12):
+        make(tmp_path / "set" / f"f{folder}")
+        for name in range(10):
+            (tmp_path / "set" / f"f{folder}" / f"{name}.png").touch()
+    listing, calls = Listing("set"), Counter[str]()
+    for function in ("stem_of", "read_bytes"):
+        monkeypatch.setattr(detect_rasters, function, counted(getattr(detect_rasters, function), calls))
+    list(detect_rasters.rasters(listing))
+    assert calls["stem_of"] == 2 * 12 * 10  # each in its folder and in the one above
+    assert calls["read_bytes"] == 12
+
+
+def counted(function: Callable[[str], Any], calls: Counter[str]) -> Callable[[str], Any]:
+    def call(argument: str) -> Any:
+        calls[function.__name__] += 1
+        return function(argument)
+
+    return call
+
+
+def test_a_list_is_looked_for_by_names_taken_apart_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raster(tmp_path / "set")
+    for number in range(20):
+        (tmp_path / "set" / f"{number}.txt").write_text("no name\n")
+    listing, calls = Listing("set"), Counter[str]()
+    monkeypatch.setattr(detect_rasters, "stem_of", counted(detect_rasters.stem_of, calls))
+    list(detect_rasters._candidates(listing, "images", "masks", "", "binary", {}, ""))
+    assert calls["stem_of"] <= 3 + 20  # a photo, a line
 
 
 def test_one_file_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
