@@ -193,6 +193,15 @@ def test_yolo_background_and_strangers(tmp_path: Path) -> None:
     assert "no image file of this name" in problem(yolo(tmp_path, "")).reason
 
 
+def test_lists_and_label_files_are_bounded(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.jpg")
+    (tmp_path / "images" / "a.txt").write_text(" " * 1_000_001)
+    items = read("yolo", source(tmp_path, images="images", masks="images", annotations="", max_json_mb=1))
+    assert "more than max_json_mb 1" in problem(items).reason
+    with pytest.raises(DataError, match="more than max_json_mb 1"):
+        read("images", source(tmp_path, images="images", names="images/a.txt", max_json_mb=1))
+
+
 def test_yolo_line() -> None:
     assert parse_line(["2.0", "0", "0", "1.004", "0", "1", "1"]) == (2, [0, 0, 1, 0, 1, 1])
 
