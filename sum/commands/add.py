@@ -62,9 +62,10 @@ def run(options: argparse.Namespace) -> str:
     check(after, source=str(PARAMS))
     with tracked(name, path):
         write_atomic(PARAMS, after)
+    twice = relink(RAW / name) if Path(path).resolve() == (RAW / name).resolve() else ""
     names = ", ".join(reading.name for reading in good)
     done = f"{names}: in params.yaml, and under DVC as {RAW / name}.dvc. `python -m sum remove {name}` undoes it."
-    return f"{said}\n{done}\n"
+    return f"{said}\n{done}{twice}\n"
 
 
 def reading_at(reading: Reading, root: str) -> str:
@@ -139,6 +140,19 @@ def tracked(name: str, path: str) -> Iterator[None]:
         if not inside:
             shutil.rmtree(target, ignore_errors=True)
         raise
+
+
+def relink(folder: Path) -> str:
+    """Let a folder that was added where it lay share its bytes with DVC's cache; '' or what to say when it cannot.
+
+    Only when all else is done: whatever stops it half way, `dvc checkout` brings the missing files back.
+    """
+    try:
+        with linked():
+            dvc("checkout", "--relink", f"{folder}.dvc")
+    except StorageError as error:
+        return f" Its bytes are stored twice, here and in DVC's cache: {error}"
+    return ""
 
 
 def restore(path: Path, content: bytes | None) -> None:
