@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from pydantic import TypeAdapter
 from sum.cli import main
 from sum.commands import add
 from sum.commands import dry_run as dry_run_command
-from sum.data import detect_rasters
-from sum.data.listing import Listing
+from sum.data import detect, detect_rasters
+from sum.data.listing import Candidate, Listing
 from sum.data.sources import Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
@@ -203,6 +204,25 @@ def test_a_list_is_looked_for_by_names_taken_apart_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(detect_rasters, "stem_of", counted(detect_rasters.stem_of, calls))
     list(detect_rasters._candidates(listing, "images", "masks", "", "binary", {}, ""))
     assert calls["stem_of"] <= 3 + 20  # a photo, a line
+
+
+def test_outlines_are_not_kept_while_a_file_is_looked_at(tmp_path: Path) -> None:
+    """3.9 MB of COCO as files mostly are, outlines; 1 GB of it is permitted. Text and bytes are 2 times its size."""
+    row = {"area": 9, "bbox": [1, 2, 3, 4], "iscrowd": 1, "segmentation": [[number + 0.5 for number in range(60)]]}
+    tree: dict[str, Any] = {"images": [{"id": number, "file_name": f"{number}.jpg"} for number in range(2000)]}
+    tree["annotations"] = [{"id": number, "image_id": number % 2000, "category_id": 1} | row for number in range(8000)]
+    (make(tmp_path / "set") / "all.json").write_text(json.dumps(tree))
+    listing = Listing("set")
+    tracemalloc.start()
+    try:
+        (found,) = detect._documents(listing)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, Candidate)
+    assert "0 of its 2000 photos lie" in found.why
+    assert "8000 of 8000 annotations have iscrowd 1" in found.why
+    assert peak < 3 * (tmp_path / "set" / "all.json").stat().st_size  # 6.4 times with everything kept
 
 
 def test_one_file_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
