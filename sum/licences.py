@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 TERMS: dict[str, str] = {  # pattern of a licence text, the first that matches counts -> its terms
     r"none stated|not stated|\bnone\b|\bunknown\b|^$": "unknown",
-    r"\bcc[ -]by[ -]nc\b|non-?commercial|\bnc\b": "non-commercial",
+    r"\bcc[ -]by[ -]nc\b|non[- ]?commercial|\bno(t for)?[- ]commercial|\bnc\b": "non-commercial",
     r"adobe research|sa-1b|dis5k|cityscapes": "non-commercial",
     r"research (only|use|licen[cs]e)|for research|academic": "non-commercial",
-    r"\bcc[ -]by[ -]nd\b": "no derivatives",
+    r"\bcc[ -]by[ -]nd\b|\bno[- ]?deriv": "no derivatives",
     r"\bcc[ -]by[ -]sa\b|share-?alike|\bodbl\b": "share alike",
     r"\ba?gpl|\blgpl": "copyleft",
     r"\bcc[ -]by\b|attribution|\bodc-by\b": "attribution",
     r"\bapache|\bmit\b|\bbsd\b|\bisc\b": "attribution",
-    r"\bcc-?0\b|public domain|\bpddl\b|unlicense|\bown\b": "free",
+    r"\bcc-?0\b|public domain|\bpddl\b|unlicense|^own$": "free",
 }
 ORDER = (
     "non-commercial",

@@ -155,6 +155,8 @@ def test_use_takes_a_valid_file_and_keeps_the_old(project):
         (b"seed: [1\n", "bad.yaml"),
         (b"seed: ${x}\n", "bad.yaml: line 1: ${...} is not allowed"),
         (b"\xff\xfe", "bad.yaml"),
+        (b'seed: "a #${oc.env:HOME}"\n', "bad.yaml: line 1: ${...} is not allowed"),
+        (b'a: 1\nseed: "\\x24{oc.env:HOME}"\n', "bad.yaml: line 2: ${...} is not allowed"),
     ],
 )
 def test_use_refuses_a_bad_file_and_changes_nothing(project, capsys, text, message):

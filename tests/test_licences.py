@@ -26,6 +26,12 @@ PROJECT = Path(__file__).parents[1]
     ("none stated", "unknown"),
     ("mixed, see the README of the photos", "unknown"),
     ("commercial licence of ACME", "unknown"),
+    ("MIT; no commercial use", "non-commercial"),
+    ("CC BY 4.0, photos non commercial", "non-commercial"),
+    ("not for commercial purposes", "non-commercial"),
+    ("Attribution-NoDerivatives 4.0", "no derivatives"),
+    ("own", "free"),
+    ("own photos, all rights reserved", "unknown"),
     ("", "unknown"),
 ])  # fmt: skip
 def test_terms(licence: str, want: str) -> None:

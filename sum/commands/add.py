@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from sum.commands.dry_run import Reading, add_options, explain, line, read_best
+from sum.commands.dry_run import WORDS, Reading, add_options, explain, line, read_best
 from sum.commands.use import PARAMS, check
 from sum.data.detect import detect
 from sum.errors import ConfigError, DataError, StorageError
@@ -26,6 +27,7 @@ RAW = Path("data/raw")
 MARK = "# added by `python -m sum add {name}`"
 PLACE = "# <-"  # ends the line of an entry in examples/own.yaml that `add` takes the place of
 HIDDEN = "#- "  # before such a line while it is out of use
+COPY = "meta:\n  copied: true\n"  # in the .dvc file: data/raw/NAME was made by `add`, the user's files lie elsewhere
 LINKS = "reflink,hardlink,copy"  # the cache and the folder share their bytes where the file system can
 
 
@@ -40,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     """See the module. Raises ConfigError, DataError and StorageError, and then has changed nothing."""
     name, path = options.name, options.path.rstrip("/")
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise ConfigError(f"add: the name '{name}' wants letters, digits and _ only, a letter first")
+    if not re.fullmatch(rf"(?!{WORDS}$)[A-Za-z][A-Za-z0-9_]*", name):
+        reason = "wants letters, digits and _ only, a letter first, and is no word as 'on' or 'null'"
+        raise ConfigError(f"add: the name '{name}' {reason}")
     if bool(options.task) == options.unlabelled:
         raise ConfigError("add: say what the masks mean, --task salient, entity or part, or --unlabelled for photos")
     options.split = "unlabelled" if options.unlabelled else options.split
@@ -57,16 +60,22 @@ def run(options: argparse.Namespace) -> str:
     before = PARAMS.read_bytes()
     after = insert(before, name, [reading_at(reading, root) for reading in good])
     check(after, source=str(PARAMS))
-    track(name, path)
-    write_atomic(PARAMS, after)
+    with tracked(name, path):
+        write_atomic(PARAMS, after)
+    twice = relink(RAW / name) if Path(path).resolve() == (RAW / name).resolve() else ""
     names = ", ".join(reading.name for reading in good)
     done = f"{names}: in params.yaml, and under DVC as {RAW / name}.dvc. `python -m sum remove {name}` undoes it."
-    return f"{said}\n{done}\n"
+    return f"{said}\n{done}{twice}\n"
 
 
 def reading_at(reading: Reading, root: str) -> str:
     """The line of params.yaml with the place where the data lies from now on."""
     return line(replace(reading, entry=reading.entry | {"root": root}))
+
+
+def lines_of(params: bytes) -> list[str]:
+    """The lines with their ends; str.splitlines would also split at what is part of a text in YAML, such as U+2028."""
+    return re.split(r"(?<=\n)", params.decode())
 
 
 def insert(params: bytes, name: str, rows: list[str]) -> bytes:
@@ -75,7 +84,7 @@ def insert(params: bytes, name: str, rows: list[str]) -> bytes:
     Placeholders (PLACE) named NAME or NAME_... are hidden as remarks. Raises ConfigError when there is no such block,
     or an entry of one of these names.
     """
-    lines = params.decode().splitlines(keepends=True)
+    lines = lines_of(params)
     first = next((at for at, text in enumerate(lines) if re.match(r"datasets:\s*(#.*)?$", text)), None)
     if first is None:
         raise ConfigError("params.yaml: no line 'datasets:' with one data set a line below it; add the entry by hand")
@@ -101,11 +110,13 @@ def insert(params: bytes, name: str, rows: list[str]) -> bytes:
     return "".join([*lines[: last + 1], *new, *lines[last + 1 :]]).encode()
 
 
-def track(name: str, path: str) -> None:
-    """Put `path` under DVC as data/raw/NAME; on failure what was begun is taken back."""
+@contextmanager
+def tracked(name: str, path: str) -> Iterator[None]:
+    """Put `path` under DVC as data/raw/NAME; when that or the block fails or is stopped, it is taken back."""
     target = RAW / name
-    if target.with_name(f"{name}.dvc").exists():
-        raise ConfigError(f"add: {target}.dvc exists already; take another name, or `python -m sum remove {name}`")
+    file = target.with_name(f"{name}.dvc")
+    if file.exists():
+        raise ConfigError(f"add: {file} exists already; take another name, or `python -m sum remove {name}`")
     inside = not path.startswith(S3) and Path(path).resolve() == target.resolve()
     if target.exists() and not inside:
         raise ConfigError(f"add: {target} exists already and is not {path}; take another name")
@@ -121,10 +132,27 @@ def track(name: str, path: str) -> None:
         else:
             with linked():
                 dvc("add", "--out", str(target), str(Path(path).resolve()))
-    except StorageError:
-        target.with_name(f"{name}.dvc").unlink(missing_ok=True)
+            write_atomic(file, file.read_bytes() + COPY.encode())
+        yield
+    except BaseException:  # Ctrl-C as well
+        file.unlink(missing_ok=True)
         restore(ignore, kept)
+        if not inside:
+            shutil.rmtree(target, ignore_errors=True)
         raise
+
+
+def relink(folder: Path) -> str:
+    """Let a folder that was added where it lay share its bytes with DVC's cache; '' or what to say when it cannot.
+
+    Only when all else is done: whatever stops it half way, `dvc checkout` brings the missing files back.
+    """
+    try:
+        with linked():
+            dvc("checkout", "--relink", f"{folder}.dvc")
+    except StorageError as error:
+        return f" Its bytes are stored twice, here and in DVC's cache: {error}"
+    return ""
 
 
 def restore(path: Path, content: bytes | None) -> None:

@@ -18,6 +18,8 @@ from sum.errors import ConfigError, DataError, StorageError
 
 SHOWN = 3  # files, problems or categories named
 OPEN = "CHOOSE"  # in the place of a task that nobody has said yet
+WORDS = "(?i:y|n|yes|no|on|off|true|false|null)"  # that are no text in YAML
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # that YAML takes escaped only
 STAND_IN = "entity"  # the task with which an entry without one is read
 
 
@@ -99,6 +101,8 @@ def _parts(group: list[Candidate]) -> list[Candidate]:
 
 def _named(candidate: Candidate, group: list[Candidate], name: str) -> str:
     name = name or re.sub(r"\W+", "_", PurePosixPath(candidate.root.rstrip("/")).name).strip("_") or "mine"
+    if re.fullmatch(rf"\d.*|{WORDS}", name):  # YAML would read a number, or yes or no
+        name = f"set_{name}"
     parts = _parts(group)
     if len(parts) == 1 or candidate is next((part for part in parts if part.split == "train"), None):
         return name
@@ -208,8 +212,9 @@ def _flow(entry: dict[str, Any]) -> str:
 def _scalar(value: Any) -> str:
     """A value as YAML: bare where that is safe, as JSON otherwise."""
     bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./:-]*[\w./]|[A-Za-z_./]", value)
-    plain = bare and not re.fullmatch(r"(?i)y|n|yes|no|on|off|true|false|null|\.inf|\.nan|.*:", str(value))
-    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+    if bare and not re.fullmatch(rf"{WORDS}|\.(inf|nan|[\d_].*)|.*:", value, re.IGNORECASE):
+        return str(value)
+    return _UNPRINTABLE.sub(lambda fit: f"\\u{ord(fit[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _told(reading: Reading) -> list[str]:

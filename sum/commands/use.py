@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from sum.errors import ConfigError, DataError
 from sum.storage import write_atomic
 
@@ -50,13 +52,15 @@ def check(content: bytes, *, source: str) -> Config:
     from sum.config import check_config, compose
 
     try:
-        lines = content.decode().splitlines()
+        scalars = [token for token in yaml.scan(content.decode()) if isinstance(token, yaml.ScalarToken)]
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: no UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if "${" in line.partition("#")[0]:
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+    for token in scalars:  # their values, as Hydra sees them: a `#` may be quoted, and `$` escaped
+        if "${" in token.value:
             reason = "DVC would record it literally and miss a change"
-            raise ConfigError(f"{source}: line {number}: ${{...}} is not allowed: {reason}")
+            raise ConfigError(f"{source}: line {token.start_mark.line + 1}: ${{...}} is not allowed: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, PARAMS.name).write_bytes(content)
         try:

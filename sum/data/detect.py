@@ -16,6 +16,8 @@ from sum.errors import DataError
 
 SAMPLE = 8  # files of a folder that are looked at
 JSON_MB = 1024
+_OUTLINES = {"regions", "shapes", "result", "predictions", "completions"}  # keys of VIA, labelme and Label Studio
+_TEXT = 4096  # characters: no path is longer
 CROWDED = 0.9  # share of iscrowd annotations above which they are the tool's habit: CVAT writes brush masks so
 LOOKED_FOR = (
     "COCO, VIA, Label Studio, labelme and SA-1B JSON, YOLO-seg labels, tar shards of SA-1B, "
@@ -57,6 +59,21 @@ def kind_of_json(tree: Any) -> str:
     return "via" if rows and all(isinstance(row, dict) and "regions" in row for row in rows) else ""
 
 
+def _thin(tree: dict[str, Any]) -> dict[str, Any]:
+    """What `kind_of_json` and the candidates ask of an object; outlines and embedded images are most of a file."""
+    for name, kept in (("segmentation", "iscrowd"), ("file_name", "file_name")):  # a row of COCO or SA-1B
+        if name in tree and not {"annotations", "shapes", "regions", "data"} & tree.keys():
+            return {kept: tree.get(kept)}
+    return {key: _short(key, value) for key, value in tree.items()}
+
+
+def _short(key: str, value: Any) -> Any:
+    """A value with its type: of lists those of objects stay, but for regions, shapes and results."""
+    if isinstance(value, list) and (key in _OUTLINES or not any(isinstance(row, dict) for row in value)):
+        return []
+    return value[:_TEXT] if isinstance(value, str) else value
+
+
 def _documents(listing: Listing) -> Reading:
     """JSON files: one a set, or one a photo."""
     folders = defaultdict[str, list[str]](list)
@@ -66,7 +83,7 @@ def _documents(listing: Listing) -> Reading:
     for folder, names in folders.items():
         for name in names[:SAMPLE]:
             try:
-                tree = read_json(listing.path(name), max_mb=JSON_MB)
+                tree = read_json(listing.path(name), max_mb=JSON_MB, shrink=_thin)
             except DataError as error:
                 yield "JSON", str(error)
                 continue
@@ -96,7 +113,7 @@ def _coco(listing: Listing, name: str, tree: dict[str, Any]) -> Candidate:
 
 
 def _via(listing: Listing, name: str, tree: dict[str, Any]) -> Candidate:
-    rows = tree.get("_via_img_metadata", tree).values()
+    rows = [row for row in tree.get("_via_img_metadata", tree).values() if isinstance(row, dict)]
     folder, count = listing.folder_of([str(row.get("filename")) for row in rows])
     why = f"{name} has VIA's entries with 'regions'; {count} of {len(rows)} photos lie below {folder}"
     part, split = part_of(name)
@@ -108,7 +125,7 @@ def _label_studio(listing: Listing, name: str, tree: list[dict[str, Any]]) -> Ca
     for task in tree:
         try:
             count += bool(index.find(photo_path(task["data"])))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):  # only the first SAMPLE are known to be tasks
             continue
     folder = listing.photo_folder()
     why = f"{name} is a list of Label Studio's tasks; {count} of {len(tree)} photos lie below {folder}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from sum.data.images import DECODE_ERRORS
+from sum.data.images import LIMIT, open_picture
 from sum.data.listing import Candidate, Listing, part_of
 from sum.data.sources import stem_of
+from sum.errors import DataError
 from sum.storage import read_bytes
 
 SAMPLE = 5  # masks of a folder whose pixels are looked at
@@ -57,7 +57,8 @@ def _candidates(
         base["image_suffix"] = _other_suffix(listing, photos, tail)
     why = f"{masks} holds masks for the photos of {photos}: {look}"
     rank = 7 + bool(_OBJECTS.search(masks))
-    lists = [name for name in listing.named(".txt") if _is_list(listing, name, photos)]
+    known = {stem_of(photo) for photo in listing.folders[photos]}
+    lists = [name for name in listing.named(".txt") if _is_list(listing, name, known)]
     parts = [name for name in lists if part_of(name)[0]]
     if parts:
         for name in parts:
@@ -79,47 +80,53 @@ def _candidates(
 def _pairs(listing: Listing) -> Iterator[tuple[int, str, str, str]]:
     """(files with a partner, folder of photos, folder of masks, ending of the masks' names)."""
     folders = sorted(listing.folders, key=lambda folder: (-len(listing.folders[folder]), folder))[:FOLDERS]
+    names = {folder: _Names(listing.folders[folder]) for folder in folders}  # once a folder, not once a pair
+    colours = functools.cache(lambda folder: _colours(listing.path(_full(folder, listing.folders[folder][0]))))
     for photos in folders:
         for masks in folders:
             same = photos == masks
             if not same and (_within(photos, masks) or _within(masks, photos)):
                 continue
-            count, tail = _match(listing.folders[photos], listing.folders[masks], same=same)
+            count, tail = _match(names[photos], names[masks], same=same)
             small = min(len(listing.folders[photos]), len(listing.folders[masks])) / (2 if same else 1)
-            if count and count >= SHARE * small and (same or _first_is_photo(listing, photos, masks)):
+            # photos hold more colours than masks, by one file of each
+            if count and count >= SHARE * small and (same or colours(photos) > max(FEW, colours(masks))):
                 yield count, photos, masks, tail
 
 
-def _match(photos: list[str], masks: list[str], *, same: bool) -> tuple[int, str]:
+class _Names:
+    """The names of a folder's image files, taken apart for `_match`."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.parts = [(stem_of(name), PurePosixPath(name).suffix) for name in names]
+        self.stems = {stem for stem, _ in self.parts}
+        self.jpegs = {stem for stem, suffix in self.parts if suffix.lower() in (".jpg", ".jpeg")}
+
+
+def _match(photos: _Names, masks: _Names, *, same: bool) -> tuple[int, str]:
     """How many mask files have a photo's name and one ending; '' stands for the same name in another folder."""
-    known = {stem_of(name) for name in photos}
     if not same:
-        plain = sum(stem_of(name) in known for name in masks)
+        plain = sum(stem in photos.stems for stem, _ in masks.parts)
         if plain:
             return plain, ""
     tails = Counter[str]()
-    jpegs = {stem_of(name) for name in photos if name.lower().endswith((".jpg", ".jpeg"))} if same else known
-    for name in masks:
-        stem, suffix = stem_of(name), PurePosixPath(name).suffix
+    known = photos.jpegs if same else photos.stems
+    lengths = sorted({len(stem) for stem in known}, reverse=True)
+    for stem, suffix in masks.parts:
         if same and suffix.lower() in (".jpg", ".jpeg"):
             continue
-        ends = [end for end in range(len(stem), 0, -1) if stem[:end] in jpegs and (same or end < len(stem))]
-        if ends:
-            tails[re.sub(r"\d", "?", stem[ends[0] :]) + suffix] += 1
+        most = len(stem) if same else len(stem) - 1
+        end = next((length for length in lengths if length <= most and stem[:length] in known), 0)
+        if end:
+            tails[re.sub(r"\d", "?", stem[end:]) + suffix] += 1
     return (tails.most_common(1)[0][1], tails.most_common(1)[0][0]) if tails else (0, "")
-
-
-def _first_is_photo(listing: Listing, photos: str, masks: str) -> bool:
-    """Whether the first folder holds more colours than the second, by one file of each."""
-    counts = [_colours(listing.path(_full(folder, listing.folders[folder][0]))) for folder in (photos, masks)]
-    return counts[0] > max(FEW, counts[1])
 
 
 def _colours(path: str) -> int:
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with open_picture(read_bytes(path), name=path, what="image", max_pixels=LIMIT) as image:
             pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int64)
-    except DECODE_ERRORS:
+    except DataError:
         return 0
     return len(np.unique(pixels @ (65536, 256, 1)))
 
@@ -130,10 +137,10 @@ def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
     clean = True
     for path in paths:
         try:
-            with Image.open(io.BytesIO(read_bytes(path))) as image:
+            with open_picture(read_bytes(path), name=PurePosixPath(path).name, what="mask", max_pixels=LIMIT) as image:
                 pixels = np.asarray(image)
-        except DECODE_ERRORS as error:
-            return "", {}, f"{PurePosixPath(path).name} is not readable ({error})"
+        except DataError as error:
+            return "", {}, str(error)
         if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
             flat = pixels[..., :3].reshape(-1, 3).astype(np.int64)
             if (flat != flat[:, :1]).any():
@@ -168,9 +175,8 @@ def _meaning(values: set[int], *, depth: int, colours: int, clean: bool) -> tupl
     return "", {}, f"{len(values)} grey values: photos, not masks"
 
 
-def _is_list(listing: Listing, name: str, photos: str) -> bool:
-    """Whether most lines of a text file are names of photos."""
-    known = {stem_of(photo) for photo in listing.folders[photos]}
+def _is_list(listing: Listing, name: str, known: set[str]) -> bool:
+    """Whether most lines of a text file are names of photos, with or without suffix. known: without."""
     lines = [line.strip() for line in read_bytes(listing.path(name))[:100_000].decode("utf-8", "replace").splitlines()]
     lines = [line for line in lines if line][:200]
     return bool(lines) and sum(line in known or stem_of(line) in known for line in lines) >= 0.9 * len(lines)

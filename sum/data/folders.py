@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from sum.data.archives import list_photos
+from sum.data.documents import read_document
 from sum.data.sources import (
     SUFFIXES,
     Item,
@@ -24,7 +25,7 @@ from sum.data.sources import (
     told,
 )
 from sum.errors import DataError
-from sum.storage import join, member_name, read_bytes
+from sum.storage import join, member_name
 
 STRAY = "file that is no image by its suffix passed over"
 UNMATCHED = "image file whose name ends otherwise than image_suffix and mask_suffix passed over"
@@ -163,7 +164,7 @@ def listed_names(source: Source, *, known: Collection[str]) -> list[str]:
         return []
     path = join(source.root, source.names)
     try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = read_document(path, max_mb=source.max_json_mb).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file with one name a line ({error})") from error
     lines = [line.strip() for line in lines if line.strip()][source.lines]

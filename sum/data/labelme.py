@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from sum.data.collect import BARE, Collector
 from sum.data.documents import read_json
-from sum.data.images import DECODE_ERRORS
+from sum.data.images import LIMIT, open_picture
 from sum.data.outlines import ellipse, finite, flat_points, polygon, rectangle
 from sum.data.photo_index import PhotoIndex
 from sum.data.records import encode_mask
@@ -181,16 +178,19 @@ def _circle(shape: dict[str, Any], height: int, width: int) -> tuple[str, str]:
 def _mask(shape: dict[str, Any], height: int, width: int) -> tuple[str, str]:
     """A PNG in base64 whose pixels that are not 0 are the mask; `points`: its first and last pixel in the photo."""
     x0, y0, x1, y1 = (int(value) for value in finite(flat_points(shape.get("points")), 4))
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(str(shape.get("mask")), validate=True))) as image:
-            part = np.asarray(image)
-    except (*DECODE_ERRORS, binascii.Error) as error:
-        raise ValueError(f"'mask' is no PNG in base64 ({error})") from error
-    part = part[..., 0] if part.ndim == 3 else part
-    if part.shape != (y1 - y0 + 1, x1 - x0 + 1):
-        raise ValueError(f"'mask' has height, width {part.shape}, its points say {(y1 - y0 + 1, x1 - x0 + 1)}")
     if not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
         raise ValueError(f"'mask' of {x0}, {y0} .. {x1}, {y1} leaves the photo of {width} x {height}")
+    wanted = (y1 - y0 + 1, x1 - x0 + 1)
+    try:
+        data = base64.b64decode(str(shape.get("mask")), validate=True)
+        with open_picture(data, name="its value", what="mask", max_pixels=max(LIMIT, height * width)) as image:
+            found = (image.height, image.width)
+            part = np.asarray(image) if found == wanted else np.empty(0)  # what is no part of the photo is not decoded
+    except (DataError, ValueError) as error:
+        raise ValueError(f"'mask' is no PNG in base64 ({error})") from error
+    if found != wanted:
+        raise ValueError(f"'mask' has height, width {found}, its points say {wanted}")
+    part = part[..., 0] if part.ndim == 3 else part
     full = np.zeros((height, width), bool)
     full[y0 : y1 + 1, x0 : x1 + 1] = part != 0
     return (encode_mask(full) if full.any() else ""), ""

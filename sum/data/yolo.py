@@ -8,11 +8,11 @@ from pathlib import PurePosixPath
 import yaml
 
 from sum.data.collect import BARE, Collector
-from sum.data.documents import read_document
+from sum.data.documents import BadDocument, read_document
 from sum.data.outlines import polygon
 from sum.data.sources import Item, Job, Note, Problem, Source, is_image_name, read_photo, stem_of, told
 from sum.errors import DataError
-from sum.storage import NotFound, join, list_files, read_bytes
+from sum.storage import NotFound, join, list_files
 
 BOXES = "line(s) of 5 numbers: these are boxes, not masks"
 _EXPORT = "export the set for segmentation (polygons), not for detection"
@@ -69,7 +69,10 @@ def _job(source: Source, photo: str, file: str, names: dict[int, str] | None) ->
 def _image(source: Source, photo: str, file: str, names: dict[int, str] | None) -> list[Item]:
     """One photo and the polygons of its label file."""
     try:
-        lines = [line.split() for line in read_bytes(file).decode("ascii").splitlines()]
+        text = read_document(file, max_mb=source.max_json_mb).decode("ascii")
+        lines = [line.split() for line in text.splitlines()]
+    except BadDocument as error:
+        return [error.problem]
     except NotFound:
         return [Problem(file, "the label file is missing", "add the file, or take the image out")]
     except UnicodeDecodeError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
 from sum.cli import main
 from sum.commands import add
+from sum.commands import dry_run as dry_run_command
+from sum.data import detect, detect_rasters
+from sum.data.listing import Candidate, Listing
 from sum.data.sources import Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
@@ -134,6 +142,89 @@ def test_nothing_is_found_and_boxes_are_told(tmp_path: Path, capsys: pytest.Capt
     assert "these are boxes, not masks" in dry_run(capsys, "boxes")
 
 
+@pytest.mark.parametrize("odd", [1, None, [], {"data": [1]}, {"data": None}])
+@pytest.mark.parametrize("kind", ["VIA", "Label Studio"])
+def test_a_row_of_another_kind_behind_the_sample(
+    kind: str, odd: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "set" / "a.jpg")
+    if kind == "VIA":
+        tree: Any = {str(number): {"filename": "a.jpg", "regions": []} for number in range(8)} | {"odd": odd}
+    else:
+        tree = [*({"id": number, "data": {"image": "a.jpg"}, "annotations": []} for number in range(8)), odd]
+    (tmp_path / "set" / "all.json").write_text(json.dumps(tree))
+    assert "refused: set/all.json: not " in dry_run(capsys, "set")
+
+
+@pytest.mark.parametrize("name", ["2017", "on", "No", "1e3", "null"])
+def test_a_folder_s_name_is_a_text_in_yaml(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_raster(tmp_path / name)
+    assert list(pasted(dry_run(capsys, name, "--task", "part"))) == [f"set_{name}"]
+    assert main(["add", name, name, "--task", "part"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [".5", "._5", ".5e+3", "a\x7f", "a\x85b", "a\u2028b", "a\u2029", "\ufeffa", "a\udc80", "\U0001f600", "é", "on:"],
+)
+def test_what_is_written_is_read(text: str) -> None:
+    row = dry_run_command._flow({"root": text})
+    assert yaml.safe_load(row) == {"root": text}
+    assert OmegaConf.to_container(OmegaConf.create(row)) == {"root": text}  # as Hydra reads it
+    assert row.encode().decode().splitlines() == [row]
+
+
+def test_folders_are_compared_in_bearable_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of folders with the same names none is taken apart, and no file decoded, once a pair of folders."""
+    for folder in range(12):
+        make(tmp_path / "set" / f"f{folder}")
+        for name in range(10):
+            (tmp_path / "set" / f"f{folder}" / f"{name}.png").touch()
+    listing, calls = Listing("set"), Counter[str]()
+    for function in ("stem_of", "read_bytes"):
+        monkeypatch.setattr(detect_rasters, function, counted(getattr(detect_rasters, function), calls))
+    list(detect_rasters.rasters(listing))
+    assert calls["stem_of"] == 2 * 12 * 10  # each in its folder and in the one above
+    assert calls["read_bytes"] == 12
+
+
+def counted(function: Callable[[str], Any], calls: Counter[str]) -> Callable[[str], Any]:
+    def call(argument: str) -> Any:
+        calls[function.__name__] += 1
+        return function(argument)
+
+    return call
+
+
+def test_a_list_is_looked_for_by_names_taken_apart_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raster(tmp_path / "set")
+    for number in range(20):
+        (tmp_path / "set" / f"{number}.txt").write_text("no name\n")
+    listing, calls = Listing("set"), Counter[str]()
+    monkeypatch.setattr(detect_rasters, "stem_of", counted(detect_rasters.stem_of, calls))
+    list(detect_rasters._candidates(listing, "images", "masks", "", "binary", {}, ""))
+    assert calls["stem_of"] <= 3 + 20  # a photo, a line
+
+
+def test_outlines_are_not_kept_while_a_file_is_looked_at(tmp_path: Path) -> None:
+    """3.9 MB of COCO as files mostly are, outlines; 1 GB of it is permitted. Text and bytes are 2 times its size."""
+    row = {"area": 9, "bbox": [1, 2, 3, 4], "iscrowd": 1, "segmentation": [[number + 0.5 for number in range(60)]]}
+    tree: dict[str, Any] = {"images": [{"id": number, "file_name": f"{number}.jpg"} for number in range(2000)]}
+    tree["annotations"] = [{"id": number, "image_id": number % 2000, "category_id": 1} | row for number in range(8000)]
+    (make(tmp_path / "set") / "all.json").write_text(json.dumps(tree))
+    listing = Listing("set")
+    tracemalloc.start()
+    try:
+        (found,) = detect._documents(listing)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, Candidate)
+    assert "0 of its 2000 photos lie" in found.why
+    assert "8000 of 8000 annotations have iscrowd 1" in found.why
+    assert peak < 3 * (tmp_path / "set" / "all.json").stat().st_size  # 6.4 times with everything kept
+
+
 def test_one_file_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_coco(make(tmp_path / "set"))
     said = dry_run(capsys, "set/annotations.json", "--name", "mine", "--task", "part", "--limit", "1")
@@ -175,6 +266,8 @@ def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert (tmp_path / "data" / "raw" / "mine.dvc").is_file()
     assert not (tmp_path / ".dvc" / "config.local").exists()
+    photos = list((tmp_path / "data" / "raw" / "mine").rglob("*.jpg"))
+    assert all(path.stat().st_nlink > 1 for path in photos) or sys.platform != "linux"  # one copy, with DVC's cache
     assert main(["add", "mine", "data/raw/mine", "--task", "part"]) == 2  # there is one
     assert main(["remove", "mine"]) == 0
     assert all_files(tmp_path) == before
@@ -198,6 +291,12 @@ def test_add_changes_nothing_when_it_cannot(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
 
 
+def add_options(path: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add.add_arguments(parser)
+    return parser.parse_args(["mine", path, "--task", "part"])
+
+
 @pytest.mark.slow
 def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
@@ -217,7 +316,42 @@ def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     (tmp_path / "params.yaml").write_text(after)
     assert main(["remove", "mine"]) == 0
     assert (tmp_path / "params.yaml").read_bytes() == params
+    assert not (tmp_path / "data" / "raw" / "mine").exists()  # a copy, made by `add`
     assert all_files(export) == before
+    assert main(["add", "mine", str(export), "--task", "part"]) == 0
+    (tmp_path / "data" / "raw" / "mine" / "my.txt").write_text("mine")
+    assert main(["remove", "mine"]) == 0
+    assert all_files(tmp_path / "data" / "raw" / "mine") == before | {"my.txt": b"mine"}
+    assert "delete it yourself" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["set", "data/raw/mine"])
+def test_add_takes_back_what_dvc_did(
+    error: BaseException, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC is stood in for by what it leaves when it is stopped late; params.yaml cannot be written."""
+    write_raster(tmp_path / where)
+    before = all_files(tmp_path)
+
+    def fake(*words: str) -> str:
+        if words[0] == "add":
+            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: []\n")
+            (tmp_path / "data" / "raw" / "mine").mkdir(exist_ok=True)
+            (tmp_path / "data" / "raw" / ".gitignore").write_text("/mine\n")
+        return ""
+
+    def broken(path: Path, content: bytes) -> None:
+        if path.name == "params.yaml":
+            raise error
+
+    monkeypatch.setattr(add, "dvc", fake)
+    monkeypatch.setattr(add, "write_atomic", broken)
+    options = add_options(where)
+    with pytest.raises(type(error)):
+        add.run(options)
+    assert all_files(tmp_path) == before
+    assert (tmp_path / "data" / "raw" / "mine").exists() == (where != "set")
 
 
 @pytest.mark.slow
@@ -252,6 +386,16 @@ def test_a_bucket_is_recorded_and_not_copied(
         assert all_files(tmp_path) == before
     finally:
         server.stop()
+
+
+def test_a_line_ends_at_its_newline(tmp_path: Path) -> None:
+    before = (tmp_path / "params.yaml").read_bytes()
+    mark = add.MARK.format(name="mine")
+    row = "mine: {kind: images, root: 'a\u2028b', split: unlabelled, licence: own}"
+    (tmp_path / "params.yaml").write_bytes(add.insert(before, "mine", [row]))
+    assert mark in (tmp_path / "params.yaml").read_text()
+    assert main(["remove", "mine"]) == 0
+    assert (tmp_path / "params.yaml").read_bytes() == before
 
 
 def test_add_takes_the_place_of_the_example_s_lines(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import EpsImagePlugin, Image
 
 from sum.data.collect import BARE
+from sum.data.detect_rasters import mode_of
 from sum.data.label_studio import CANCELLED, NO_REGION, SEVERAL, decode_brush
 from sum.data.labelme import FOREIGN, NO_AREA, RENAMED
 from sum.data.sources import Item, Note
@@ -95,6 +99,18 @@ def test_labelme_refuses(drawn: dict[str, Any], reason: str, tmp_path: Path) -> 
     assert "shape 0" in problem(items).reason
 
 
+def test_no_program_is_run_for_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS is drawn by Ghostscript: neither labelme's reader nor the dry run may come to that."""
+    file, runs = io.BytesIO(), list[str]()
+    Image.fromarray(BOX[4:9, 10:20].astype(np.uint8) * 255).save(file, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: runs.append("gs"))
+    drawn = shape("mask", [[10, 4], [19, 8]], mask=base64.b64encode(file.getvalue()).decode())
+    assert "no image by its content" in problem(one_labelme(tmp_path, drawn)).reason
+    (tmp_path / "m.png").write_bytes(file.getvalue())
+    assert mode_of([str(tmp_path / "m.png")]) == ("", {}, "m.png: not a readable mask (no image by its content)")
+    assert runs == []
+
+
 def test_labelme_photos_that_are_not_there(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "bare.jpg")
     photo(tmp_path / "images" / "new.jpg")
@@ -175,6 +191,15 @@ def test_yolo_background_and_strangers(tmp_path: Path) -> None:
     assert notes(items) == [BARE, BARE]  # an empty label file, and none
     (tmp_path / "masks" / "x.txt").write_text("")
     assert "no image file of this name" in problem(yolo(tmp_path, "")).reason
+
+
+def test_lists_and_label_files_are_bounded(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.jpg")
+    (tmp_path / "images" / "a.txt").write_text(" " * 1_000_001)
+    items = read("yolo", source(tmp_path, images="images", masks="images", annotations="", max_json_mb=1))
+    assert "more than max_json_mb 1" in problem(items).reason
+    with pytest.raises(DataError, match="more than max_json_mb 1"):
+        read("images", source(tmp_path, images="images", names="images/a.txt", max_json_mb=1))
 
 
 def test_yolo_line() -> None:
