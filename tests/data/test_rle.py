@@ -67,6 +67,17 @@ def test_polygons_are_pycocotools(rings: list[list[float]], height: int, width: 
             assert coco.area({"size": [height, width], "counts": rle.encode()}) == want.sum()
 
 
+def test_a_zigzag_that_would_take_gigabytes_is_refused() -> None:
+    """pycocotools allocates by the length of the edges: 30,000 points within a photo end in a segmentation fault."""
+    zigzag = [value for index in range(1_400) for value in (4_000 * (index % 2), index)]
+    with pytest.raises(ValueError, match=r"edges of its polygons are 5,600,000 px long, more than the 4,000,000"):
+        to_rle([zigzag], height=4_000, width=4_000)
+    half = zigzag[: len(zigzag) // 2]
+    assert to_rle([half], height=4_000, width=4_000)[0]
+    with pytest.raises(ValueError, match="edges of its polygons"):
+        to_rle([half, half], height=4_000, width=4_000)
+
+
 @QUICK
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 30), st.integers(1, 30))
 def test_a_box_of_whole_numbers_covers_its_pixels(x: int, y: int, across: int, down: int) -> None:
