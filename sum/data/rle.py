@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,32 @@ def pack(tree: dict[str, Any]) -> None:
         tree["segmentation"] = [_packed(polygon, "d") for polygon in segmentation]
     elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
         segmentation["counts"] = _packed(segmentation["counts"], "q")
+
+
+def coder(values: np.ndarray) -> Callable[[int], str]:
+    """`[H, W]` integers -> a function: one of the values -> counts of the mask of its pixels, '' for none.
+
+    One walk over the frame, however many values it has; no mask is ever held as pixels.
+    """
+    height, width = values.shape
+    flat = values.ravel(order="F")
+    bounds = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
+    of_run = flat[bounds[:-1]]
+    order = np.argsort(of_run, kind="stable")
+    ranked = of_run[order]
+    starts = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
+    runs_of = dict(zip(ranked[np.concatenate(([0], starts))].tolist(), np.split(order, starts), strict=True))
+
+    def code(value: int) -> str:
+        runs = runs_of.get(value)
+        if runs is None:
+            return ""
+        edges = np.stack((bounds[runs], bounds[runs + 1]), axis=1).ravel()
+        counts = np.diff(edges, prepend=0, append=flat.size)
+        counts = counts if counts[-1] else counts[:-1]  # as pycocotools writes it: no empty run at the end
+        return str(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"], "ascii")
+
+    return code
 
 
 def resize_rle(rle: str, frame: tuple[int, int], *, to: tuple[int, int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,29 @@ def test_maps_of_values(
     assert len(read_back) == len(want)
     assert all(np.array_equal(one, other) for one, other in zip(read_back, want, strict=True))
     assert notes(items) == told
+
+
+@pytest.mark.parametrize("policy", ["error", "resize_mask"])
+def test_a_map_of_many_values_is_never_held_as_many_frames(policy: str, tmp_path: Path) -> None:
+    """999 of 2,000 x 2,000 took 4 GB, in each of 8 threads."""
+    side, count = 800, 400
+    values = np.repeat(np.arange(side) * count // side, side).reshape(side, side).astype(np.uint16)
+    size = (side, side) if policy == "error" else (side // 2, side // 2)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", size).save(tmp_path / "images" / "a.png")
+    save(tmp_path / "masks" / "a.png", values)
+    of_set = source(tmp_path, mode="index", on_size_mismatch=policy)
+    tracemalloc.start()
+    try:
+        items = read("raster", of_set)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    step = side // size[0]
+    found, frame = masks(items), values[::step, ::step]
+    assert len(found) == count - 1
+    assert all(np.array_equal(mask, frame == value) for value, mask in enumerate(found, 1))
+    assert peak < 40 * values.size  # a quarter of 400 masks
 
 
 def test_colours(tmp_path: Path) -> None:

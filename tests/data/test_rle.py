@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from sum.data.records import decode_mask
-from sum.data.rle import OUTSIDE, pack, parse_counts, resize_rle, to_rle
+from sum.data.rle import OUTSIDE, coder, pack, parse_counts, resize_rle, to_rle
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 SIDES = st.integers(1, 40)
@@ -145,6 +145,18 @@ def test_any_counts_are_a_mask_of_that_size_or_refused(counts: Any) -> None:
 def test_counts_that_overflow_are_refused(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="RLE"):
         to_rle({"size": [4, 5], "counts": counts}, height=4, width=5)
+
+
+@QUICK
+@given(SIDES, SIDES, st.integers(0, 5), st.sampled_from([np.uint8, np.uint16, np.int32]))
+def test_a_map_is_coded_as_pycocotools_codes_each_of_its_masks(height: int, width: int, most: int, kind: type) -> None:
+    generator = np.random.default_rng([height, width, most])
+    values = generator.integers(0, most, (height, width), endpoint=True).astype(kind)
+    values = np.maximum(values, values[:, :1])  # long runs, too
+    code = coder(values)
+    for value in range(most + 2):
+        want = coco.encode(np.asfortranarray(values == value, dtype=np.uint8))["counts"].decode()
+        assert code(value) == (want if (values == value).any() else "")
 
 
 @QUICK
