@@ -84,6 +84,7 @@ def test_labelme_groups_are_objects(tmp_path: Path) -> None:
         (shape("mask", [[10, 4], [19, 8]], mask="no base64"), "no PNG in base64"),
         (shape("circle", [[1, 1]]), "wanted 4 finite numbers"),
         (shape("polygon", [[1, float("nan")], [2, 2], [3, 1]]), "finite numbers"),
+        (shape("polygon", [[1, 10**400], [2, 2], [3, 1]]), "finite numbers"),
         (shape("polygon", [[1, 1], [1e9, 2], [3, 1]]), "far outside"),
         (shape("cuboid", CORNERS), "unknown shape_type 'cuboid'"),
     ],
@@ -289,6 +290,7 @@ def test_label_studio_picks_one_annotation(tmp_path: Path) -> None:
         (brush(BOX, image_rotation=90), "turned by 90 degrees"),
         (brush(BOX[:-1]), "not of 24 x 32 RGBA pixels"),
         (region("polygonlabels", {"points": [[1, "x"]]}), "finite numbers"),
+        (region("polygonlabels", {"points": [[1, 10**400]]}), "finite numbers"),
         (region("rectanglelabels", {"x": 1}), "finite numbers"),
     ],
 )
