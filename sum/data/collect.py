@@ -6,8 +6,8 @@ import numpy as np
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from sum.data.records import ImageRecord, MaskRecord, decode_mask, encode_mask
-from sum.data.rle import EMPTY
+from sum.data.records import ImageRecord, MaskRecord, decode_mask
+from sum.data.rle import EMPTY, coder
 from sum.data.sources import Item, Note, Problem, Sample, Source, make_mask
 
 BARE = "image without a mask left out"
@@ -51,7 +51,7 @@ class Collector:
             return [rle]
         mask = decode_mask(rle, height=self.image.height, width=self.image.width)
         labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-        return [encode_mask(labels == number) for number in range(1, count + 1)] or [""]
+        return list(map(coder(labels), range(1, count + 1))) or [""]
 
     def _add(self, rle: str, *, category: str, file: str, where: str) -> None:
         height, width = self.image.height, self.image.width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,8 @@ def read_json(path: str, *, max_mb: int, shrink: Shrink = lambda tree: tree) -> 
     def whole(pairs: list[tuple[str, Any]]) -> Any:
         tree = dict(pairs)
         if len(tree) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise BadDocument(path, f"not sound JSON: one object has the key '{twice[:100]}' twice")
         return shrink(tree)
 

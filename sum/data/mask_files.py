@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 from sum.data.images import open_picture
+from sum.data.records import encode_mask
+from sum.data.rle import coder
 from sum.data.sources import Source
 from sum.errors import DataError
 
@@ -39,30 +41,30 @@ class Drawn:
 
     file: str
     hw: tuple[int, int]
-    masks: list[tuple[str, np.ndarray]]  # category ('' for that of the task) and `[H, W]` bool
+    masks: list[tuple[str, str]]  # category ('' for that of the task) and RLE counts at `hw`
     remarks: list[str]  # reasons of notes
 
 
 def binary(data: bytes, file: str, source: Source) -> Drawn:
     """The one mask of a grey file. DataError when it is unreadable, coloured or empty."""
     mask, remark = decode_raster(data, name=file, threshold=source.threshold, max_pixels=source.max_pixels)
-    return Drawn(file, mask.shape, [("", mask)], [remark] if remark else [])
+    return Drawn(file, mask.shape, [("", encode_mask(mask))], [remark] if remark else [])
 
 
 def index(data: bytes, file: str, source: Source) -> Drawn:
     """A mask a value; the category is the value."""
     values = _values(data, file, source)
-    drawn = Drawn(file, values.shape, [], [])
+    drawn, code = Drawn(file, values.shape, [], []), coder(values)
     for value in _distinct(values, file):
         out = _left_out(value, source)
-        _put(drawn, values, value, category=str(value), out=out)
+        _put(drawn, code, value, category=str(value), out=out)
     return drawn
 
 
 def instance(data: bytes, file: str, source: Source) -> Drawn:
     """A mask an object and a mask a region; the category is the class."""
     values = _values(data, file, source)
-    drawn = Drawn(file, values.shape, [], [])
+    drawn, code = Drawn(file, values.shape, [], []), coder(values)
     for value in _distinct(values, file):
         whole = value < source.divisor
         kind = value if whole else value // source.divisor
@@ -70,7 +72,7 @@ def instance(data: bytes, file: str, source: Source) -> Drawn:
         if not out and source.values:
             countable = kind in source.values
             out = GROUP if whole and countable else "" if whole or countable else UNASKED
-        _put(drawn, values, value, category=str(kind), out=out)
+        _put(drawn, code, value, category=str(kind), out=out)
     return drawn
 
 
@@ -79,10 +81,10 @@ def color(data: bytes, file: str, source: Source) -> Drawn:
     with open_picture(data, name=file, what="mask", max_pixels=source.max_pixels) as image:
         image.load()
         values = _colours(image)
-    drawn = Drawn(file, values.shape, [], [])
+    drawn, code = Drawn(file, values.shape, [], []), coder(values)
     for value in _distinct(values, file):
         out = VOID if value == _VOID and value not in source.values else _left_out(value, source)
-        _put(drawn, values, value, category=f"#{value:06x}", out=out)
+        _put(drawn, code, value, category=f"#{value:06x}", out=out)
     return drawn
 
 
@@ -134,10 +136,10 @@ def _left_out(value: int, source: Source) -> str:
     return UNASKED if source.values and value not in source.values else ""
 
 
-def _put(drawn: Drawn, values: np.ndarray, value: int, *, category: str, out: str) -> None:
+def _put(drawn: Drawn, code: Callable[[int], str], value: int, *, category: str, out: str) -> None:
     """One value: its mask, or the reason why not."""
     if not out:
-        drawn.masks.append((category, values == value))
+        drawn.masks.append((category, code(value)))
     elif value != 0 or out != DROPPED:
         drawn.remarks.append(out)
 

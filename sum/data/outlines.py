@@ -14,7 +14,11 @@ from sum.data.rle import to_rle
 def finite(values: Any, count: int | None = None) -> list[float]:
     """Plain finite numbers. Raises ValueError on anything else, or on another count than wanted."""
     good = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
-    if not good or not all(math.isfinite(value) for value in values) or count not in (None, len(values)):
+    try:
+        good = good and all(math.isfinite(value) for value in values)
+    except OverflowError:  # a whole number beyond the range of float
+        good = False
+    if not good or count not in (None, len(values)):
         raise ValueError(f"wanted {count or 'a list of'} finite numbers, found {str(values)[:80]}")
     return [float(value) for value in values]
 

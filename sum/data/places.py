@@ -6,7 +6,7 @@ import difflib
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -40,6 +40,11 @@ class Found:
 
     folder: str
     relative: str
+
+    @property
+    def path(self) -> str:
+        """Below the root, the same whichever folder of the place it was found in."""
+        return PurePosixPath(self.folder, self.relative).as_posix()
 
 
 def places(source: Source) -> list[Place]:
@@ -75,37 +80,64 @@ def tidy(file_name: str) -> str:
 def find_photos(source: Source, place: Place, names: Sequence[str]) -> dict[str, Found | str | None]:
     """Name -> where its photo is, by path below one of the folders in turn or else by its last part alone.
 
-    names: as `tidy` returns them. A text says why a name could mean several files; None: no folder has it. With
-    `only_found`, once some names agree with their folders, a file of the same last part elsewhere is another photo.
+    names: as `tidy` returns them. A text says why a name could mean several files, or a file be meant by several; None:
+    no folder has it. With `only_found`, once some names agree with their folders, a file of the same last part
+    elsewhere is another photo.
     """
+    files = _files(source, place, {name.rpartition("/")[2] for name in names})
     wanted = Counter(name.rpartition("/")[2] for name in names)
-    files = defaultdict[str, list[Found]](list)
-    for folder in place.folders:
-        for relative in list_files(join(source.root, folder)):
-            last = relative.rpartition("/")[2]
-            if last in wanted:
-                files[last].append(Found(folder, relative))
     found, loose = dict[str, Found | str | None](), list[str]()
     for name in names:
         last = name.rpartition("/")[2]
-        tied = _tied(name, files[last])
+        tied = files.exact.get(name) or _alone(_near(name, files), asked=1)
         if tied is None:
             loose.append(name)
-            tied = _alone(files[last], asked=wanted[last])
+            tied = _alone(files.having.get((last,), []), asked=wanted[last])
         found[name] = tied
     if source.only_found and len(loose) < len(names):
         found |= {name: None for name in loose if "/" in name}
+    claims = Counter((name in files.exact, file.path) for name, file in found.items() if isinstance(file, Found))
+    for name, file in found.items():
+        if isinstance(file, Found):
+            others = 0 if name in files.exact else claims[True, file.path]
+            found[name] = _alone([file], asked=claims[name in files.exact, file.path] + others)
     return found
 
 
-def _tied(name: str, files: list[Found]) -> Found | str | None:
-    """The file with this path, or the one whose folders include those of the name."""
-    for file in files:
-        if file.relative == name:
-            return file
-    folders = set(name.split("/")[:-1])
-    near = [file for file in files if folders and folders <= set(f"{file.folder}/{file.relative}".split("/")[:-1])]
-    return _alone(near, asked=1)
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of a place that its names may mean."""
+
+    exact: dict[str, Found]  # by path: below the first folder that has it, else below the root
+    having: dict[tuple[str, ...], list[Found]]  # by (last part,), and by (last part, one of the folders above it)
+
+
+def _files(source: Source, place: Place, lasts: Set[str]) -> _Files:
+    """Those whose last part is in `lasts`; one walk over the folders, whatever the number of names."""
+    exact, whole = dict[str, Found](), dict[str, Found]()
+    having = defaultdict[tuple[str, ...], list[Found]](list)
+    for folder in place.folders:
+        for relative in list_files(join(source.root, folder)):
+            last = relative.rpartition("/")[2]
+            if last in lasts:
+                file = Found(folder, relative)
+                exact.setdefault(relative, file)
+                whole.setdefault(file.path, file)
+                for key in {(last,), *((last, part) for part in file.path.split("/")[:-1])}:
+                    having[key].append(file)
+    return _Files(whole | exact, having)
+
+
+def _near(name: str, files: _Files) -> list[Found]:
+    """The files below the folders of the name, in their order; others may lie between."""
+    *folders, last = name.split("/")
+    few = min((files.having.get((last, folder), []) for folder in folders), key=len, default=[])
+    near = list[Found]()
+    for file in few:
+        above = iter(file.path.split("/")[:-1])
+        if all(folder in above for folder in folders):  # `in` goes on from where the one before was found
+            near.append(file)
+    return near
 
 
 def _alone(files: list[Found], *, asked: int) -> Found | str | None:

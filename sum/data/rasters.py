@@ -11,7 +11,7 @@ from PIL import Image
 from sum.data.collect import Collector
 from sum.data.folders import absent, list_folder, listed_names
 from sum.data.mask_files import MODES, Drawn
-from sum.data.records import ImageRecord, encode_mask
+from sum.data.records import ImageRecord, decode_mask, encode_mask
 from sum.data.sources import Item, Job, Problem, Source, read_photo, told
 from sum.errors import DataError
 from sum.storage import NotFound, join, read_bytes
@@ -95,9 +95,8 @@ def _collect(collector: Collector, drawn: Drawn, *, source: Source) -> list[Prob
         collector.note(RESIZED, file)
     for reason in drawn.remarks:
         collector.note(reason, file)
-    for category, mask in drawn.masks:
-        pixels = mask if fit else _resized(mask, frame)
-        code = encode_mask(pixels) if pixels.any() else ""
+    for category, rle in drawn.masks:
+        code = rle if fit else _resized(rle, drawn.hw, to=frame)
         collector.add(code, category=category or source.task, file=file, where=f"{category} of {file}".strip())
     return []
 
@@ -110,6 +109,8 @@ def _misfit(image: ImageRecord, drawn: Drawn, *, turned: bool) -> Problem:
     return Problem(drawn.file, reason, remedy)
 
 
-def _resized(mask: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """`[h, w]` bool -> `[H, W]` by the nearest pixel; frame: (H, W)."""
-    return np.asarray(Image.fromarray(mask).resize(frame[::-1], Image.Resampling.NEAREST))
+def _resized(rle: str, frame: tuple[int, int], *, to: tuple[int, int]) -> str:
+    """Counts of a mask of (height, width) `frame` -> counts at the size `to`, '' for none; the pixels Pillow takes."""
+    mask = decode_mask(rle, height=frame[0], width=frame[1])
+    pixels = np.asarray(Image.fromarray(mask).resize(to[::-1], Image.Resampling.NEAREST))
+    return encode_mask(pixels) if pixels.any() else ""

@@ -57,9 +57,17 @@ def class_names(source: Source) -> dict[int, str] | None:
     try:
         tree = yaml.safe_load(text)
         found = tree["names"]
-        return {int(key): str(name) for key, name in (found.items() if isinstance(found, dict) else enumerate(found))}
+        pairs = found.items() if isinstance(found, dict) else enumerate(found)
+        return {int(key): _class_name(name) for key, name in pairs}
     except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a data.yaml of YOLO: 'names' is neither a list nor numbers and names") from error
+
+
+def _class_name(name: object) -> str:
+    """Raises TypeError on a list or dict: written out, aliases of YAML are megabytes from a few bytes."""
+    if not isinstance(name, str | int):
+        raise TypeError("a class name is neither text nor a number")
+    return str(name)
 
 
 def _job(source: Source, photo: str, file: str, names: dict[int, str] | None) -> Job:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from sum.data.records import decode_mask
-from sum.data.rle import OUTSIDE, pack, parse_counts, resize_rle, to_rle
+from sum.data.rle import OUTSIDE, coder, pack, parse_counts, resize_rle, to_rle
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 SIDES = st.integers(1, 40)
@@ -65,6 +65,17 @@ def test_polygons_are_pycocotools(rings: list[list[float]], height: int, width: 
         if rle:
             assert np.array_equal(decode_mask(rle, height=height, width=width), want)
             assert coco.area({"size": [height, width], "counts": rle.encode()}) == want.sum()
+
+
+def test_a_zigzag_that_would_take_gigabytes_is_refused() -> None:
+    """pycocotools allocates by the length of the edges: 30,000 points within a photo end in a segmentation fault."""
+    zigzag = [value for index in range(1_400) for value in (4_000 * (index % 2), index)]
+    with pytest.raises(ValueError, match=r"edges of its polygons are 5,600,000 px long, more than the 4,000,000"):
+        to_rle([zigzag], height=4_000, width=4_000)
+    half = zigzag[: len(zigzag) // 2]
+    assert to_rle([half], height=4_000, width=4_000)[0]
+    with pytest.raises(ValueError, match="edges of its polygons"):
+        to_rle([half, half], height=4_000, width=4_000)
 
 
 @QUICK
@@ -134,6 +145,18 @@ def test_any_counts_are_a_mask_of_that_size_or_refused(counts: Any) -> None:
 def test_counts_that_overflow_are_refused(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="RLE"):
         to_rle({"size": [4, 5], "counts": counts}, height=4, width=5)
+
+
+@QUICK
+@given(SIDES, SIDES, st.integers(0, 5), st.sampled_from([np.uint8, np.uint16, np.int32]))
+def test_a_map_is_coded_as_pycocotools_codes_each_of_its_masks(height: int, width: int, most: int, kind: type) -> None:
+    generator = np.random.default_rng([height, width, most])
+    values = generator.integers(0, most, (height, width), endpoint=True).astype(kind)
+    values = np.maximum(values, values[:, :1])  # long runs, too
+    code = coder(values)
+    for value in range(most + 2):
+        want = coco.encode(np.asfortranarray(values == value, dtype=np.uint8))["counts"].decode()
+        assert code(value) == (want if (values == value).any() else "")
 
 
 @QUICK
