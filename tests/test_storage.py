@@ -229,8 +229,10 @@ def test_an_address_without_a_bucket() -> None:
 def bucket(s3_settings: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket of a moto server in this process."""
     import boto3
+    from moto.s3.models import s3_backends
     from moto.server import ThreadedMotoServer
 
+    s3_backends["123456789012"]["aws"].reset()  # all servers of this process have one store
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
