@@ -18,9 +18,10 @@ PILLOW_LIMIT = 89_478_485  # px: Pillow's own guard against decompression bombs
 
 _FILES = ("names", "names_lines", "images", "image_suffix")
 _LABELS = ("annotations", "images", "categories")
+_PIXELS = ("threshold", "values", "drop", "divisor", "channel")
 KEYS: dict[str, tuple[str, ...]] = {  # kind -> the keys that only some kinds read
-    "raster": (*_FILES, "masks", "mask_suffix", "mode", "threshold", "values", "drop", "divisor", "channel"),
-    "coco": (*_LABELS, "supercategories", "drop_flags", "only_found"),
+    "raster": (*_FILES, "masks", "mask_suffix", "mode", *_PIXELS, "on_size_mismatch"),
+    "coco": (*_LABELS, "supercategories", "drop_flags", "only_found", "on_size_mismatch"),
     "via": _LABELS,
     "sa1b": ("images", "names", "names_lines"),
     "images": _FILES,
@@ -106,7 +107,9 @@ class DatasetConfig:
     min_area: int = 1  # px: smaller masks are left out and counted
     max_area_share: float = 1.0  # of the image: larger ones likewise
     exif: Literal["transpose", "ignore"] = "transpose"  # a photo's orientation tag, before masks are laid on
-    on_size_mismatch: Literal["error", "skip", "resize_mask"] = "error"  # a mask of another size than its photo
+    on_size_mismatch: Literal["error", "skip", "resize_mask"] = (
+        "error"  # raster, coco: a mask of another size than its photo
+    )
     max_pixels: int = PILLOW_LIMIT  # of a photo or mask: a larger one is refused before it is decoded
     max_json_mb: int = 1024  # of an annotation file, likewise
     select: SelectConfig = field(default_factory=SelectConfig)

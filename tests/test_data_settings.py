@@ -31,6 +31,7 @@ OTHERS: dict[str, Any] = {  # key -> a value that is not the default
     "supercategories": ["things"],
     "drop_flags": ["remove"],
     "only_found": True,
+    "on_size_mismatch": "skip",
 }
 
 
