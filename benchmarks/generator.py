@@ -29,9 +29,9 @@ from segment_anything.utils.amg import coco_encode_rle
 from torch import Tensor
 
 from sum.core.geometry import resized_hw
-from sum.models import generator, point_decoder
+from sum.models import point_decoder
 from sum.models.backbones import BACKBONES
-from sum.models.generator import GeneratorSettings
+from sum.models.generator import GeneratorSettings, Sieve
 from sum.models.point_decoder import PointDecoder
 from sum.models.segmenter import Segmenter
 
@@ -81,10 +81,8 @@ class Behind:
     @torch.inference_mode()
     def ours(self) -> Rows:
         """The same by this project."""
-        settings = GeneratorSettings()
-        found = generator._ask(
-            Drawn(self.logits, self.scores), self.points, model=self.model, hw=self.hw, settings=settings
-        )
+        sieve = Sieve(self.model, hw=self.hw, settings=GeneratorSettings())
+        found = sieve.ask(Drawn(self.logits, self.scores), self.points)
         return [row for part in found for row in zip(part.rle, part.iou.tolist(), part.stability.tolist(), strict=True)]
 
 

@@ -168,6 +168,7 @@ class _Scores:
         self._drawn: list[tuple[int, int, Sample]] = []  # a heap: the largest hash first, then the latest
 
     def add(self, sample: Sample) -> None:
+        """Play an image, or keep it among those with the smallest hashes when only so many are wanted."""
         if self._score is not None and self._limit is None:
             self._play(sample)
         elif self._score is not None and self._limit is not None:
@@ -178,6 +179,7 @@ class _Scores:
                 heapq.heappop(self._drawn)
 
     def figure(self) -> Figure | None:
+        """The mean over all masks with its interval; None without a mask."""
         for _, _, sample in sorted(self._drawn, key=lambda entry: -entry[1]):
             self._play(sample)
         if not self._values:

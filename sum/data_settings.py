@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from sum.limits import at_least, require, share
+from sum.limits import PILLOW_LIMIT, at_least, require, share
 
 _STRICT = ConfigDict(extra="forbid")
 Task = Literal["unspecified", "salient", "entity", "part"]
 Kind = Literal["raster", "coco", "via", "sa1b", "images", "labelme", "yolo", "label_studio"]
-PILLOW_LIMIT = 89_478_485  # px: Pillow's own guard against decompression bombs
 
 _FILES = ("names", "names_lines", "images", "image_suffix")
 _LABELS = ("annotations", "images", "categories")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+PILLOW_LIMIT = 89_478_485  # px: Pillow's own guard against decompression bombs
+
 
 def require(good: bool, message: str) -> None:
     """Refuse with `message` unless `good`."""

@@ -145,6 +145,7 @@ class _Ranged(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Only remembered: nothing is asked of the server."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._head.size}[whence]
         self._at = base + offset
         return self._at
@@ -153,6 +154,7 @@ class _Ranged(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """One ranged request."""
         size = min(len(buffer), self._head.size - self._at)
         if size <= 0:
             return 0

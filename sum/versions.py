@@ -5,13 +5,12 @@ git and DVC are run as commands; nothing in the working folder changes.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 
+from sum.dvc_command import run_dvc
 from sum.errors import DataError, MissingInput
 
 MANIFEST = Path("data/manifest")
@@ -57,12 +56,12 @@ def _fetch(commit: str, folder: Path, *, revision: str) -> None:
     """Copy the manifest of a commit out of DVC's local cache, or of its default remote."""
     config = folder.with_suffix(".config")
     config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(_CONFIG.format(cache=_dvc("cache", "dir").stdout.strip()), encoding="utf-8")
-    remote = _dvc("config", "core.remote").stdout.strip()  # that commit may not know it
+    config.write_text(_CONFIG.format(cache=run_dvc("cache", "dir").stdout.strip()), encoding="utf-8")
+    remote = run_dvc("config", "core.remote").stdout.strip()  # that commit may not know it
     get = ("get", ".", MANIFEST.as_posix(), "--rev", commit, "--out", str(folder))
-    done = _dvc(*get, "--config", str(config.absolute()), "--remote", "sum-cache")
+    done = run_dvc(*get, "--config", str(config.absolute()), "--remote", "sum-cache")
     if done.returncode and remote:
-        done = _dvc(*get, "--remote", remote)
+        done = run_dvc(*get, "--remote", remote)
     if not done.returncode:
         return
     told = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
@@ -77,10 +76,3 @@ def _git(*words: str) -> str | None:
     """What git says; None when it refuses."""
     done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None
-
-
-def _dvc(*words: str) -> subprocess.CompletedProcess[str]:
-    """DVC of this Python, without telemetry."""
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -10,8 +10,6 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +18,7 @@ from pathlib import Path
 from sum.commands.dry_run import WORDS, Reading, add_options, explain, line, read_best
 from sum.commands.use import PARAMS, check
 from sum.data.detect import detect
+from sum.dvc_command import run_dvc
 from sum.errors import ConfigError, DataError, StorageError
 from sum.storage import S3, write_atomic
 
@@ -182,16 +181,8 @@ def linked() -> Iterator[None]:
 
 
 def dvc(*words: str) -> str:
-    """Run DVC of this interpreter; returns what it said. Raises StorageError with its last lines."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *words],
-        env={**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    """As `run_dvc`; returns what it said. Raises StorageError with its last lines."""
+    done = run_dvc(*words)
     if done.returncode:
         tail = " ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
         raise StorageError(f"`dvc {' '.join(words)}` failed: {tail}")

@@ -33,6 +33,7 @@ _KINDS = {
     tarfile.BLKTYPE: "is a device",
     tarfile.FIFOTYPE: "is a pipe",
 }
+REMEDY = "make the archive again with regular files only, or take it out of the folder"  # of what is refused
 _REPACK = "not seekable: repack it as a plain tar"
 
 
@@ -138,11 +139,13 @@ class _Guarded:
         self._file, self._size = file, size
 
     def read(self, size: int) -> bytes:
+        """A header, of a size that one may have."""
         if not 0 <= size <= _HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
 
     def seek(self, offset: int) -> int:
+        """To a place inside the file."""
         if not 0 <= offset <= self._size:
             raise tarfile.ReadError(f"a member that ends at byte {offset + 1} of {self._size}")
         return self._file.seek(offset)

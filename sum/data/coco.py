@@ -145,11 +145,9 @@ def _add(collector: Collector, row: dict[str, Any], *, of: _Set, frame: tuple[in
         rle, remark = to_rle(row.get("segmentation"), height=frame[0], width=frame[1])
     except ValueError as error:
         return collector.problem(file.path, f"{where}: {error}", _MEND)
-    if remark:
-        collector.note(remark, where)
     if rle:
         rle = resize_rle(rle, frame, to=(image.height, image.width))
-        collector.add(rle, category=name, file=file.path, where=where)
+    collector.take((rle, remark), category=name, file=file.path, where=where)
     return None
 
 

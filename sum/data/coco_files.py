@@ -45,6 +45,7 @@ def read_coco(path: str, *, max_mb: int, flags: Collection[str] = ()) -> CocoFil
     kept = KEPT | set(flags)
 
     def shrink(tree: dict[str, Any]) -> dict[str, Any]:
+        """What is used of one object of the file."""
         small = {key: value for key, value in tree.items() if key in kept}
         pack(small)
         return small

@@ -40,6 +40,14 @@ class Collector:
             self._add(piece, category=category, file=file, where=where)
         return None
 
+    def take(self, drawn: tuple[str, str], *, category: str, file: str, where: str) -> None:
+        """A shape as `to_rle` gives it, counts ('' for none) and a remark or '': the remark is told, the mask added."""
+        rle, remark = drawn
+        if remark:
+            self.note(remark, where)
+        if rle:
+            self.add(rle, category=category, file=file, where=where)
+
     def items(self) -> list[Item]:
         """The sample, if there is any mask, and all that is to be told."""
         if self._masks:

@@ -10,10 +10,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from sum.data.images import LIMIT, open_picture
+from sum.data.images import open_picture
 from sum.data.listing import Candidate, Listing, part_of
 from sum.data.sources import stem_of
 from sum.errors import DataError
+from sum.limits import PILLOW_LIMIT
 from sum.storage import read_bytes
 
 SAMPLE = 5  # masks of a folder whose pixels are looked at
@@ -124,7 +125,7 @@ def _match(photos: _Names, masks: _Names, *, same: bool) -> tuple[int, str]:
 
 def _colours(path: str) -> int:
     try:
-        with open_picture(read_bytes(path), name=path, what="image", max_pixels=LIMIT) as image:
+        with open_picture(read_bytes(path), name=path, what="image", max_pixels=PILLOW_LIMIT) as image:
             pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int64)
     except DataError:
         return 0
@@ -137,7 +138,8 @@ def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
     clean = True
     for path in paths:
         try:
-            with open_picture(read_bytes(path), name=PurePosixPath(path).name, what="mask", max_pixels=LIMIT) as image:
+            name = PurePosixPath(path).name
+            with open_picture(read_bytes(path), name=name, what="mask", max_pixels=PILLOW_LIMIT) as image:
                 pixels = np.asarray(image)
         except DataError as error:
             return "", {}, str(error)

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from sum.data.archives import list_photos
-from sum.data.documents import read_document
+from sum.data.archives import REMEDY, list_photos
+from sum.data.documents import read_lines
 from sum.data.sources import (
     SUFFIXES,
     Item,
@@ -29,7 +29,6 @@ from sum.storage import join, member_name
 
 STRAY = "file that is no image by its suffix passed over"
 UNMATCHED = "image file whose name ends otherwise than image_suffix and mask_suffix passed over"
-_REPACK = "make the archive again with regular files only, or take it out of the folder"
 _PAIR = "add the file, or take the name out"
 
 
@@ -77,7 +76,7 @@ def list_folder(
     others = [(_pattern(also[0]), _ending(also[1]))] if also else []
     listing = Listing(place, base)
     names, refused = list_photos(base)
-    listing.findings.extend(Problem(path, reason, _REPACK) for path, reason in refused)
+    listing.findings.extend(Problem(path, reason, REMEDY) for path, reason in refused)
     for relative in names:
         inside = pattern.fullmatch(member_name(relative))
         if not inside or _of_other(join(place, relative), folder, also):
@@ -162,17 +161,9 @@ def listed_names(source: Source, *, known: Collection[str]) -> list[str]:
     """
     if source.names is None:
         return []
-    path = join(source.root, source.names)
-    try:
-        lines = read_document(path, max_mb=source.max_json_mb).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file with one name a line ({error})") from error
-    lines = [line.strip() for line in lines if line.strip()][source.lines]
+    lines = read_lines(join(source.root, source.names), lines=source.lines, max_mb=source.max_json_mb)
     endings = [_ending(suffix) for suffix in (source.image_suffix, source.mask_suffix)]
-    names = [line if line in known else _bare(line, endings) for line in lines]
-    if not names:
-        raise DataError(f"{path}: the list is empty")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(line if line in known else _bare(line, endings) for line in lines))
 
 
 def _bare(line: str, endings: list[re.Pattern[str]]) -> str:

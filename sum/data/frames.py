@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sum.core.geometry import resized_hw
-from sum.data.images import LIMIT, open_image
+from sum.data.images import open_image
 from sum.data.records import ImageRecord
 from sum.errors import DataError
+from sum.limits import PILLOW_LIMIT
 
 
 def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
@@ -21,16 +22,11 @@ def load_photo(record: ImageRecord) -> NDArray[np.uint8]:
 
 def load_frame(record: ImageRecord, *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Returns the frame `[S, S, 3]` uint8 RGB and (height, width) of the image in it. Errors as `load_photo`."""
-    return _to_square(_open_photo(record), side=side)
-
-
-def to_square(image: NDArray[np.uint8], *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The same for pixels `[H, W, 3]` already read. Resized by Pillow's antialiased bilinear filter, as SAM does."""
-    return _to_square(Image.fromarray(image), side=side)
+    return to_square(_open_photo(record), side=side)
 
 
 def _open_photo(record: ImageRecord) -> Image.Image:
-    limit = max(LIMIT, record.height * record.width)  # what ingest took is not refused here
+    limit = max(PILLOW_LIMIT, record.height * record.width)  # what ingest took is not refused here
     image = open_image(record.path, sha256=record.sha256, exif=record.exif, max_pixels=limit)
     if (image.height, image.width) != (record.height, record.width):
         raise DataError(
@@ -40,7 +36,8 @@ def _open_photo(record: ImageRecord) -> Image.Image:
     return image
 
 
-def _to_square(image: Image.Image, *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def to_square(image: Image.Image, *, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The same for an RGB image already read. Resized by Pillow's antialiased bilinear filter, as SAM does."""
     inner = resized_hw(image.height, image.width, side)
     small = np.asarray(image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR))
     frame = np.zeros((side, side, 3), dtype=np.uint8)

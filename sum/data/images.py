@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sum.errors import DataError
+from sum.limits import PILLOW_LIMIT
 from sum.storage import NotFound, read_bytes
 
-LIMIT = 89_478_485  # px: Pillow's own guard against decompression bombs
 FORMATS = frozenset(
     {"JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM"}
 )  # nothing that runs a program, as EPS
@@ -34,7 +34,7 @@ DECODE_ERRORS = (
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def read_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT, sha256: str = "") -> np.ndarray:
+def read_image(path: str, *, exif: str = "transpose", max_pixels: int = PILLOW_LIMIT, sha256: str = "") -> np.ndarray:
     """The photo at a local path, s3:// address or member's address as `[H, W, 3]` uint8 RGB.
 
     exif: `transpose` turns it as its orientation tag says, `ignore` leaves it as stored. max_pixels: a larger one is
@@ -45,7 +45,7 @@ def read_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT, s
     return np.array(open_image(path, exif=exif, max_pixels=max_pixels, sha256=sha256))
 
 
-def open_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT, sha256: str = "") -> Image.Image:
+def open_image(path: str, *, exif: str = "transpose", max_pixels: int = PILLOW_LIMIT, sha256: str = "") -> Image.Image:
     """The same as a Pillow image, for what goes on in Pillow: no pixel is copied on the way."""
     try:
         data = read_bytes(path, sha256=sha256)
@@ -54,12 +54,12 @@ def open_image(path: str, *, exif: str = "transpose", max_pixels: int = LIMIT, s
     return decode_photo(data, name=path, exif=exif, max_pixels=max_pixels)
 
 
-def decode_image(data: bytes, *, name: str, exif: str = "transpose", max_pixels: int = LIMIT) -> np.ndarray:
+def decode_image(data: bytes, *, name: str, exif: str = "transpose", max_pixels: int = PILLOW_LIMIT) -> np.ndarray:
     """The bytes of an image file as `[H, W, 3]` uint8 RGB; name: the file, for the DataError; else as `read_image`."""
     return np.array(decode_photo(data, name=name, exif=exif, max_pixels=max_pixels))
 
 
-def decode_photo(data: bytes, *, name: str, exif: str = "transpose", max_pixels: int = LIMIT) -> Image.Image:
+def decode_photo(data: bytes, *, name: str, exif: str = "transpose", max_pixels: int = PILLOW_LIMIT) -> Image.Image:
     """The same as a Pillow image."""
     with open_picture(data, name=name, what="image", max_pixels=max_pixels) as opened:
         opened.load()  # the whole file, so that a truncated one is found here
@@ -68,7 +68,7 @@ def decode_photo(data: bytes, *, name: str, exif: str = "transpose", max_pixels:
         return _rgb(opened)
 
 
-def frame_sizes(data: bytes, *, name: str, max_pixels: int = LIMIT) -> tuple[tuple[int, int], tuple[int, int]]:
+def frame_sizes(data: bytes, *, name: str, max_pixels: int = PILLOW_LIMIT) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of a photo upright and as stored, from its header alone. Raises DataError as `decode_image`."""
     with open_picture(data, name=name, what="image", max_pixels=max_pixels) as opened:
         width, height = opened.size

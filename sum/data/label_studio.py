@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -10,10 +11,9 @@ import numpy as np
 
 from sum.data.collect import BARE, Collector
 from sum.data.documents import read_json
-from sum.data.outlines import ellipse, finite, flat_points, polygon, rectangle
+from sum.data.outlines import ellipse, finite, flat_points, rectangle
 from sum.data.photo_index import PhotoIndex
-from sum.data.records import encode_mask
-from sum.data.rle import EMPTY
+from sum.data.rle import mask_to_rle, to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, is_image_name, read_photo, stem_of, told
 from sum.errors import DataError
 from sum.storage import join, list_files
@@ -98,14 +98,11 @@ def _image(source: Source, photo: str, task: dict[str, Any], path: str) -> list[
     for number, (region, label) in enumerate(_regions(chosen.get("result"), collector, where=where)):
         place = f"region {region.get('id', number)} of {where}"
         try:
-            rle, remark = _draw(region, height=image.height, width=image.width)
+            drawn = _draw(region, height=image.height, width=image.width)
         except (ValueError, TypeError, KeyError) as error:
             collector.problem(path, f"{place.removesuffix(f' of {path}')}: {error}", _MEND)
             continue
-        if remark or not rle:
-            collector.note(remark or EMPTY, place)
-        if rle:
-            collector.add(rle, category=label, file=path, where=place)
+        collector.take(drawn, category=label, file=path, where=place)
     return [*collector.items(), *notes]
 
 
@@ -151,19 +148,19 @@ def _draw(region: dict[str, Any], *, height: int, width: int) -> tuple[str, str]
         raise ValueError(f"drawn on a photo turned by {region['image_rotation']} degrees in the editor")
     if "rle" in value:
         mask = decode_brush(value["rle"], height=height, width=width)
-        return (encode_mask(mask) if mask.any() else ""), ""
+        return mask_to_rle(mask)
     size = {"height": height, "width": width}
     x_unit, y_unit = width / 100, height / 100
     if "points" in value:
         flat = flat_points(value["points"])
-        return polygon([share * (y_unit if odd % 2 else x_unit) for odd, share in enumerate(flat)], **size)
+        return to_rle([[share * (y_unit if odd % 2 else x_unit) for odd, share in enumerate(flat)]], **size)
     draw, keys = (
         (ellipse, ("x", "y", "radiusX", "radiusY"))
         if "radiusX" in value
         else (rectangle, ("x", "y", "width", "height"))
     )
     x, y, wide, high, degrees = finite([*(value.get(key) for key in keys), value.get("rotation") or 0], 5)
-    return draw([x * x_unit, y * y_unit, wide * x_unit, high * y_unit], degrees=degrees, **size)
+    return draw([x * x_unit, y * y_unit, wide * x_unit, high * y_unit], turn=math.radians(degrees), **size)
 
 
 def decode_brush(code: object, *, height: int, width: int) -> np.ndarray:

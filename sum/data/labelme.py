@@ -12,13 +12,13 @@ from pycocotools import mask as coco
 
 from sum.data.collect import BARE, Collector
 from sum.data.documents import read_json
-from sum.data.images import LIMIT, open_picture
-from sum.data.outlines import ellipse, finite, flat_points, polygon, rectangle
+from sum.data.images import open_picture
+from sum.data.outlines import ellipse, finite, flat_points, rectangle
 from sum.data.photo_index import PhotoIndex
-from sum.data.records import encode_mask
-from sum.data.rle import EMPTY
+from sum.data.rle import mask_to_rle, to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, is_image_name, read_photo, stem_of, told
 from sum.errors import DataError
+from sum.limits import PILLOW_LIMIT
 from sum.storage import NotFound, join, list_files
 
 NO_AREA = "labelme point or line left out: it has no area"
@@ -136,8 +136,6 @@ def _objects(shapes: list[Any], collector: Collector, *, file: str) -> list[tupl
             continue
         if remark:
             collector.note(remark, where)
-        elif not rle:
-            collector.note(EMPTY, where)
         if rle:
             label, group = str(shape.get("label") or ""), shape.get("group_id")
             key = (number,) if group is None else (label, str(group))
@@ -158,7 +156,7 @@ def _shape(shape: Any, *, height: int, width: int) -> tuple[str, str]:
 
 
 def _polygon(shape: dict[str, Any], height: int, width: int) -> tuple[str, str]:
-    return polygon(flat_points(shape.get("points")), height=height, width=width)
+    return to_rle([flat_points(shape.get("points"))], height=height, width=width)
 
 
 def _rectangle(shape: dict[str, Any], height: int, width: int) -> tuple[str, str]:
@@ -183,7 +181,7 @@ def _mask(shape: dict[str, Any], height: int, width: int) -> tuple[str, str]:
     wanted = (y1 - y0 + 1, x1 - x0 + 1)
     try:
         data = base64.b64decode(str(shape.get("mask")), validate=True)
-        with open_picture(data, name="its value", what="mask", max_pixels=max(LIMIT, height * width)) as image:
+        with open_picture(data, name="its value", what="mask", max_pixels=max(PILLOW_LIMIT, height * width)) as image:
             found = (image.height, image.width)
             part = np.asarray(image) if found == wanted else np.empty(0)  # what is no part of the photo is not decoded
     except (DataError, ValueError) as error:
@@ -193,7 +191,7 @@ def _mask(shape: dict[str, Any], height: int, width: int) -> tuple[str, str]:
     part = part[..., 0] if part.ndim == 3 else part
     full = np.zeros((height, width), bool)
     full[y0 : y1 + 1, x0 : x1 + 1] = part != 0
-    return (encode_mask(full) if full.any() else ""), ""
+    return mask_to_rle(full)
 
 
 _DRAW: dict[str, Callable[[dict[str, Any], int, int], tuple[str, str]]] = {

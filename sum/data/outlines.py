@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sum.data.records import encode_mask
-from sum.data.rle import to_rle
+from sum.data.rle import mask_to_rle, to_rle
 
 
 def finite(values: Any, count: int | None = None) -> list[float]:
@@ -30,26 +29,21 @@ def flat_points(points: object) -> list[float]:
     return [value for point in points for value in finite(point, 2)]
 
 
-def polygon(flat: list[float], *, height: int, width: int) -> tuple[str, str]:
-    """x, y, x, y, ... in pixels -> RLE counts at `[height, width]` ('' for none) and a remark, as `to_rle`."""
+def rectangle(box: list[float], *, turn: float = 0.0, height: int, width: int) -> tuple[str, str]:
+    """x, y, width, height in pixels, turned clockwise about its first corner by `turn` radians; as `to_rle`."""
+    x, y, wide, high = box
+    cos, sin = math.cos(turn), math.sin(turn)
+    corners = [(0.0, 0.0), (wide, 0.0), (wide, high), (0.0, high)]
+    flat = [value for dx, dy in corners for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
     return to_rle([flat], height=height, width=width)
 
 
-def rectangle(box: list[float], *, degrees: float = 0.0, height: int, width: int) -> tuple[str, str]:
-    """x, y, width, height in pixels, turned clockwise about its first corner."""
-    x, y, wide, high = box
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    corners = [(0.0, 0.0), (wide, 0.0), (wide, high), (0.0, high)]
-    flat = [value for dx, dy in corners for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
-    return polygon(flat, height=height, width=width)
-
-
-def ellipse(shape: list[float], *, degrees: float = 0.0, height: int, width: int) -> tuple[str, str]:
-    """Centre x, y and two radii in pixels, turned clockwise about the centre: pixels whose centre lies inside."""
+def ellipse(shape: list[float], *, turn: float = 0.0, height: int, width: int) -> tuple[str, str]:
+    """Centre x, y and two radii in pixels, turned clockwise by `turn` radians: pixels whose centre lies inside."""
     x, y, rx, ry = shape
     if rx <= 0 or ry <= 0:
         raise ValueError("an ellipse or circle without a radius")
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    cos, sin = math.cos(turn), math.sin(turn)
     dx, dy = np.arange(width)[None, :] + 0.5 - x, np.arange(height)[:, None] + 0.5 - y
     inside = ((dx * cos + dy * sin) / rx) ** 2 + ((dy * cos - dx * sin) / ry) ** 2 <= 1
-    return (encode_mask(inside) if inside.any() else ""), ""
+    return mask_to_rle(inside)

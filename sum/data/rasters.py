@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
-import numpy as np
-from PIL import Image
-
 from sum.data.collect import Collector
 from sum.data.folders import absent, list_folder, listed_names
 from sum.data.mask_files import MODES, Drawn
-from sum.data.records import ImageRecord, decode_mask, encode_mask
+from sum.data.records import ImageRecord
+from sum.data.rle import resize_rle
 from sum.data.sources import Item, Job, Problem, Source, read_photo, told
 from sum.errors import DataError
 from sum.storage import NotFound, join, read_bytes
@@ -96,7 +94,7 @@ def _collect(collector: Collector, drawn: Drawn, *, source: Source) -> list[Prob
     for reason in drawn.remarks:
         collector.note(reason, file)
     for category, rle in drawn.masks:
-        code = rle if fit else _resized(rle, drawn.hw, to=frame)
+        code = resize_rle(rle, drawn.hw, to=frame)
         collector.add(code, category=category or source.task, file=file, where=f"{category} of {file}".strip())
     return []
 
@@ -107,10 +105,3 @@ def _misfit(image: ImageRecord, drawn: Drawn, *, turned: bool) -> Problem:
         reason = reason.replace("upright photo", "photo as stored")
     remedy = "turn the mask as the photo's EXIF tag says" if turned else "export the mask at the photo's size"
     return Problem(drawn.file, reason, remedy)
-
-
-def _resized(rle: str, frame: tuple[int, int], *, to: tuple[int, int]) -> str:
-    """Counts of a mask of (height, width) `frame` -> counts at the size `to`, '' for none; the pixels Pillow takes."""
-    mask = decode_mask(rle, height=frame[0], width=frame[1])
-    pixels = np.asarray(Image.fromarray(mask).resize(to[::-1], Image.Resampling.NEAREST))
-    return encode_mask(pixels) if pixels.any() else ""

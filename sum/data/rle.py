@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from sum.data.records import encode_mask
+
 EMPTY = "mask without a pixel left out"
 FEW_POINTS = "polygon of fewer than 3 points left out"
 OUTSIDE = "polygon with points outside the photo cut at its edges"
@@ -36,6 +38,11 @@ def to_rle(segmentation: object, *, height: int, width: int) -> tuple[str, str]:
         code = coco.merge(coco.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
         remark = remark or _leaves(polygons, height=height, width=width)
     return (str(code["counts"], "ascii"), remark) if coco.area(code) else ("", EMPTY)
+
+
+def mask_to_rle(mask: np.ndarray) -> tuple[str, str]:
+    """`[H, W]` bool, as `to_rle`."""
+    return (encode_mask(mask), "") if mask.any() else ("", EMPTY)
 
 
 def pack(tree: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from sum.data.archives import list_photos
+from sum.data.archives import REMEDY, list_photos
 from sum.data.collect import Collector
 from sum.data.documents import of_one_image, read_lines
 from sum.data.places import Found, open_photo
@@ -17,7 +17,6 @@ from sum.errors import DataError
 from sum.storage import join, member_name
 
 STRAY = "file that is neither photo nor JSON passed over"
-_REPACK = "make the archive again with regular files only, or take it out of the folder"
 _MEND = "download the file again, or delete it"
 
 
@@ -37,7 +36,7 @@ def sa1b_layout(source: Source) -> list[Job]:
     """
     folder = join(source.root, source.folder)
     files, refused = list_photos(folder)
-    pairs, jobs = dict[str, _Pair](), [told(Problem(path, reason, _REPACK)) for path, reason in refused]
+    pairs, jobs = dict[str, _Pair](), [told(Problem(path, reason, REMEDY)) for path, reason in refused]
     for address in files:
         jobs += _sort_in(source, address, pairs=pairs)
     if not any(pair.photo for pair in pairs.values()):

@@ -13,6 +13,7 @@ from sum.data.fingerprints import perceptual_hashes
 from sum.data.images import decode_image, frame_sizes
 from sum.data.records import ImageRecord, MaskRecord
 from sum.errors import DataError
+from sum.limits import PILLOW_LIMIT
 from sum.storage import NotFound, join, member_name, read_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
@@ -50,7 +51,7 @@ class Source:
     max_area_share: float = 1.0
     exif: str = "transpose"
     on_size_mismatch: str = "error"
-    max_pixels: int = 89_478_485
+    max_pixels: int = PILLOW_LIMIT
     max_json_mb: int = 1024
 
     @property

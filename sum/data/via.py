@@ -7,18 +7,15 @@ A region has attributes, such as species and id, and one of them is its category
 from __future__ import annotations
 
 import functools
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from sum.data.collect import BARE, Collector
 from sum.data.documents import BadDocument, clean, read_json
+from sum.data.outlines import ellipse, rectangle
 from sum.data.places import Found, Place, absent, find_photos, name_faults, open_photo, places, require_known, tidy
-from sum.data.records import encode_mask
 from sum.data.rle import EMPTY, to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, stem_of, told
 from sum.errors import DataError
@@ -155,14 +152,10 @@ def _add(collector: Collector, region: dict[str, Any], *, of: _Set, where: str) 
     if name in _FLAT:
         return collector.note(flat(name), where)
     try:
-        rle, remark = SHAPES[name](shape, height=collector.image.height, width=collector.image.width)
+        drawn = SHAPES[name](shape, height=collector.image.height, width=collector.image.width)
     except ValueError as error:
         return collector.problem(file, f"{where}: {error}", _MEND)
-    if remark:
-        collector.note(remark, where)
-    if rle:
-        collector.add(rle, category=dict(_attributes(region)).get(of.attribute, ""), file=file, where=where)
-    return None
+    return collector.take(drawn, category=dict(_attributes(region)).get(of.attribute, ""), file=file, where=where)
 
 
 def _polygon(shape: dict[str, Any], *, height: int, width: int) -> tuple[str, str]:
@@ -173,9 +166,8 @@ def _polygon(shape: dict[str, Any], *, height: int, width: int) -> tuple[str, st
 
 
 def _rect(shape: dict[str, Any], *, height: int, width: int) -> tuple[str, str]:
-    x, y, across, down = _values(shape, "x", "y", "width", "height", reach=_REACH * max(height, width))
-    corners = [x, y, x + across, y, x + across, y + down, x, y + down]
-    return to_rle([corners], height=height, width=width)
+    box = _values(shape, "x", "y", "width", "height", reach=_REACH * max(height, width))
+    return rectangle(box, height=height, width=width)
 
 
 def _circle(shape: dict[str, Any], *, height: int, width: int) -> tuple[str, str]:
@@ -183,15 +175,12 @@ def _circle(shape: dict[str, Any], *, height: int, width: int) -> tuple[str, str
 
 
 def _ellipse(shape: dict[str, Any], *, height: int, width: int) -> tuple[str, str]:
-    """The pixels whose centre is in the ellipse; theta: radians, clockwise on the screen."""
+    """theta: radians, clockwise on the screen."""
     reach = _REACH * max(height, width)
-    cx, cy, rx, ry, theta = _values({"theta": 0} | shape, "cx", "cy", "rx", "ry", "theta", reach=reach)
-    if rx <= 0 or ry <= 0:
+    *outline, theta = _values({"theta": 0} | shape, "cx", "cy", "rx", "ry", "theta", reach=reach)
+    if min(outline[2:]) <= 0:
         return "", EMPTY
-    x, y = np.arange(width) + 0.5 - cx, (np.arange(height) + 0.5 - cy)[:, None]
-    along, across = x * math.cos(theta) + y * math.sin(theta), y * math.cos(theta) - x * math.sin(theta)
-    mask = (along / rx) ** 2 + (across / ry) ** 2 <= 1
-    return (encode_mask(mask), "") if mask.any() else ("", EMPTY)
+    return ellipse(outline, turn=theta, height=height, width=width)
 
 
 SHAPES = {"polygon": _polygon, "rect": _rect, "circle": _circle, "ellipse": _ellipse}

@@ -9,7 +9,7 @@ import yaml
 
 from sum.data.collect import BARE, Collector
 from sum.data.documents import BadDocument, read_document
-from sum.data.outlines import polygon
+from sum.data.rle import to_rle
 from sum.data.sources import Item, Job, Note, Problem, Source, is_image_name, read_photo, stem_of, told
 from sum.errors import DataError
 from sum.storage import NotFound, join, list_files
@@ -107,14 +107,11 @@ def _add(collector: Collector, words: list[str], names: dict[int, str] | None, *
         if names is not None and category not in names:
             raise ValueError(f"class {category} is not in the list of names")
         flat = [share * (image.height if odd % 2 else image.width) for odd, share in enumerate(shares)]
-        rle, remark = polygon(flat, height=image.height, width=image.width)
+        drawn = to_rle([flat], height=image.height, width=image.width)
     except ValueError as error:
         return collector.problem(file, f"line {number}: {error}", _MEND)
-    if remark:
-        collector.note(remark, f"line {number} of {file}")
-    if rle:
-        name = names[category] if names is not None else str(category)
-        collector.add(rle, category=name, file=file, where=f"line {number} of {file}")
+    name = names[category] if names is not None else str(category)
+    collector.take(drawn, category=name, file=file, where=f"line {number} of {file}")
     return None
 
 

@@ -59,7 +59,7 @@ class GeneratedMask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Candidates:
+class Candidates:
     """N outputs on their way to a label."""
 
     iou: Tensor  # [N]
@@ -78,14 +78,11 @@ def generate(model: Segmenter, image: NDArray[np.uint8], *, settings: GeneratorS
         raise ValueError(f"image is {image.dtype} {image.shape}, wants uint8 (H, W, 3)")
     height, width = image.shape[:2]
     decoder = PointDecoder(model, _embed(model, image))
+    sieve = Sieve(model, hw=(height, width), settings=settings)
     grid = build_point_grid(settings.points_per_side) * (width, height)
-    found = [
-        candidates
-        for start in range(0, len(grid), settings.points_per_batch)
-        for candidates in _ask(
-            decoder, grid[start : start + settings.points_per_batch], model=model, hw=(height, width), settings=settings
-        )
-    ]
+    size = settings.points_per_batch
+    batches = (grid[start : start + size] for start in range(0, len(grid), size))
+    found = [candidates for points in batches for candidates in sieve.ask(decoder, points)]
     return _choose(found, hw=(height, width), settings=settings) if found else []
 
 
@@ -103,86 +100,72 @@ def _embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
     return model.encode(frame, torch.tensor([[height, width]], device=frame.device))
 
 
-def _ask(
-    decoder: PointDecoder,
-    points: NDArray[np.float64],
-    *,
-    model: Segmenter,
-    hw: tuple[int, int],
-    settings: GeneratorSettings,
-) -> Iterator[_Candidates]:
-    """Ask at `points` `[P, 2]`, original frame; yield the outputs that pass the filters, in the order of the points."""
-    xy = torch.from_numpy(points_to_model(points, hw=hw, side=model.side)).float().to(model.task_prompt.device)
-    windowed = xy.device.type in WINDOWED
-    step = max(1, CHUNK_PIXELS // max(hw[0] * hw[1], model.side**2))
-    floor = settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else None
-    for out in decoder.ask(xy, floor=floor, chunk=decoder.near if windowed else len(xy)):
-        asked = points[out.point.cpu().numpy()]
-        if windowed:
-            yield _where_they_are(model, out.logits, out.iou, asked, hw=hw, settings=settings)
-            continue
-        for start in range(0, len(asked), step):
-            part = slice(start, start + step)
-            yield _full_size(model, out.logits[part], out.iou[part], asked[part], hw=hw, settings=settings)
+class Sieve:
+    """The filters of one image: which outputs of the decoder become candidates, and where they are in the image."""
 
+    def __init__(self, model: Segmenter, *, hw: tuple[int, int], settings: GeneratorSettings) -> None:
+        """hw: the image's original size."""
+        self._model, self._hw, self._settings = model, hw, settings
+        self._enlarger = Enlarger(hw=hw, side=model.side, low=model.low_side)
+        self._largest = settings.max_area_share * hw[0] * hw[1]  # px
 
-def _where_they_are(
-    model: Segmenter,
-    logits: Tensor,
-    iou: Tensor,
-    points: NDArray[np.float64],
-    *,
-    hw: tuple[int, int],
-    settings: GeneratorSettings,
-) -> _Candidates:
-    """As `_full_size`, one after the other and only inside each candidate's box: what a CPU does best."""
-    enlarger = Enlarger(hw=hw, side=model.side, low=model.low_side)
-    largest, kept, cuts = settings.max_area_share * hw[0] * hw[1], list[int](), list[Cut]()
-    for number, plane in enumerate(logits):
-        cut = enlarger.cut(plane, at=model.sam.mask_threshold, offset=settings.stability_offset)
-        stable = settings.stability_thresh <= 0 or cut.stability >= settings.stability_thresh
-        if stable and cut.above[1] < largest:
-            kept.append(number)
-            cuts.append(cut)
-    return _Candidates(
-        iou=iou[kept],
-        stability=torch.tensor([cut.stability for cut in cuts]),
-        box=torch.tensor([cut.box for cut in cuts], dtype=torch.int64).reshape(-1, 4),
-        area=torch.tensor([cut.above[1] for cut in cuts], dtype=torch.int64),
-        point=points[kept],
-        logits=logits[kept].clamp(-HALF_LIMIT, HALF_LIMIT).half(),
-        rle=[cut.rle(hw) for cut in cuts],
-    )
+    def ask(self, decoder: PointDecoder, points: NDArray[np.float64]) -> Iterator[Candidates]:
+        """Ask at `points` `[P, 2]`, original frame; yield the outputs that pass, in the order of the points."""
+        xy = points_to_model(points, hw=self._hw, side=self._model.side)
+        asked = torch.from_numpy(xy).float().to(self._model.task_prompt.device)
+        windowed = asked.device.type in WINDOWED
+        step = max(1, CHUNK_PIXELS // max(self._hw[0] * self._hw[1], self._model.side**2))
+        floor = self._settings.pred_iou_thresh if self._settings.pred_iou_thresh > 0 else None
+        for out in decoder.ask(asked, floor=floor, chunk=decoder.near if windowed else len(asked)):
+            of_each = points[out.point.cpu().numpy()]
+            if windowed:
+                yield self.in_boxes(out.logits, out.iou, of_each)
+                continue
+            for start in range(0, len(of_each), step):
+                part = slice(start, start + step)
+                yield self.in_frames(out.logits[part], out.iou[part], of_each[part])
 
+    def in_boxes(self, logits: Tensor, iou: Tensor, points: NDArray[np.float64]) -> Candidates:
+        """The stable ones of `[N, L, L]` that are not the whole image, each looked at in its box: best on a CPU."""
+        kept, cuts = list[int](), list[Cut]()
+        threshold, offset = self._model.sam.mask_threshold, self._settings.stability_offset
+        for number, plane in enumerate(logits):
+            cut = self._enlarger.cut(plane, at=threshold, offset=offset)
+            stable = self._settings.stability_thresh <= 0 or cut.stability >= self._settings.stability_thresh
+            if stable and cut.above[1] < self._largest:
+                kept.append(number)
+                cuts.append(cut)
+        return Candidates(
+            iou=iou[kept],
+            stability=torch.tensor([cut.stability for cut in cuts]),
+            box=torch.tensor([cut.box for cut in cuts], dtype=torch.int64).reshape(-1, 4),
+            area=torch.tensor([cut.above[1] for cut in cuts], dtype=torch.int64),
+            point=points[kept],
+            logits=logits[kept].clamp(-HALF_LIMIT, HALF_LIMIT).half(),
+            rle=[cut.rle(self._hw) for cut in cuts],
+        )
 
-def _full_size(
-    model: Segmenter,
-    logits: Tensor,
-    iou: Tensor,
-    points: NDArray[np.float64],
-    *,
-    hw: tuple[int, int],
-    settings: GeneratorSettings,
-) -> _Candidates:
-    """Upsample `[N, L, L]` logits to the original size; keep the stable masks that are not the whole image."""
-    full = logits_to_image(logits[:, None], resized=resized_hw(*hw, model.side), hw=hw, side=model.side)[:, 0]
-    threshold = model.sam.mask_threshold
-    stability = calculate_stability_score(full, threshold, settings.stability_offset)
-    masks = full > threshold
-    area = masks.flatten(1).sum(1)
-    good = area < settings.max_area_share * hw[0] * hw[1]
-    if settings.stability_thresh > 0:
-        good &= stability >= settings.stability_thresh
-    masks = masks[good]
-    return _Candidates(
-        iou=iou[good],
-        stability=stability[good],
-        box=mask_to_box(masks),
-        area=area[good],
-        point=points[good.cpu().numpy()],
-        logits=logits[good].clamp(-HALF_LIMIT, HALF_LIMIT).half().cpu(),
-        rle=_encode(masks),
-    )
+    def in_frames(self, logits: Tensor, iou: Tensor, points: NDArray[np.float64]) -> Candidates:
+        """The same, all at the original size at once: best elsewhere."""
+        resized = resized_hw(*self._hw, self._model.side)
+        full = logits_to_image(logits[:, None], resized=resized, hw=self._hw, side=self._model.side)[:, 0]
+        threshold = self._model.sam.mask_threshold
+        stability = calculate_stability_score(full, threshold, self._settings.stability_offset)
+        masks = full > threshold
+        area = masks.flatten(1).sum(1)
+        good = area < self._largest
+        if self._settings.stability_thresh > 0:
+            good &= stability >= self._settings.stability_thresh
+        masks = masks[good]
+        return Candidates(
+            iou=iou[good],
+            stability=stability[good],
+            box=mask_to_box(masks),
+            area=area[good],
+            point=points[good.cpu().numpy()],
+            logits=logits[good].clamp(-HALF_LIMIT, HALF_LIMIT).half().cpu(),
+            rle=_encode(masks),
+        )
 
 
 def _encode(masks: Tensor) -> list[str]:
@@ -191,7 +174,7 @@ def _encode(masks: Tensor) -> list[str]:
     return [str(code["counts"], "ascii") for code in coco.encode(planes.transpose(2, 1, 0))]
 
 
-def _choose(found: list[_Candidates], *, hw: tuple[int, int], settings: GeneratorSettings) -> list[GeneratedMask]:
+def _choose(found: list[Candidates], *, hw: tuple[int, int], settings: GeneratorSettings) -> list[GeneratedMask]:
     """Box NMS over all candidates, best predicted IoU first, then the smallest masks go."""
     iou, box = torch.cat([part.iou for part in found]), torch.cat([part.box for part in found])
     kept = batched_nms(box.float(), iou, torch.zeros(len(box), device=box.device), settings.box_nms_thresh).cpu()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sum.data.images import LIMIT, frame_sizes, read_image
+from sum.data.images import frame_sizes, read_image
 from sum.errors import DataError
+from sum.limits import PILLOW_LIMIT
 
 RED, GREY = (200, 30, 40), 130
 
@@ -148,4 +149,4 @@ def test_a_limit_above_pillows_is_one_file_s_own(tmp_path: Path) -> None:
     with Path(path).open("rb") as file:
         data = file.read()
     assert frame_sizes(data, name=path, max_pixels=side * side) == ((side, side), (side, side))
-    assert Image.MAX_IMAGE_PIXELS == before == LIMIT
+    assert Image.MAX_IMAGE_PIXELS == before == PILLOW_LIMIT

@@ -18,7 +18,7 @@ from sum.core.geometry import resized_hw
 from sum.models import generator
 from sum.models.backbones import build_tiny
 from sum.models.enlarge import Cut, Enlarger
-from sum.models.generator import GeneratedMask, GeneratorSettings, area_at_paper_side, generate
+from sum.models.generator import GeneratedMask, GeneratorSettings, Sieve, area_at_paper_side, generate
 from sum.models.point_decoder import Outputs, PointDecoder
 from sum.models.segmenter import Prediction, Prompts, Segmenter
 
@@ -218,8 +218,8 @@ def test_both_ways_of_enlarging_give_the_same_candidates(noisy: Segmenter, hw: t
     logits += torch.linspace(-4, 4, 20)[:, None, None]
     iou, points = torch.arange(20.0), np.arange(40.0).reshape(20, 2)
     settings = replace(EVERYTHING, stability_thresh=0.2, stability_offset=0.3, max_area_share=0.6)
-    ours = generator._where_they_are(noisy, logits, iou, points, hw=hw, settings=settings)
-    dense = generator._full_size(noisy, logits, iou, points, hw=hw, settings=settings)
+    sieve = Sieve(noisy, hw=hw, settings=settings)
+    ours, dense = sieve.in_boxes(logits, iou, points), sieve.in_frames(logits, iou, points)
     assert 0 < len(ours.rle) < 20
     assert ours.rle == dense.rle
     assert np.array_equal(ours.point, dense.point)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything import SamPredictor
 from torch import nn
 
@@ -49,7 +50,7 @@ def table(answers: list[Answer]) -> dict[tuple[int, int, str], tuple[float, floa
 
 def test_equal_to_a_plain_loop_over_sam_predictor(tiny: Segmenter) -> None:
     image, truths = picture(), shapes(4)
-    frame, inner = to_square(image, side=tiny.side)
+    frame, inner = to_square(Image.fromarray(image), side=tiny.side)
     found = table(list(play(tiny, encode_frame(tiny, frame, inner), truths, task=0, protocol=Protocol(rounds=4))))
     predictor = SamPredictor(tiny.sam)
     predictor.set_image(image)
@@ -81,7 +82,7 @@ def predictor_loop(
 
 def test_batches_and_order_do_not_matter(tiny: Segmenter) -> None:
     truths = shapes(5)
-    frame, inner = to_square(picture(), side=tiny.side)
+    frame, inner = to_square(Image.fromarray(picture()), side=tiny.side)
     embedding = encode_frame(tiny, frame, inner)
     want = table(list(play(tiny, embedding, truths, task=2, protocol=Protocol(rounds=3))))
     order = [3, 0, 4, 1, 2]
@@ -95,7 +96,7 @@ def test_batches_and_order_do_not_matter(tiny: Segmenter) -> None:
 
 def test_the_task_changes_the_first_round(tiny: Segmenter) -> None:
     truths = shapes(3)
-    frame, inner = to_square(picture(), side=tiny.side)
+    frame, inner = to_square(Image.fromarray(picture()), side=tiny.side)
     embedding = encode_frame(tiny, frame, inner)
     plain, asked = (
         table(list(play(tiny, embedding, truths, task=task, protocol=Protocol(rounds=1)))) for task in (0, 3)
@@ -105,7 +106,7 @@ def test_the_task_changes_the_first_round(tiny: Segmenter) -> None:
 
 def test_doubts_are_how_far_refinement_moved_each_answer(tiny: Segmenter) -> None:
     truths = shapes(5)
-    frame, inner = to_square(picture(), side=tiny.side)
+    frame, inner = to_square(Image.fromarray(picture()), side=tiny.side)
     embedding = encode_frame(tiny, frame, inner)
     answers = [a for a in play(tiny, embedding, truths, task=0, protocol=Protocol(rounds=1)) if a.output == "oracle"]
     refiner = Refiner(tiny).eval()
