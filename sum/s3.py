@@ -68,11 +68,11 @@ def exists(uri: str) -> bool:
     """Whether there is this object or any object below the prefix."""
     bucket, key = split(uri)
     below = f"{key}/" if key else ""  # without the '/', a page may be full of `key-more/...`
-    page = _tried(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1))
+    page = ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1))
     if page.get("Contents") or not key:
         return bool(page.get("Contents"))
     try:
-        _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+        ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
     except NotFound:
         return False
     return True
@@ -85,7 +85,7 @@ def list_keys(uri: str) -> list[str]:
     names, more = list[str](), dict[str, str]()
     while True:
         request = functools.partial(_list_page, bucket=bucket, prefix=prefix, more=more)
-        page = _tried(uri, request)
+        page = ask(uri, request)
         names += [item["Key"].removeprefix(prefix) for item in page.get("Contents", ()) if item["Key"][-1] != "/"]
         if not page.get("IsTruncated"):
             break
@@ -99,9 +99,9 @@ def look_up(uri: str) -> Head:
     """ETag and size of an object. Raises NotFound without it."""
     bucket, key = split(uri)
     try:
-        return _head(uri, _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key)))
+        return _head(uri, ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key)))
     except NotFound:
-        _tried(uri, lambda client: client.list_objects_v2(Bucket=bucket, MaxKeys=1))  # a HEAD cannot say: the bucket?
+        ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, MaxKeys=1))  # a HEAD cannot say: the bucket?
         raise
 
 
@@ -111,7 +111,7 @@ def part_size(uri: str, head: Head) -> int:
     count = head.etag.strip('"').rpartition("-")[2]
     if head.md5 or "-" not in head.etag or not count.isdigit() or not int(count):
         return 0
-    answer = _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key, PartNumber=1))
+    answer = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key, PartNumber=1))
     size = int(answer["ContentLength"])
     return size if size and -(-head.size // size) == int(count) else 0
 
@@ -147,7 +147,7 @@ def get(
         _verify(uri, head, data, span=span)
         return Reply(head, data)
 
-    return _tried(uri, request)
+    return ask(uri, request)
 
 
 def attempts() -> int:
@@ -182,7 +182,7 @@ def _verify(uri: str, head: Head, data: bytes, *, span: tuple[int, int] | None) 
         raise _MayPass(f"{uri}: the bytes are not those of the checksum {head.etag}.")
 
 
-def _tried(uri: str, request: Callable[[Any], T]) -> T:
+def ask(uri: str, request: Callable[[Any], T]) -> T:
     """`request(client)`, again while it may pass, AWS_MAX_ATTEMPTS times in all."""
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -261,7 +261,7 @@ def _refusal(uri: str, error: Any) -> StorageError:
     if status == 404:
         by_name = code in _KNOWN_404 or error.operation_name == "HeadObject"  # which has no body to name a code
         return NotFound(f"{uri} does not exist.") if by_name else StorageError(_no_s3(uri, "404 without a reason"))
-    if status == 412:
+    if status == 412 or code == "ConditionalRequestConflict":
         return ObjectChanged(f"{uri} was changed while it was read. Run the same command again.")
     if code in _EXPIRED:
         return StorageError(f"{uri}: the credentials have expired ({code}). Get new ones: {_KEYS}, AWS_SESSION_TOKEN.")

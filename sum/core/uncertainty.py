@@ -30,6 +30,7 @@ def none(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
 
 
 UNCERTAINTY: dict[str, UncertaintyMethod] = {"refinement": refinement, "confidence": confidence, "none": none}
+OF_SAM_ALONE = frozenset({"none", "confidence"})  # do not look at the refined logits
 
 
 def to_codes(values: Tensor) -> Tensor:
@@ -40,3 +41,12 @@ def to_codes(values: Tensor) -> Tensor:
 def from_codes(codes: Tensor) -> Tensor:
     """The inverse of `to_codes`, within 1/510. uint8 of any shape -> float32, 0..1."""
     return codes.float() / 255
+
+
+def logits_of(codes: Tensor) -> Tensor:
+    """Logits of stored probabilities: what the refinement module is asked with, in training and in labelling.
+
+    uint8 of any shape -> float32. Codes 0 and 255 stand for all that round to them; they become the logits of 1/1020
+    and 1019/1020, about -6.9 and 6.9.
+    """
+    return torch.logit(from_codes(codes), eps=0.25 / 255)
