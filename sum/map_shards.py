@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sum.data.labels import Codes, PseudoMask
 from sum.data.records import ImageRecord
-from sum.data.shards import UNCERTAINTY, ShardInfo, ShardWriter, write_shard
+from sum.data.shards import PENDING, UNCERTAINTY, ShardInfo, ShardWriter, write_shard
 from sum.labelling import MapMaker
 from sum.shares import Share
 
@@ -44,7 +44,7 @@ class MapShards:
     @contextmanager
     def beside(self, labels: ShardWriter, *, name: str) -> Iterator[AddMaps]:
         """The same while the labels are being made; name: of their file. Shown to others when complete."""
-        pending, info = self.share.folder / f"pending-{name}", labels.info
+        pending, info = self.share.folder / f"{PENDING}{name}", labels.info
         with write_shard(pending, kind=UNCERTAINTY, side=info.side, shards=info.shards) as shard:
             yield self._adder(shard)
             shard.about(labels.info)

@@ -39,7 +39,7 @@ class FolderShare:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.claims: Claims = FolderClaims(folder / ".claims")
+        self.claims: Claims = FolderClaims(folder / "claims")
 
     def refresh(self) -> None:
         """A folder is always as it is."""

@@ -30,6 +30,7 @@ INDEX = b"sum"  # key of the index among the metadata of the last batch
 LABELS, UNCERTAINTY = "pseudo_label", "uncertainty"  # what a shard holds, which is also the stage that writes it
 SUMMARY = "summary.json"
 PATTERN = "shard-*.arrow"
+PENDING = "pending-"  # begins the name of a work file that is not yet under its own
 PLACE: Mapping[str, pa.DataType] = {name: pa.uint16() for name in ("left", "top", "width", "height")}
 
 
@@ -220,6 +221,9 @@ def publish(work: Mapping[str, Path], out: Path, *, summary: Mapping[str, object
         for name, path in work.items():
             _link(path, folder / name)
         write_json(folder / SUMMARY, summary)
+    for place in {path.parent for path in work.values()}:
+        for left in (*place.glob(".*.partial"), *place.glob(f"{PENDING}*")):  # of killed runs
+            left.unlink(missing_ok=True)
 
 
 def damaged(path: Path, kind: str, why: object) -> DataError:

@@ -107,7 +107,7 @@ def test_certainty_of_the_batch_is_one_minus_the_map(project: Path) -> None:
         if plain:
             assert image.min() == 1
         else:  # L is 64 here, so nothing is enlarged: the set of maps is the store's
-            wanted = 1 - with_maps.uncertainty(manifest.images[0].image_id)[:, :height, :width]
+            wanted = 1 - with_maps.uncertainty(manifest.images[0].image_id)[:, :height, :width] / 255
             assert image.numpy().sum() == pytest.approx(wanted.sum(), rel=1e-5)
             assert image.min() < 0.9
 
