@@ -34,7 +34,9 @@ def open_shards(names: Sequence[str], *, share: Share, is_done: Callable[[str, P
             with share.claims.take(name) as mine:
                 if not mine:
                     left.append(name)
-                elif not _done(name, share, is_done):  # somebody was faster
+                    continue
+                share.refresh()
+                if not _done(name, share, is_done):  # somebody may have been faster
                     yield name
                     share.show(name)
         if left and rank:

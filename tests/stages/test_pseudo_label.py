@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,7 @@ import pytest
 
 from sum.data.images import read_image
 from sum.data.labels import LabelStore
-from sum.data.records import decode_mask, write_manifest
+from sum.data.records import decode_mask, read_manifest, write_manifest
 from sum.data.shards import LABELS, read_info
 from sum.errors import CheckpointError, DataError, MissingInput, ValidationFailed
 from sum.labelling import label
@@ -188,3 +189,29 @@ def test_data_that_broke_an_expectation_are_not_used(project: Path, stage: Modul
     with pytest.raises(ValidationFailed, match="`dvc repro validate`"):
         stage.run(configure(project))
     assert not Path("work").exists()
+
+
+def test_a_new_image_changes_only_the_shard_it_falls_into(project: Path) -> None:
+    pseudo_label.run(configure(project))
+    before = contents(OUT)
+    images = read_manifest(Path("data/manifest"), reader="test").images
+    moved = next(image for image in images if image.image_id == "u/3")
+    write_manifest(Path("data/manifest"), [*images, replace(moved, image_id="v/3")], [])
+    (work,) = Path("work/pseudo_label").iterdir()
+    old = {path.name for path in work.glob("*.arrow")}
+    pseudo_label.run(configure(project))
+    after = contents(OUT)
+    assert [name for name in before if before[name] != after[name]] == ["shard-00003.arrow", "summary.json"]
+    assert len({path.name for path in work.glob("*.arrow")} - old) == 1
+
+
+def test_a_bad_photo_may_fail_the_stage_without_losing_the_rest(project: Path) -> None:
+    Path(record(3).path).unlink()
+    with pytest.raises(DataError, match=r"1 of 5 unlabelled images cannot be read.*on_bad to skip.*\n.*u/3\.png"):
+        pseudo_label.run(configure(project, pseudo_label={"on_bad": "fail"}))
+    assert not OUT.exists()
+    (work,) = Path("work/pseudo_label").iterdir()
+    inodes = {path.name: path.stat().st_ino for path in work.glob("*.arrow")}
+    pseudo_label.run(configure(project, pseudo_label={"on_bad": "skip"}))
+    assert {path.name: path.stat().st_ino for path in work.glob("*.arrow")} == inodes
+    assert summary()["images_unreadable"] == 1

@@ -19,6 +19,7 @@ from sum.errors import CheckpointError, ConfigError, DataError, MissingInput
 from sum.models.checkpoint import fingerprint, load_segmenter
 from sum.models.generator import area_at_paper_side
 from sum.models.refiner import Refiner, load_refiner, save_refiner
+from sum.models.segmenter import Segmenter as SegmenterType
 from sum.stages import pseudo_label, uncertainty
 from tests.stages.label_world import SIZES, WEIGHTS, configure, contents, make_project, record
 
@@ -260,3 +261,31 @@ def test_weights_that_are_no_refiner_are_refused(project: Path) -> None:
 def test_an_unknown_method_is_answered_with_the_known_ones(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown 'refinment'\. Did you mean 'refinement'"):
         uncertainty.run(configure(project, uncertainty={"method": "refinment"}))
+
+
+def test_maps_made_while_labelling_are_the_stage_s_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the refiner at hand the labelling pass makes the maps, and the encoder runs once an image in all."""
+    uncertainty.run(configure(project))
+    alone = contents(OUT)
+    shutil.rmtree("work", ignore_errors=True)
+    shutil.rmtree(OUT)
+    encoded, real = [], SegmenterType.encode
+
+    def counted(*arguments: object) -> object:
+        encoded.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(SegmenterType, "encode", counted)
+    labels = contents(LABELS)
+    pseudo_label.run(configure(project))
+    assert contents(LABELS) == labels
+    uncertainty.run(configure(project))
+    assert len(encoded) == len(SIZES)
+    assert contents(OUT) == alone
+
+
+def test_a_refiner_of_other_weights_makes_no_maps_in_passing(project: Path) -> None:
+    refiner = load_refiner(REFINER, base=load_segmenter(WEIGHTS, backbone="tiny"), origin=fingerprint(WEIGHTS))
+    save_refiner(REFINER, refiner, origin="0" * 64, about={})
+    pseudo_label.run(configure(project))
+    assert not Path("work/uncertainty").exists()
