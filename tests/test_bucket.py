@@ -25,7 +25,7 @@ from sum.data.archives import list_members
 from sum.data.layouts import LAYOUTS
 from sum.data.selection import Selection, run_jobs
 from sum.data.sources import Problem, Sample, Source
-from sum.errors import DataError, NotFound, StorageError
+from sum.errors import DataError, NotFound, Refused, StorageError
 from sum.storage import exists, fetch, list_files, read_bytes, size_of
 from tests.fault_server import FAULTS, FaultServer, fault_server
 
@@ -370,6 +370,7 @@ def test_what_cannot_pass_is_one_error_at_once(proxy: FaultServer, status: int, 
             continue
         with pytest.raises(StorageError, match=want) as caught:
             call("s3://photos/a.jpg")
+        assert isinstance(caught.value, Refused)
         assert not isinstance(caught.value, NotFound)
         assert proxy.gets == number + 1
 
