@@ -155,6 +155,18 @@ def yolo(root: Path, text: str, **options: Any) -> list[Item]:
     return read("yolo", source(root, annotations="data.yaml", **options))
 
 
+def test_yolo_merge_keys_are_refused_before_they_multiply(tmp_path: Path) -> None:
+    """A billion laughs: ten copies of ten copies, 10^9 pairs from 600 bytes; the limit is the everyday timeout."""
+    levels = ["x0: &a0 {0: thing, 1: other}"]
+    levels += [f"x{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 10)]
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("\n".join((*levels, "names: *a9")))
+    with pytest.raises(DataError, match=r"data\.yaml: line 2: a merge key \(<<\) .* write the names out"):
+        read("yolo", source(tmp_path, annotations="data.yaml"))
+    (tmp_path / "data.yaml").write_text("x: &a thing\nnames: [*a, *a]\n")  # an alias is no merge
+    assert samples(read("yolo", source(tmp_path, annotations="data.yaml")))[0].masks[0].category == "thing"
+
+
 @pytest.mark.parametrize("names", ["[*d]", "{0: *d}", "[[thing]]", "[thing, null]"])
 def test_yolo_names_are_names(names: str, tmp_path: Path) -> None:
     """Aliases of aliases: a list of 11,000 names in 100 bytes, ten times more a level."""
