@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sum.downloads import drop, locked
-from sum.errors import StorageError
+from sum.errors import Refused
 from sum.files import disk_errors, sha256_file
 
 BLOCK = 4096  # bytes that a small file takes on the disk
@@ -95,7 +95,7 @@ class Cache:
         """Make room for `size` more bytes. Raises StorageError when the limit is below that."""
         need = size + BLOCK  # the name's file
         if need > self.limit:
-            raise StorageError(f"{self.folder}: {size} bytes do not fit into SUM_CACHE_GB={self.limit / 1e9:g}.")
+            raise Refused(f"{self.folder}: {size} bytes do not fit into SUM_CACHE_GB={self.limit / 1e9:g}.")
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "size").open("a+") as file:
@@ -176,5 +176,5 @@ def the_cache() -> Cache:
     except ValueError:
         limit = math.nan
     if not 0 <= limit < math.inf:
-        raise StorageError(f"SUM_CACHE_GB is '{text}'; wanted a number of gigabytes, 0 for no cache.")
+        raise Refused(f"SUM_CACHE_GB is '{text}'; wanted a number of gigabytes, 0 for no cache.")
     return Cache(Path(os.environ.get("SUM_CACHE") or "work/cache"), int(limit * 1e9))

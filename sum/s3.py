@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sum.errors import NotFound, StorageError
+from sum.errors import NotFound, Refused, StorageError
 
 T = TypeVar("T")
 S3 = "s3://"
@@ -60,7 +60,7 @@ def split(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` -> bucket, key. Raises StorageError without a bucket."""
     bucket, _, key = uri.removeprefix(S3).partition("/")
     if not bucket:
-        raise StorageError(f"'{uri}' names no bucket; wanted s3://BUCKET/KEY.")
+        raise Refused(f"'{uri}' names no bucket; wanted s3://BUCKET/KEY.")
     return bucket, key.rstrip("/")
 
 
@@ -154,7 +154,7 @@ def attempts() -> int:
     """How often a read is tried in all: AWS_MAX_ATTEMPTS."""
     text = os.environ.get("AWS_MAX_ATTEMPTS", "5")
     if not text.isdigit() or int(text) < 1:
-        raise StorageError(f"AWS_MAX_ATTEMPTS is '{text}'; wanted a whole number of at least 1.")
+        raise Refused(f"AWS_MAX_ATTEMPTS is '{text}'; wanted a whole number of at least 1.")
     return int(text)
 
 
@@ -165,7 +165,7 @@ def _list_page(client: Any, *, bucket: str, prefix: str, more: dict[str, str]) -
 def _head(uri: str, answer: Any) -> Head:
     etag = answer.get("ETag", "")
     if not etag:
-        raise StorageError(_no_s3(uri, "an answer without ETag"))
+        raise Refused(_no_s3(uri, "an answer without ETag"))
     sealed = "kms" in str(answer.get("ServerSideEncryption", "")) or "SSECustomerAlgorithm" in answer
     plain = etag.strip('"').lower()
     is_md5 = len(plain) == 32 and not plain.strip("0123456789abcdef") and not sealed
@@ -246,7 +246,7 @@ def _s3_errors(uri: str) -> Iterator[None]:
     except _client_error() as error:
         raise _refusal(uri, error) from error
     except ResponseParserError as error:
-        raise StorageError(_no_s3(uri, "an answer that is no S3 answer")) from error
+        raise Refused(_no_s3(uri, "an answer that is no S3 answer")) from error
     except (Boto3Error, BotoCoreError, ValueError) as error:
         raise _no_answer(uri, error) from error
 
@@ -255,21 +255,21 @@ def _refusal(uri: str, error: Any) -> StorageError:
     """The server answered, and not with the bytes."""
     code, status = str(error.response["Error"].get("Code")), error.response["ResponseMetadata"].get("HTTPStatusCode")
     if code == "NoSuchBucket":
-        return StorageError(
+        return Refused(
             f"{uri}: no bucket '{split(uri)[0]}' at {_server()}. Make it, or mend the address or AWS_ENDPOINT_URL_S3."
         )
     if status == 404:
         by_name = code in _KNOWN_404 or error.operation_name == "HeadObject"  # which has no body to name a code
-        return NotFound(f"{uri} does not exist.") if by_name else StorageError(_no_s3(uri, "404 without a reason"))
+        return NotFound(f"{uri} does not exist.") if by_name else Refused(_no_s3(uri, "404 without a reason"))
     if status == 412 or code == "ConditionalRequestConflict":
         return ObjectChanged(f"{uri} was changed while it was read. Run the same command again.")
     if code in _EXPIRED:
-        return StorageError(f"{uri}: the credentials have expired ({code}). Get new ones: {_KEYS}, AWS_SESSION_TOKEN.")
+        return Refused(f"{uri}: the credentials have expired ({code}). Get new ones: {_KEYS}, AWS_SESSION_TOKEN.")
     if status in (401, 403):
-        return StorageError(f"{uri}: access denied ({code}). Check {_KEYS} and the rights on the bucket.")
+        return Refused(f"{uri}: access denied ({code}). Check {_KEYS} and the rights on the bucket.")
     text = f"{uri}: the S3 server answered {status} {code}: {error.response['Error'].get('Message')}"
     passing = code in _PASSING or status in (408, 429, 500, 502, 503, 504)
-    return _MayPass(text) if passing else StorageError(text)
+    return _MayPass(text) if passing else Refused(text)
 
 
 def _no_answer(uri: str, error: Exception) -> StorageError:
@@ -277,9 +277,7 @@ def _no_answer(uri: str, error: Exception) -> StorageError:
     from botocore import exceptions as known
 
     if isinstance(error, known.NoCredentialsError | known.PartialCredentialsError):
-        return StorageError(
-            f"{uri}: no S3 credentials. Set {_KEYS} (and AWS_ENDPOINT_URL_S3 for a server that is not AWS)."
-        )
+        return Refused(f"{uri}: no S3 credentials. Set {_KEYS} (and AWS_ENDPOINT_URL_S3 for a server that is not AWS).")
     if isinstance(error, known.IncompleteReadError | known.FlexibleChecksumError | known.ResponseStreamingError):
         return _MayPass(f"{uri}: the bytes did not arrive whole ({error}).")
     if isinstance(error, known.HTTPClientError | known.ConnectionError):
@@ -287,7 +285,8 @@ def _no_answer(uri: str, error: Exception) -> StorageError:
         nobody = isinstance(error, known.EndpointConnectionError | known.SSLError | known.ProxyConnectionError)
         return StorageError(text) if nobody and _endpoint() not in _answered else _MayPass(text)
     hint = " Mend AWS_ENDPOINT_URL_S3." if "endpoint" in str(error).lower() else ""
-    return StorageError(f"{uri}: {error}.{hint}")
+    lasting = isinstance(error, ValueError | known.ParamValidationError | known.NoRegionError | known.ProfileNotFound)
+    return (Refused if lasting else StorageError)(f"{uri}: {error}.{hint}")
 
 
 def _no_s3(uri: str, found: str) -> str:
