@@ -32,7 +32,8 @@ from sum.s3 import S3
 
 __all__ = (
     "S3", "NotFound", "exists", "fetch", "join", "list_files", "member_address", "member_name", "open_seekable",
-    "read_bytes", "replace_file", "replace_folder", "sha256_file", "size_of", "write_atomic", "write_json",
+    "open_whole", "read_bytes", "replace_file", "replace_folder", "sha256_file", "size_of", "write_atomic",
+    "write_json",
 )  # fmt: skip
 
 _MEMBER = re.compile(
@@ -132,6 +133,22 @@ def open_seekable(uri: str) -> BinaryIO:
         return Path(uri).open("rb")
 
 
+def open_whole(uri: str) -> BinaryIO:
+    """A file, object or member for reading once from its begin; of a large object, the checked copy in the cache.
+
+    In memory is only what is no larger than a part of a download, or has no place in the cache.
+    """
+    file, span = _place(uri)
+    if not span and not file.startswith(S3):
+        return open_seekable(file)
+    head = None if span else s3.look_up(file)
+    if head and head.size > PART:
+        copy = _large_copy(uri, the_cache(), head)
+        if copy is not None:
+            return copy
+    return io.BytesIO(read_bytes(uri))
+
+
 class _Ranged(io.RawIOBase):
     """An object, read by ranged requests of one version."""
 
@@ -219,22 +236,31 @@ def _twice(file: str, head: s3.Head, body: bytes, *, span: tuple[int, int]) -> b
 
 def _read_large(uri: str, cache: Cache, head: s3.Head) -> bytes:
     """An object of many parts, by way of the cache, or at once when that is too small for it."""
+    copy = _large_copy(uri, cache, head)
+    if copy is None:
+        return _body(s3.get(uri))
+    with copy:
+        return copy.read()
+
+
+def _large_copy(uri: str, cache: Cache, head: s3.Head) -> BinaryIO | None:
+    """The copy of an object of many parts, opened: it may leave the cache meanwhile; None: that is too small for it."""
     for _ in range(s3.attempts()):
         if head.size * 2 > cache.limit:
-            return _body(s3.get(uri))
+            return None
         parts = cache.parts(version_of(uri, head))
         try:
             with locked(parts):
                 known = cache.known(uri)
                 same = known is not None and known.etag == head.etag  # another process was faster
-                data = cache.load(known.sha256) if known and same else None
-                if data is None:
+                copy = cache.open(known.sha256) if known and same else None
+                if copy is None:
                     cache.reserve(head.size)
                     path = download(uri, head, parts)
-                    data = path.read_bytes()
+                    copy = path.open("rb")
                     cache.keep_file(uri, head.etag, path)
                 drop(parts)
-                return data
+                return copy
         except s3.ObjectChanged:
             head = s3.look_up(uri)
     raise StorageError(f"{uri} changes while it is read. Wait until it is written, then run the same command again.")

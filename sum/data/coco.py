@@ -78,9 +78,9 @@ def _jobs(of: _Set) -> Iterator[Job]:
 def _findings(file: CocoFile) -> Iterator[Job]:
     """What is to be told about the file as a whole."""
     known = {entry["id"] for entry in file.images}
-    for key, rows in file.annotations.items():
+    for key, count in file.counts():
         if key not in known:
-            reason = f"{len(rows)} annotation(s) are of image id {key!r}, which 'images' lacks"
+            reason = f"{count} annotation(s) are of image id {key!r}, which 'images' lacks"
             yield told(Problem(file.path, reason, _MEND))
     for _ in range(file.twice):
         yield told(Note(TWICE, file.path))
@@ -89,9 +89,10 @@ def _findings(file: CocoFile) -> Iterator[Job]:
 def _image(of: _Set, entry: dict[str, Any]) -> list[Item]:
     """Read one photo and turn its annotations into masks."""
     source, name = of.source, entry["file_name"]
-    rows, found = of.file.annotations.get(entry["id"], []), of.photos[name]
+    found = of.photos[name]
     if found is None and source.only_found:
         return [Note(ELSEWHERE, name)]
+    rows = of.file.annotations(entry["id"])
     if not rows:
         return [Note(BARE, name)]
     if not isinstance(found, Found):

@@ -271,8 +271,8 @@ def test_what_no_mask_needs_is_not_kept(tmp_path: Path) -> None:
     write_json(tmp_path, images=[entry(0, "a.jpg", license=3, url="x")], annotations=[row], info={"a": 1})
     file = read_coco(f"{tmp_path}/annotations.json", max_mb=1, flags=["remove"])
     assert file.images == [entry(0, "a.jpg")]
-    assert set(file.annotations[0][0]) == {"id", "image_id", "category_id", "segmentation", "remove"}
-    assert file.annotations[0][0]["segmentation"][0].tolist() == [1.5, 1, 5, 1, 5, 4.25]
+    assert set(file.annotations(0)[0]) == {"id", "image_id", "category_id", "segmentation", "remove"}
+    assert file.annotations(0)[0]["segmentation"][0].tolist() == [1.5, 1, 5, 1, 5, 4.25]
 
 
 def test_two_categories_of_one_id_and_a_key_twice_are_refused(tmp_path: Path) -> None:
