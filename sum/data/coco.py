@@ -46,6 +46,7 @@ class _Set:
     place: Place
     file: CocoFile
     photos: dict[str, Found | str | None]
+    refused: list[Problem]  # archives and members of them
 
 
 def coco_layout(source: Source) -> list[Job]:
@@ -59,11 +60,11 @@ def coco_layout(source: Source) -> list[Job]:
     for place in places(source):
         file = read_coco(place.annotations, max_mb=source.max_json_mb, flags=source.drop_flags)
         names = list(dict.fromkeys(entry["file_name"] for entry in file.images))
-        sets.append(_Set(source, place, file, find_photos(source, place, names)))
+        sets.append(_Set(source, place, file, *find_photos(source, place, names)))
     known = [category for of in sets for category in of.file.categories.values()]
     require_known(source, "categories", source.categories, (category.name for category in known))
     require_known(source, "supercategories", source.supercategories, (category.group for category in known))
-    return [job for of in sets for job in (*_jobs(of), *_findings(of.file))]
+    return [job for of in sets for job in (*_jobs(of), *_findings(of.file), *map(told, of.refused))]
 
 
 def _jobs(of: _Set) -> Iterator[Job]:

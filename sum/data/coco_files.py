@@ -15,6 +15,7 @@ from sum.data.spools import Repeats, Spool
 _TREE = {"images", "annotations", "categories"}
 _IMAGE = {"id", "file_name", "coco_url", "height", "width"}
 _ANNOTATION = {"id", "image_id", "category_id", "segmentation"}
+_HEADS = _TREE | _IMAGE | {"image_id", "name", "supercategory"}
 _REST = {"name", "supercategory", "size", "counts"}
 KEPT = _TREE | _IMAGE | _ANNOTATION | _REST
 
@@ -53,11 +54,16 @@ def read_coco(path: str, *, max_mb: int, flags: Collection[str] = ()) -> CocoFil
 
     Raises BadDocument when it is not JSON or not COCO, NotFound without it.
     """
-    kept = {key: key for key in (*KEPT, *flags)}
+    kept = KEPT | set(flags)
+    heads = {key: key for key in _HEADS}
+
+    def head(tree: dict[str, Any]) -> dict[str, Any]:
+        """What is looked at before an image is read; a key is one text, however many objects have it."""
+        return {heads[key]: value for key, value in tree.items() if key in heads}
 
     def shrink(tree: dict[str, Any]) -> dict[str, Any]:
-        """What is used of one object of the file; a key is one text, however many objects have it."""
-        small = {kept[key]: value for key, value in tree.items() if key in kept}
+        """What is used of one object of an annotation."""
+        small = {key: value for key, value in tree.items() if key in kept}
         pack(small)
         return small
 
@@ -70,7 +76,7 @@ def read_coco(path: str, *, max_mb: int, flags: Collection[str] = ()) -> CocoFil
             return rows
         return [element for element, _ in elements] if key in ("images", "categories") else None
 
-    tree = walk_json(path, member, max_mb=max_mb, shrink=shrink)
+    tree = walk_json(path, member, max_mb=max_mb, shrink=head)
     images = _images(tree, path=path)
     if not (isinstance(tree.get("annotations"), _Rows) and rows.are_objects):
         raise _no_objects(path, "annotations")

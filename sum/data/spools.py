@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sum.files import disk_errors
+from sum.storage import disk_errors
 
 BUFFER = 2**22  # bytes written at a time; a spool that is no larger has no file
 
