@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sum.downloads import drop, locked
 from sum.errors import Refused
@@ -55,6 +56,21 @@ class Cache:
             return None
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
+        path.unlink(missing_ok=True)
+        return None
+
+    def open(self, sha256: str) -> BinaryIO | None:
+        """The copy of this hash for reading, if it is here and whole; it may be dropped from the cache meanwhile."""
+        path = self._object(sha256)
+        try:
+            file = path.open("rb")
+            os.utime(path)
+        except OSError:
+            return None
+        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            file.seek(0)
+            return file
+        file.close()
         path.unlink(missing_ok=True)
         return None
 
