@@ -82,7 +82,7 @@ class Runs:
 
 def read_runs(codes: Sequence[str]) -> Runs:
     """The runs of N COCO compressed RLE counts, in one walk over all their characters."""
-    texts = [code.encode("ascii", errors="replace") for code in codes]
+    texts = [code.encode(errors="replace") for code in codes]
     sizes = np.array([len(text) for text in texts], dtype=np.int64)
     raw = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(48)  # characters below 48 come out above 200
     good = _are_codes(raw, sizes)
