@@ -43,13 +43,13 @@ def write_rows(model: str, iou: dict[tuple[str, str], float], *, masks: int = 3,
     summary = {"overall": {"iou@1": {"mean": 0.5}}, "task": {"entity": {"iou@1": {"mean": 0.25}}}, "dataset": means}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "protocol.json").write_text(json.dumps({"benchmark": DIGEST}))
-    write_json(Path(f"data/checks/evaluation/{model}.json"), {"success": True})  # as stage check_evaluation does
 
 
 def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> None:
     folder = Path("data/models") / budget
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(content)
+    write_json(Path(f"data/checks/evaluation/{budget}.json"), {"success": True})  # as stage check_evaluation does
     if run_id is not None:
         (folder / "run.json").write_text(json.dumps({"run_id": run_id}))
 
