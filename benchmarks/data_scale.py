@@ -72,7 +72,7 @@ def write(folder: Path, images: int) -> dict[str, object]:
 
 def validate(folder: Path, images: int) -> dict[str, object]:
     """Validate a manifest made before, pages and figures included."""
-    from sum.data.checks import CopyRules, check_manifest
+    from sum.data.manifest_checks import CopyRules, check_manifest
     from sum.data.rules import Limits
     from sum.data.tables import SetFacts
 

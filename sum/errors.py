@@ -63,7 +63,7 @@ class NotFound(Refused):
 
 
 class ValidationFailed(SumError, ValueError):
-    """The data broke an expectation of the validate stage."""
+    """The data broke an expectation of a checking stage."""
 
 
 class TrackingError(SumError, RuntimeError):

@@ -138,6 +138,19 @@ class UncertaintyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckLabelsConfig:
+    """What is asked of pseudo-labels beyond what `pseudo_label` promised."""
+
+    __pydantic_config__ = _STRICT
+    max_predicted_iou: float = 1.5  # above: a warning; SAM's head is not bounded
+    max_share_without_masks: float = 0.5  # of the labelled images of a data set; above: a warning
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_predicted_iou")
+        share(self, "max_share_without_masks")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """The benchmark (Appendix B.3)."""
 
@@ -190,6 +203,7 @@ class Config:
     refine: RefineConfig
     pseudo_label: PseudoLabelConfig
     uncertainty: UncertaintyConfig
+    check_labels: CheckLabelsConfig
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     register: RegisterConfig

@@ -62,7 +62,7 @@ def test_a_changed_budget_runs_only_that_budget(small):
     before = path.read_text()
     small.edit(lambda tree: tree["budgets"]["small"].update(human=["demo_salient", "demo_entity"]))
     try:
-        own = ["finetune@small", "evaluate@small", "register@small"]
+        own = ["finetune@small", "evaluate@small", "check_evaluation@small", "register@small"]
         assert stages_run(small.dvc("repro")) == ["validate", *own, "report"]
     finally:
         path.write_text(before)
@@ -124,6 +124,8 @@ def test_kill_9_then_repro_goes_on_and_gives_the_same(small, stage, out, left):
         ("demo", "data/raw/demo"),
         ("ingest", "data/manifest"),
         ("validate", "data/validation/report.json"),
+        ("check_labels", "data/checks/labels.json"),
+        ("check_evaluation@small", "data/checks/evaluation/small.json"),
         ("register@small", "data/registry/small.json"),
         ("report", "data/report"),
     ],

@@ -8,20 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sum.data.duplicates import Copy, find_copies
-from sum.data.overview import overview
 from sum.data.reports import Outcome, Report, write_index
-from sum.data.rules import COPIED, LIKE, RULES, Limits, Rule
-from sum.data.tables import (
-    BudgetFacts,
-    SetFacts,
-    budget_table,
-    dataset_table,
-    image_table,
-    mark_copies,
-    mask_table,
-)
-from sum.errors import SumError
+from sum.data.rules import Rule
 from sum.storage import replace_folder
 
 if TYPE_CHECKING:
@@ -29,15 +17,6 @@ if TYPE_CHECKING:
 
 SITE = "local"
 SHOWN = 10  # rows of a failed expectation that are named
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyRules:
-    """What a copy of a test image is (sum.data.duplicates.find_copies), and which are declared exceptions."""
-
-    bits: int
-    alike: float
-    allowed: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,42 +29,8 @@ class Suite:
     broken: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_manifest(
-    folder: Path,
-    *,
-    sets: Mapping[str, SetFacts],
-    budgets: Mapping[str, BudgetFacts],
-    limits: Limits,
-    copies: CopyRules,
-    docs: Path,
-) -> Report:
-    """Check the manifest in `folder` and write HTML pages about it, readable without a network, into the folder `docs`.
-
-    sets, budgets: by name. Raises MissingInput and DataError of the manifest's files; a photo that cannot be read again
-    is a failure of the check for copies.
-    """
-    images = image_table(folder)
-    masks = mask_table(folder, images)
-    found, broken = list[Copy](), dict[str, str]()
-    try:
-        found = find_copies(images, bits=copies.bits, alike=copies.alike, allowed=copies.allowed)
-    except SumError as error:
-        broken = dict.fromkeys((COPIED, LIKE), str(error))
-    images = mark_copies(images, found)
-    datasets = dataset_table(images, masks, sets)
-    tables = {
-        "images": (images, ["image_id", "path"]),
-        "masks": (masks, ["mask_id", "source"]),
-        "datasets": (datasets, ["dataset"]),
-        "budgets": (budget_table(datasets, budgets), ["budget", "dataset"]),
-    }
-    suites = {name: Suite(table, keys, RULES[name](limits), broken) for name, (table, keys) in tables.items()}
-    allowed = tuple(copy.text for copy in found if copy.allowed)
-    return run_suites(suites, docs=docs, figures=overview(images, masks), allowed=allowed)
-
-
 def run_suites(
-    suites: Mapping[str, Suite], *, docs: Path, figures: Sequence[str] = (), allowed: tuple[str, ...] = ()
+    suites: Mapping[str, Suite], *, docs: Path, figures: Sequence[str] = (), allowed: tuple[str, ...] | None = None
 ) -> Report:
     """Run the suites and write their pages; figures: SVG for the first page; allowed: declared exceptions found."""
     outcomes = list[Outcome]()

@@ -70,7 +70,7 @@ class Report:
 
     rows: dict[str, int]  # table -> its rows
     outcomes: tuple[Outcome, ...]
-    allowed: tuple[str, ...] = ()  # copies of test images that params.yaml declares to be right
+    allowed: tuple[str, ...] | None = None  # copies of test images that params.yaml declares to be right, where asked
 
     @property
     def failed(self) -> list[Outcome]:
@@ -82,20 +82,26 @@ class Report:
         """What is only listed."""
         return [outcome for outcome in self.outcomes if outcome.state == "warning"]
 
+    def complaint(self, page: Path) -> str:
+        """The failed expectations, each with its rows; page: where they can be read."""
+        head = f"{len(self.failed)} of {len(self.outcomes)} expectations are not met; see {page}"
+        return "\n".join([head, *(outcome.text for outcome in self.failed)])
+
     def as_json(self) -> dict[str, object]:
-        """The same for the same manifest: no times, no machine."""
+        """The same for the same data: no times, no machine."""
         tables: dict[str, Any] = {name: {"rows": rows, "checks": {}} for name, rows in self.rows.items()}
         for outcome in self.outcomes:
             entry: dict[str, object] = {"success": outcome.success, "unexpected": outcome.unexpected}
             if not outcome.success:
                 entry |= {"severity": outcome.severity, "rows": list(outcome.rows), "error": outcome.error}
             tables[outcome.table]["checks"][outcome.rule] = entry
+        copies = {} if self.allowed is None else {"count": len(self.allowed), "rows": list(self.allowed)}
         return {
             "success": not self.failed,
             "failed": len(self.failed),
             "warnings": len(self.warnings),
             "expectations": len(self.outcomes),
-            "allowed_copies": {"count": len(self.allowed), "rows": list(self.allowed)},
+            **({"allowed_copies": copies} if copies else {}),
             "tables": tables,
         }
 
@@ -128,7 +134,7 @@ def write_index(site: Path, report: Report, *, figures: Sequence[str] = ()) -> N
     (site / "index.html").write_text(page, encoding="utf-8")
 
 
-def _allowed(copies: Sequence[str]) -> str:
+def _allowed(copies: Sequence[str] | None) -> str:
     if not copies:
         return ""
     rows = "".join(f"<li>{html.escape(copy)}</li>" for copy in copies)

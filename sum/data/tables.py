@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from sum.data.duplicates import Copy
 from sum.data.records import IMAGES, MASKS, ImageRecord, MaskRecord, read_columns
-from sum.data.runs import run_totals
+from sum.data.runs import run_facts
 
 READER = "validate"
 FEW = ("image_id", "dataset", "task", "split", "category", "source")  # texts of masks that come again and again
 SIZES = ("path", "height", "width")
+RUN_FACTS = {"pixels": "int64", "run_area": "int64", "alternate": "bool"}  # columns: see sum.data.runs.run_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,8 @@ def mark_copies(images: pd.DataFrame, copies: Sequence[Copy]) -> pd.DataFrame:
 def mask_table(folder: Path, images: pd.DataFrame) -> pd.DataFrame:
     """A row a mask, without its pixels; with its image's `height`, `width`, `path` (null without one), `area_share`.
 
-    pixels, run_area: of its run lengths, BAD where they are none; image_pixels: what they must cover.
+    pixels, run_area: of its run lengths, BAD where they are none; image_pixels: what they must cover; alternate: they
+    are lengths of runs off and on in turn, so that the mask is binary and written in the one way there is.
     """
     names = [field.name for field in fields(MaskRecord)]
     table = _frame(_with_totals(read_columns(folder / MASKS, names, reader=READER)), MaskRecord)
@@ -142,9 +144,11 @@ def _with_totals(parts: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for name in FEW:
             place = part.schema.get_field_index(name)
             part = part.set_column(place, name, part.column(name).dictionary_encode())
-        pixels, area = run_totals(part.column("rle").to_pylist())
-        rest = part.select([name for name in part.schema.names if name != "rle"])
-        yield rest.append_column("pixels", pa.array(pixels)).append_column("run_area", pa.array(area))
+        facts = run_facts([code or "" for code in part.column("rle").to_pylist()])
+        part = part.select([name for name in part.schema.names if name != "rle"])
+        for name, column in zip(RUN_FACTS, facts, strict=True):
+            part = part.append_column(name, pa.array(column))
+        yield part
 
 
 def _frame(parts: Iterator[pa.RecordBatch], kind: type) -> pd.DataFrame:
@@ -152,7 +156,7 @@ def _frame(parts: Iterator[pa.RecordBatch], kind: type) -> pd.DataFrame:
     batches = list(parts)
     if not batches:
         text = {field.name: "int64" if field.type == "int" else "str" for field in fields(kind) if field.name != "rle"}
-        extra: dict[str, Any] = {"pixels": "int64", "run_area": "int64"} if kind is MaskRecord else {}
+        extra: dict[str, Any] = RUN_FACTS if kind is MaskRecord else {}
         return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in (text | extra).items()})
     table = pa.Table.from_batches(batches).unify_dictionaries()
     frame: pd.DataFrame = table.to_pandas(self_destruct=True, split_blocks=True)

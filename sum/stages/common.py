@@ -14,8 +14,9 @@ import torch
 from sum.config import Config
 from sum.core.losses import LossWeights
 from sum.core.uncertainty import OF_SAM_ALONE
+from sum.data import verdicts
 from sum.engine import LoopOptions
-from sum.errors import ConfigError, MissingInput, ValidationFailed
+from sum.errors import ConfigError
 from sum.rounds import Rounds
 from sum.storage import S3, fetch, sha256_file
 from sum.training_settings import OptimConfig, RoundsConfig
@@ -59,18 +60,8 @@ def local_weights(uri: str) -> Path:
 
 
 def require_valid(*, reader: str) -> None:
-    """Stop before anything is learnt from data that broke an expectation.
-
-    reader: the stage that asks. Raises MissingInput before validate, ValidationFailed after it failed: it leaves its
-    report either way, so that people see what is wrong.
-    """
-    if not REPORT.is_file():
-        raise MissingInput(REPORT, reader=reader, maker="validate")
-    if json.loads(REPORT.read_text(encoding="utf-8")).get("success") is not True:
-        raise ValidationFailed(
-            f"{REPORT}: the data broke an expectation, so stage '{reader}' does not use it. Run `dvc repro validate`: "
-            "it names the rows."
-        )
+    """Stop before anything is learnt from a manifest that stage validate refused; see sum.data.verdicts."""
+    verdicts.require_valid(REPORT, reader=reader, maker="validate")
 
 
 def pick_device(name: str) -> torch.device:

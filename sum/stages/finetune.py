@@ -25,6 +25,7 @@ from sum.data.batches import ImageSource, Mixture, TrainBatch
 from sum.data.labels import LabelStore
 from sum.data.records import Manifest, read_manifest
 from sum.data.samples import HumanImages, PseudoImages
+from sum.data.verdicts import require_valid
 from sum.engine import Loop, Row
 from sum.errors import DataError, choose
 from sum.licences import summarise
@@ -39,6 +40,7 @@ from sum.storage import replace_folder, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
+CHECKED = Path("data/checks/labels.json")
 MANIFEST, LABELS, MAPS, MODELS = (
     Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty", "models")
 )
@@ -61,10 +63,15 @@ METHODS: Mapping[str, MethodOptions] = {
 
 
 def run(config: Config, *, budget: str) -> Path:
-    """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder."""
+    """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder.
+
+    Raises MissingInput before the stages that it needs, ValidationFailed when stage check_labels refused the labels.
+    """
     entry = choose(config.budgets, budget, key="budgets")
     method = choose(METHODS, config.finetune.method, key="finetune.method")
     manifest = read_manifest(MANIFEST, reader="finetune")
+    if method.pseudo_labels:
+        require_valid(CHECKED, reader="finetune", maker="check_labels")
     base = base_weights(config)
     model = load_segmenter(base, backbone=config.model.backbone)
     facts = {

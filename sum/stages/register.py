@@ -18,6 +18,7 @@ from typing import Any
 from sum.config import Config
 from sum.core.figures import tracked_figures
 from sum.core.gate import Verdict, decide
+from sum.data.verdicts import require_valid
 from sum.errors import DataError, MissingInput
 from sum.registry import Registry, Version, run_of_weights
 from sum.settings import RegisterConfig
@@ -26,6 +27,7 @@ from sum.tracking import Run
 
 log = logging.getLogger(__name__)
 
+CHECKED = Path("data/checks/evaluation")
 CHAMPION = "champion"
 OUTPUT = "oracle"
 
@@ -39,9 +41,13 @@ class Measured:
 
 
 def run(config: Config, *, budget: str) -> Path:
-    """Decide, register, write data/registry/BUDGET.json; returns its path."""
+    """Decide, register, write data/registry/BUDGET.json; returns its path.
+
+    Raises MissingInput before the stages that it needs, ValidationFailed when check_evaluation refused the tables.
+    """
     settings = config.register
     weights = _needed(Path("data/models") / budget / "model.safetensors", maker=f"finetune@{budget}")
+    require_valid(CHECKED / f"{budget}.json", reader=f"register@{budget}", maker=f"check_evaluation@{budget}")
     base, tuned = measure("base", settings=settings), measure(budget, settings=settings)
     if base.benchmark != tuned.benchmark:
         hint = f"Run `dvc repro evaluate@base evaluate@{budget}`."

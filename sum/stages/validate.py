@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from sum.data.checks import CopyRules, check_manifest
+from sum.data.manifest_checks import CopyRules, check_manifest
 from sum.data.reports import Report
 from sum.data.rules import Limits
 from sum.data.tables import BudgetFacts, SetFacts, skipped_counts
@@ -49,7 +49,7 @@ def run(config: Config) -> Path:
     write_json(OUT / "budgets.json", budgets)
     _tell(report, budgets)
     if report.failed:
-        raise ValidationFailed(_complaint(report))
+        raise ValidationFailed(report.complaint(DOCS / "index.html"))
     return OUT
 
 
@@ -90,9 +90,3 @@ def _tell(report: Report, budgets: dict[str, dict[str, object]]) -> None:
         lines.append(f"  {escape(str(about['licences']))}")
     if lines:
         Console(soft_wrap=True, highlight=False).print("\n".join(lines))
-
-
-def _complaint(report: Report) -> str:
-    """The failed expectations, each with its rows."""
-    head = f"{len(report.failed)} of {len(report.outcomes)} expectations are not met; see {DOCS / 'index.html'}"
-    return "\n".join([head, *(outcome.text for outcome in report.failed)])

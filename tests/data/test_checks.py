@@ -13,12 +13,14 @@ import pandas as pd
 import PIL.Image
 import pytest
 
-from sum.data.checks import CopyRules, Suite, check_manifest, check_table, make_context
+from sum.data.checks import Suite, check_table, make_context
 from sum.data.fingerprints import perceptual_hashes
+from sum.data.manifest_checks import CopyRules, check_manifest
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
 from sum.data.reports import Report
 from sum.data.rules import RULES, Limits, Rule
 from sum.data.tables import BudgetFacts, SetFacts
+from tests.data.coded import code
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
@@ -81,6 +83,7 @@ BROKEN = {  # rule -> what the report must name; the rows are in `broken`
     "mask belongs to an image": ["human/nowhere#0"],
     "split is train or test": ["free/0#0"],
     "task is salient, entity or part": ["human/1#9"],
+    "run lengths alternate and none is negative": ["human/1#13"],
     "run lengths cover the image": ["human/1#11"],
     "area is that of the run lengths": ["human/1#12"],
     "area is at least 16 px": ["area 15"],
@@ -159,6 +162,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
         mask("human/1#3", area=2161, rle=first(2161)),
         mask("human/1#11", rle=encode_mask(np.arange(1200).reshape(40, 30) < 100)),
         mask("human/1#12", area=101),
+        mask("human/1#13", rle=code([0, 50, 0, 50, 2300])),  # 100 pixels in a way that no mask is written
         mask("human/1#4", x0=-1),
         mask("human/1#5", y0=-1),
         mask("human/1#6", x0=21),

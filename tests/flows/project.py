@@ -11,7 +11,7 @@ import yaml
 
 PROJECT = Path(__file__).parents[2]
 MODELS = ["base", "small", "medium", "large"]
-BUDGET_STAGES = ("finetune", "register")
+BUDGET_STAGES = ("finetune", "check_evaluation", "register")
 
 
 def make_project(folder: Path, commands: dict[str, str] | None = None) -> Path:

@@ -18,7 +18,7 @@ from tests.flows.project import MODELS, PROJECT, make_project
 
 def test_the_other_budgets_stages_are_what_the_report_waits_for():
     found = others(load_config(root=PROJECT), budget="medium")
-    per_budget = ("finetune", "evaluate", "register")
+    per_budget = ("finetune", "evaluate", "check_evaluation", "register")
     assert found == [f"{name}@{budget}" for budget in ("small", "large") for name in per_budget]
     assert not set(found) & set(stages_for("medium"))
 

@@ -16,16 +16,19 @@ from sum import tracking
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
-from sum.errors import ConfigError, MissingInput, TrackingError
+from sum.errors import ConfigError, MissingInput, TrackingError, ValidationFailed
 from sum.models.checkpoint import load_segmenter
 from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
 from sum.settings import Config
-from sum.stages import finetune, pseudo_label, uncertainty
+from sum.stages import check_labels, finetune, pseudo_label, uncertainty
 from sum.stages.finetune import METHODS
 from sum.storage import sha256_file, write_json
 from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
 
+pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
+    "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
+)
 BUDGETS = {"small": {"human": ["h"], "unlabelled": ["u"]}}
 DATASETS = {
     "h": {"kind": "raster", "root": "data/raw/u", "split": "train", "task": "part", "licence": "MIT"},
@@ -62,6 +65,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = settings(folder, "sqlite:///unused.db")
         pseudo_label.run(config)
         uncertainty.run(config)
+        check_labels.run(config)
     return folder
 
 
@@ -215,3 +219,19 @@ def test_the_run_tells_the_terms_of_its_licences_and_what_was_skipped(
     assert found.tags["licences"] == "CC-BY-NC-4.0; MIT"
     assert found.tags["skipped"] == words  # of the sets of this budget
     assert found.metrics["skipped"] == count
+
+
+def test_labels_that_failed_their_check_are_not_learnt_from(project: Path, tracking_uri: str) -> None:
+    """The real check of a raised threshold: the labels are not what the settings promise any more."""
+    config = settings(project, tracking_uri)
+    promised = replace(config, pseudo_label=replace(config.pseudo_label, stability_thresh=1.0, max_area_share=0.01))
+    with pytest.raises(ValidationFailed, match=r"area is at most 0.01 of the image: \d+ row") as failure:
+        check_labels.run(promised)
+    assert "see work/checks/labels/index.html" in str(failure.value)
+    assert Path("work/checks/labels/index.html").is_file()
+    assert json.loads(check_labels.OUT.read_text())["success"] is False
+    with pytest.raises(ValidationFailed, match="`dvc repro check_labels`"):
+        finetune.run(config, budget="small")
+    check_labels.OUT.unlink()
+    with pytest.raises(MissingInput, match="stage 'check_labels' writes it"):
+        finetune.run(config, budget="small")

@@ -11,10 +11,10 @@ import pytest
 
 from sum import tracking
 from sum.config import Config, load_config
-from sum.errors import DataError, MissingInput
+from sum.errors import DataError, MissingInput, ValidationFailed
 from sum.registry import Registry
 from sum.stages.register import run
-from sum.storage import sha256_file
+from sum.storage import sha256_file, write_json
 
 PROJECT = Path(__file__).parents[2]
 DIGEST = "0123456789abcdef" * 4
@@ -49,6 +49,7 @@ def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> 
     folder = Path("data/models") / budget
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(content)
+    write_json(Path(f"data/checks/evaluation/{budget}.json"), {"success": True})  # as stage check_evaluation does
     if run_id is not None:
         (folder / "run.json").write_text(json.dumps({"run_id": run_id}))
 
@@ -170,5 +171,19 @@ def test_other_masks_are_no_comparison(config):
     write_rows("base", figures(0.6, 0.5), masks=3)
     write_rows("small", figures(0.7, 0.6), masks=4)
     with pytest.raises(DataError, match="different masks"):
+        run(config, budget="small")
+    assert not Path("data/registry").exists()
+
+
+def test_tables_that_failed_their_check_are_not_judged(config):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    report = Path("data/checks/evaluation/small.json")
+    write_json(report, {"success": False})
+    with pytest.raises(ValidationFailed, match="`dvc repro check_evaluation@small`"):
+        run(config, budget="small")
+    report.unlink()
+    with pytest.raises(MissingInput, match="stage 'check_evaluation@small' writes it"):
         run(config, budget="small")
     assert not Path("data/registry").exists()
