@@ -38,6 +38,7 @@ from sum.data.demo_files import set_scene
 from sum.models import point_decoder
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import load_segmenter
+from sum.models.crops import Crop
 from sum.models.generator import GeneratorSettings, Sieve, area_at_paper_side, generate
 from sum.models.point_decoder import PointDecoder
 from sum.models.segmenter import Segmenter
@@ -88,7 +89,7 @@ class Behind:
     @torch.inference_mode()
     def ours(self) -> Rows:
         """The same by this project."""
-        sieve = Sieve(self.model, hw=self.hw, settings=GeneratorSettings())
+        sieve = Sieve(self.model, crop=Crop.whole(self.hw), settings=GeneratorSettings())
         found = sieve.ask(Drawn(self.logits, self.scores), self.points)
         return [row for part in found for row in zip(part.rle, part.iou.tolist(), part.stability.tolist(), strict=True)]
 

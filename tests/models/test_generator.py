@@ -17,6 +17,7 @@ from torch import Tensor
 from sum.core.geometry import resized_hw
 from sum.models import generator
 from sum.models.backbones import build_tiny
+from sum.models.crops import Crop
 from sum.models.enlarge import Cut, Enlarger
 from sum.models.generator import GeneratedMask, GeneratorSettings, Sieve, area_at_paper_side, generate
 from sum.models.point_decoder import Outputs, PointDecoder
@@ -90,7 +91,9 @@ class Plain(PointDecoder):
 @pytest.fixture(autouse=True)
 def blobs_answer_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        generator, "PointDecoder", lambda model, e: (Plain if isinstance(model, Blobs) else PointDecoder)(model, e)
+        generator,
+        "PointDecoder",
+        lambda model, e, **kw: Plain(model, e) if isinstance(model, Blobs) else PointDecoder(model, e, **kw),
     )
 
 
@@ -218,7 +221,7 @@ def test_both_ways_of_enlarging_give_the_same_candidates(noisy: Segmenter, hw: t
     logits += torch.linspace(-4, 4, 20)[:, None, None]
     iou, points = torch.arange(20.0), np.arange(40.0).reshape(20, 2)
     settings = replace(EVERYTHING, stability_thresh=0.2, stability_offset=0.3, max_area_share=0.6)
-    sieve = Sieve(noisy, hw=hw, settings=settings)
+    sieve = Sieve(noisy, crop=Crop.whole(hw), settings=settings)
     ours, dense = sieve.in_boxes(logits, iou, points), sieve.in_frames(logits, iou, points)
     assert 0 < len(ours.rle) < 20
     assert ours.rle == dense.rle
