@@ -73,8 +73,9 @@ def crops_of(hw: tuple[int, int], *, layers: int, overlap: float) -> list[Crop]:
 def at_home(logits: Tensor, crop: Crop, *, side: int) -> Tensor:
     """Logits `[N, L, L]` of the crop's model frame -> `[N, L, L]` float32 in that of the whole image; side: S.
 
-    Each pixel is the average of the crop's around the same place, by a triangle as wide as one of the image's pixels:
-    exact where logits are linear there. Beyond the crop stands the mask's lowest logit, but no more than OUTSIDE.
+    Each pixel is read bilinearly at its centre (averages would shrink small masks): exact where logits are linear.
+    Beyond the crop stands the mask's lowest logit, but no more than OUTSIDE. The image's frame is coarser than the
+    crop's: cut at 0, masks of `tiny` have 0.88 IoU with what they were (median), of 100 low-resolution px or more 0.89.
     """
     low = logits.shape[-1]
     rows, columns = (_weights(crop, axis, side=side, low=low).to(logits.device) for axis in (1, 0))
@@ -97,11 +98,10 @@ def _weights(crop: Crop, axis: int, *, side: int, low: int) -> Tensor:
     ]  # model px of one original px: of the image, of the crop
     at = (centres / scales[0] - crop.box[axis]) * scales[1]  # in the crop's model frame
     there = (at >= 0) & (at < crop.hw[1 - axis] * scales[1])
-    reach = max(1.0, scales[1] / scales[0]) * step
     real = centres < resized_hw(*crop.hw, side)[1 - axis]  # the rest is padding
     real[0] = True  # of a crop thinner than a low-resolution pixel
     last = int(real.sum()) - 1
     at = at.clamp(float(centres[0]), float(centres[last]))  # as interpolation does in the outermost half pixel
-    weights = (1 - (at[:, None] - centres[None, :]).abs() / reach).clamp(min=0) * real
+    weights = (1 - (at[:, None] - centres[None, :]).abs() / step).clamp(min=0) * real
     weights = weights / weights.sum(1, keepdim=True)
     return (weights * there[:, None]).float()
