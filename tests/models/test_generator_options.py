@@ -269,7 +269,7 @@ def test_trained_weights_give_the_official_records(tiny: Segmenter, scenes: int,
         own = generate(tiny, image, settings=settings)
         assert_same(own, reference(tiny, image, settings), hw=image.shape[:2])
         masks += len(own)
-    assert masks >= 4 * scenes
+    assert masks >= 3 * scenes
 
 
 @pytest.mark.slow
