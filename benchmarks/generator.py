@@ -1,9 +1,8 @@
 """Automatic mask generation against segment_anything's own generator: time, memory, equality, at ViT-B's shapes.
 
     python benchmarks/generator.py [--height 1500 --width 2250] [--points 64] [--repeats 5]
-    python benchmarks/generator.py --demo 30
 
---demo: whole records on so many unlabelled demo scenes, with the base weights and thresholds of params.yaml. Else:
+Whole records with trained weights: benchmarks/generator_records.py.
 
 One process, one thread, in turn, CPU time, the ratio of medians. The weights are random (no public ones are at hand),
 so behind the decoder both sides get the same synthetic outputs: smooth blobs of 0.1 to 35 % of the image, 45 % of them
@@ -19,7 +18,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,13 +30,11 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import coco_encode_rle
 from torch import Tensor
 
-from sum.config import load_config
 from sum.core.geometry import resized_hw
-from sum.data.demo_files import set_scene
 from sum.models import point_decoder
 from sum.models.backbones import BACKBONES
-from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings, Sieve, area_at_paper_side, generate
+from sum.models.crops import Crop
+from sum.models.generator import GeneratorSettings, Sieve
 from sum.models.point_decoder import PointDecoder
 from sum.models.segmenter import Segmenter
 
@@ -88,7 +84,7 @@ class Behind:
     @torch.inference_mode()
     def ours(self) -> Rows:
         """The same by this project."""
-        sieve = Sieve(self.model, hw=self.hw, settings=GeneratorSettings())
+        sieve = Sieve(self.model, crop=Crop.whole(self.hw), settings=GeneratorSettings())
         found = sieve.ask(Drawn(self.logits, self.scores), self.points)
         return [row for part in found for row in zip(part.rle, part.iou.tolist(), part.stability.tolist(), strict=True)]
 
@@ -180,11 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("height", 1500), ("width", 2250), ("points", 64), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--demo", type=int, default=0, metavar="SCENES")
     options = parser.parse_args()
-    if options.demo:
-        demo(options.demo)
-        return
     hw, points = (options.height, options.width), options.points
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {side: pool.apply(peak, (side, hw, points)) for side in ("reference", "ours")}
@@ -206,49 +198,6 @@ def main() -> None:
         left, right = row["reference"], row["ours"]
         table.add_row(name, f"{left:,.2f}", f"{right:,.2f}", f"{left / max(right, 1e-9):.1f}", same)
     Console(width=120).print(table)
-
-
-def demo(scenes: int) -> None:
-    """Compare the records of trained `tiny` weights, and the CPU time they take."""
-    torch.set_num_threads(1)
-    config = load_config()
-    settings = GeneratorSettings(
-        **{field.name: getattr(config.pseudo_label, field.name) for field in fields(GeneratorSettings)}
-    )
-    model = load_segmenter(Path(config.model.checkpoint), backbone=config.model.backbone)
-    official = SamAutomaticMaskGenerator(
-        model.sam,
-        points_per_side=settings.points_per_side,
-        points_per_batch=settings.points_per_batch,
-        pred_iou_thresh=settings.pred_iou_thresh,
-        stability_score_thresh=settings.stability_thresh,
-        stability_score_offset=settings.stability_offset,
-        box_nms_thresh=settings.box_nms_thresh,
-        output_mode="coco_rle",
-    )
-    masks = other = unmatched = 0
-    apart, seconds = 0.0, [0.0, 0.0]
-    for index in range(scenes):
-        image = set_scene("unlabelled", index, seeds=config.demo.seeds, side=config.demo.side).image
-        began = time.process_time()
-        records = official.generate(image)
-        between = time.process_time()
-        found = generate(model, image, settings=settings)
-        seconds = [seconds[0] + between - began, seconds[1] + time.process_time() - between]
-        hw = image.shape[:2]
-        large = [row for row in records if area_at_paper_side(row["area"], hw) >= max(settings.min_area, 1e-9)]
-        same = len(large) == len(found)  # both come best predicted IoU first
-        masks, unmatched = masks + len(found), unmatched + (0 if same else max(len(large), len(found)))
-        for mask, row in zip(found, large, strict=True) if same else ():
-            if list(mask.point) != row["point_coords"][0]:
-                unmatched += 1
-                continue
-            other += row["segmentation"]["counts"] != mask.rle
-            scores = (row["stability_score"] - mask.stability, row["predicted_iou"] - mask.predicted_iou)
-            apart = max(apart, *map(abs, scores))
-    told = f"{unmatched} unmatched, {other} with other run lengths, scores {apart:.1e} apart"
-    print(f"{scenes} scenes, {masks} masks: {told}")
-    print(f"CPU seconds: segment_anything {seconds[0]:.1f}, here {seconds[1]:.1f}, ratio {seconds[0] / seconds[1]:.1f}")
 
 
 def decoders_agree(decoders: Decoders) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sum.core.geometry import boxes_to_model, points_to_model
 from sum.core.uncertainty import UncertaintyMethod, logits_of, to_codes
+from sum.data.ahead import Photo
 from sum.data.labels import Codes, PseudoMask, map_rows
-from sum.models.generator import GeneratorSettings, area_at_paper_side, embed, generate
+from sum.models.generator import GeneratorSettings, Precision, area_at_paper_side, embed, generate
+from sum.models.halving import PromptBatch
 from sum.models.refiner import Refiner
 from sum.models.segmenter import Segmenter
 
@@ -34,11 +35,19 @@ class Labelled:
     embedding: Tensor
 
 
+def embedding_of(model: Segmenter, photo: Photo, *, precision: Precision) -> Tensor:
+    """`[1, C, h, w]` of a photo, the same in both stages."""
+    hw = (photo.image.shape[0], photo.image.shape[1])
+    return embed(model, photo.frame, hw=hw, precision=precision)
+
+
 @torch.inference_mode()
-def label(model: Segmenter, photo: NDArray[np.uint8], *, image_id: str, settings: GeneratorSettings) -> Labelled:
-    """SAM's masks of one photo `[H, W, 3]` uint8 RGB."""
-    embedding = embed(model, photo)
-    found = generate(model, photo, settings=settings, embedding=embedding)
+def label(
+    model: Segmenter, photo: Photo, *, image_id: str, settings: GeneratorSettings, batch: PromptBatch
+) -> Labelled:
+    """SAM's masks of one photo; batch: how many prompts fit, remembered over photos."""
+    embedding = embedding_of(model, photo, precision=settings.precision)
+    found = generate(model, photo.image, settings=settings, embedding=embedding, batch=batch)
     wanted = [part.name for part in fields(PseudoMask)][2:]
     masks = [PseudoMask(image_id, n, *(getattr(mask, name) for name in wanted)) for n, mask in enumerate(found)]
     codes = np.zeros((len(found), model.low_side, model.low_side), dtype=np.uint8)
@@ -55,6 +64,10 @@ class MapMaker:
     min_area: float  # px at a 1024 frame; smaller masks get no map
     refiner: Refiner | None  # of the paper's method; None for methods of SAM's output alone
 
+    def large(self, areas: Sequence[int], *, hw: tuple[int, int]) -> list[bool]:
+        """Which masks of these areas in an image of hw get a map."""
+        return [area_at_paper_side(area, hw) >= self.min_area for area in areas]
+
     @torch.inference_mode()
     def rows(
         self, masks: Sequence[PseudoMask], codes: Codes, *, hw: tuple[int, int], embedding: Callable[[], Tensor]
@@ -64,7 +77,7 @@ class MapMaker:
         codes `[K, L, L]` of SAM's probability; hw: the image's original size; embedding: makes `[1, C, h, w]`, asked
         for only when a mask is to be refined.
         """
-        large = np.array([area_at_paper_side(mask.area, hw) >= self.min_area for mask in masks], dtype=bool)
+        large = np.array(self.large([mask.area for mask in masks], hw=hw), dtype=bool)
         if not large.any():
             return map_rows(large.tolist(), refined=None, uncertainty=None), {"maps": 0, "codes": 0}
         filled = np.zeros_like(codes)

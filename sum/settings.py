@@ -116,13 +116,29 @@ class PseudoLabelConfig:
     max_area_share: float = 0.95  # of the image
     box_nms_thresh: float = 0.7
     min_area: float = 100.0  # px at a 1024 frame, as the official loader
+    crop_n_layers: int = 0  # layer i looks again at (2 ** i) ** 2 crops of the image, each costs an encoder call
+    crop_overlap_ratio: float = 512 / 1500  # of the image's short side, in the first layer
+    crop_n_points_downscale_factor: int = 1  # layer i has points_per_side / factor ** i points a side
+    crop_nms_thresh: float = 0.7  # IoU of boxes; between crops, where the mask of the smaller crop wins
+    min_mask_region_area: float = 0.0  # px of the original; smaller holes and islands of a mask are removed; 0: none
+    precision: Literal["fp32", "bf16"] = "fp32"  # of encoder and decoder; with bf16 other masks are found
     shard_images: int = 64  # images a shard at most, on average; what a kill can cost
     on_bad: Literal["skip", "fail"] = "skip"  # a photo that cannot be read: left out and listed, or the stage fails
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "points_per_side", "points_per_batch", "shard_images")
-        at_least(self, 0, "stability_offset", "min_area", "max_area_share")
-        share(self, "stability_thresh", "box_nms_thresh")
+        at_least(self, 1, "points_per_side", "points_per_batch", "shard_images", "crop_n_points_downscale_factor")
+        at_least(self, 0, "stability_offset", "min_area", "max_area_share", "crop_n_layers", "min_mask_region_area")
+        share(self, "stability_thresh", "box_nms_thresh", "crop_nms_thresh")
+        require(self.crop_n_layers <= 4, f"crop_n_layers must be at most 4 (340 crops), got {self.crop_n_layers}")
+        require(
+            0 <= self.crop_overlap_ratio < 1, f"crop_overlap_ratio must be in [0, 1), got {self.crop_overlap_ratio}"
+        )
+        fewest = self.points_per_side // self.crop_n_points_downscale_factor**self.crop_n_layers
+        require(
+            fewest >= 1,
+            f"points_per_side {self.points_per_side} is no point at all after crop_n_layers {self.crop_n_layers} of "
+            f"crop_n_points_downscale_factor {self.crop_n_points_downscale_factor}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

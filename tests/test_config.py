@@ -61,6 +61,13 @@ def test_shipped_params_serve_every_stage_and_deployment(path):
         ("budgets.small.unlabelled=[demo_salient]", "has split 'train', wants 'unlabelled'"),
         ("datasets.demo_part.kind=images", "kind 'images' and split 'unlabelled' belong together"),
         ("datasets.demo_part.task=unspecified", "human masks need a task"),
+        ("pseudo_label.crop_n_layers=-1", "pseudo_label: crop_n_layers must be at least 0, got -1"),
+        ("pseudo_label.crop_n_layers=5", "pseudo_label: crop_n_layers must be at most 4 (340 crops), got 5"),
+        ("pseudo_label.crop_overlap_ratio=1", "pseudo_label: crop_overlap_ratio must be in [0, 1), got 1"),
+        ("pseudo_label.crop_nms_thresh=2", "pseudo_label: crop_nms_thresh must be in 0..1, got 2"),
+        ("pseudo_label.crop_n_points_downscale_factor=0", "crop_n_points_downscale_factor must be at least 1, got 0"),
+        ("pseudo_label.min_mask_region_area=-1", "pseudo_label: min_mask_region_area must be at least 0, got -1"),
+        ("pseudo_label.precision=fp8", "pseudo_label.precision: Input should be 'fp32' or 'bf16'"),
         ("~model.checkpoint", None),  # has a default
         ("~datasets.demo_part.licence", "datasets.demo_part.licence: Field required"),
         ("~budgets", "budgets: Field required"),
@@ -75,6 +82,13 @@ def test_a_bad_override_names_the_key(override, message):
         load_config([override], root=PROJECT)
     assert message in str(caught.value)
     assert str(caught.value).startswith(("params.yaml: ", "command line: "))
+
+
+def test_crop_layers_without_a_point_are_refused():
+    layers = ["pseudo_label.crop_n_layers=2", "pseudo_label.crop_n_points_downscale_factor={}"]
+    load_config([layers[0], layers[1].format(4)], root=PROJECT)  # 16, 4 and 1 points a side
+    with pytest.raises(ConfigError, match="points_per_side 16 is no point at all after crop_n_layers 2"):
+        load_config([layers[0], layers[1].format(5)], root=PROJECT)
 
 
 @pytest.mark.parametrize("table", ["budgets", "datasets"])

@@ -35,7 +35,10 @@ NEUTRAL |= {
     "sum.licences",
 }  # see test_defaults_of_settings_are_params_too
 NEUTRAL_PARAMS = {"tracking", "device"}  # where runs are kept, what computes: no reason to compute again
-ONLY_WORDS = {"finetune": {"datasets"}}  # licences for MLflow's tags
+ONLY_WORDS = {
+    "finetune": {"datasets"},  # licences for MLflow's tags
+    "pseudo_label": {"uncertainty"},  # maps made in passing lie in work/: no output of this stage depends on them
+}
 WITH_REGISTRY = "register"
 SHARED = "sum.stages.common"  # helpers of all stages: itself listed, what it imports only where the stage does too
 

@@ -119,6 +119,11 @@ class LabelStore:
             found.append(PseudoMask(image_id, k, rle, area, (x0, y0, x1, y1), (x, y), iou, stability))
         return found
 
+    def areas(self, image_id: str) -> list[int]:
+        """`[K]` px, original frame, in the order of `masks`."""
+        batch = self._batch(LABELS, image_id)
+        return [] if batch is None else batch.column("area").to_numpy().tolist()
+
     def sam(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
         """`[K, L, L]` codes of SAM's probabilities, model frame, in the order of `masks`."""
         return self._maps(LABELS, image_id, "sam", self._chosen(image_id, only))[0]

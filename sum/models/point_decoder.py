@@ -11,7 +11,8 @@ N counts points, P positions of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
+Autocast = Callable[[], AbstractContextManager[object]]
 NEAR = 1 << 22  # numbers of the image side that a CPU keeps near: four points of a ViT's decoder, 256 of tiny's
 
 
@@ -36,9 +38,15 @@ class Outputs:
 class PointDecoder:
     """The decoder of a Segmenter, ready for any number of points on one image."""
 
-    def __init__(self, model: Segmenter, embedding: Tensor) -> None:
-        """embedding `[1, C, h, w]`, of `model.encode`."""
-        self._model, self._decoder = model, model.sam.mask_decoder
+    def __init__(self, model: Segmenter, embedding: Tensor, *, autocast: Autocast = nullcontext) -> None:
+        """embedding `[1, C, h, w]` float32, of `model.encode`; autocast: makes the context in which to compute."""
+        self._model, self._decoder, self._autocast = model, model.sam.mask_decoder, autocast
+        with autocast():
+            self._prepare(embedding)
+
+    def _prepare(self, embedding: Tensor) -> None:
+        """Compute what all points share."""
+        model = self._model
         encoder = model.sam.prompt_encoder
         source = embedding + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         self._grid = (source.shape[2], source.shape[3])
@@ -66,13 +74,18 @@ class PointDecoder:
         """
         for start in range(0, len(xy), chunk):
             part = xy[start : start + chunk]
-            tokens, image = self._look(part)
-            iou = self._decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-            good = torch.ones_like(iou, dtype=torch.bool) if floor is None else iou > floor
-            drawn = good.any(1)
-            logits = self._draw(tokens[drawn], image[drawn])[good[drawn]]
+            with self._autocast():
+                iou, good, logits = self._answer(part, floor)
             points = torch.arange(start, start + len(part), device=xy.device)[:, None].expand_as(iou)
             yield Outputs(logits, iou[good], points[good])
+
+    def _answer(self, xy: Tensor, floor: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted IoU `[n, 3]`, which of them pass, and the logits of these `[K, L, L]`, all float32."""
+        tokens, image = self._look(xy)
+        iou = self._decoder.iou_prediction_head(tokens[:, 0])[:, 1:].float()
+        good = torch.ones_like(iou, dtype=torch.bool) if floor is None else iou > floor
+        drawn = good.any(1)
+        return iou, good, self._draw(tokens[drawn], image[drawn])[good[drawn]].float()
 
     def _look(self, xy: Tensor) -> tuple[Tensor, Tensor]:
         """The two-way transformer: tokens `[n, T, C]` and image `[n, P, C]` after both layers."""

@@ -18,6 +18,7 @@ from sum.data import verdicts
 from sum.engine import LoopOptions
 from sum.errors import ConfigError
 from sum.rounds import Rounds
+from sum.settings import UncertaintyConfig
 from sum.storage import S3, fetch, sha256_file
 from sum.training_settings import OptimConfig, RoundsConfig
 
@@ -43,10 +44,10 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def maps_work(config: Config, weights: Path) -> Path:
+def maps_work(settings: UncertaintyConfig, *, backbone: str, precision: str, weights: Path) -> Path:
     """The work folder of uncertainty maps made with these settings by this refiner and the SAM of `weights`."""
-    files = () if config.uncertainty.method in OF_SAM_ALONE else (REFINER, weights)
-    return MAPS_WORK / fingerprint(config.uncertainty, config.model.backbone, [sha256_file(path) for path in files])
+    files = () if settings.method in OF_SAM_ALONE else (REFINER, weights)
+    return MAPS_WORK / fingerprint(settings, backbone, precision, [sha256_file(path) for path in files])
 
 
 def base_weights(config: Config) -> Path:

@@ -12,24 +12,29 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
+from sum.data.ahead import read_ahead
 from sum.data.frames import load_photo
 from sum.data.labels import label_rows
 from sum.data.records import ImageRecord, read_manifest
-from sum.data.shards import LABELS, ShardInfo, ShardWriter, publish, read_info, shard_name, write_shard
+from sum.data.shards import LABELS, ShardInfo, publish, read_info, shard_name, write_shard
 from sum.data.splits import bucket
 from sum.errors import CheckpointError, DataError
 from sum.labelling import MapMaker, label
-from sum.map_shards import AddMaps, MapShards
+from sum.map_shards import MapShards
 from sum.models.checkpoint import fingerprint as weights_fingerprint
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import GeneratorSettings
+from sum.models.halving import PromptBatch
 from sum.models.refiner import load_refiner
 from sum.models.segmenter import Segmenter
 from sum.progress import counting
@@ -106,13 +111,16 @@ def _open_maps(config: Config, model: Segmenter, weights: Path) -> MapShards | N
         log.info("pseudo_label: no uncertainty maps on the side: %s", error)
         return None
     maker = MapMaker(method, config.uncertainty.min_refine_area, refiner)
-    return MapShards(maker, open_share(maps_work(config, weights)))
+    precision = config.pseudo_label.precision
+    folder = maps_work(config.uncertainty, backbone=config.model.backbone, precision=precision, weights=weights)
+    return MapShards(maker, open_share(folder))
 
 
 def _label(parts: Parts, model: Segmenter, config: Config, *, share: Share, maps: MapShards | None) -> None:
     """Make every shard that is not there; what other processes make is waited for (open_shards)."""
     picked = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
     settings = GeneratorSettings(**picked)
+    batch, device = PromptBatch(settings.points_per_batch), model.task_prompt.device
     share.refresh()
     done = {name for name in parts if share.has(name) and _is_done(share.folder / name, parts[name])}
     log.info("pseudo_label: %d of %d shards are done in %s", len(done), len(parts), share.folder)
@@ -124,24 +132,21 @@ def _label(parts: Parts, model: Segmenter, config: Config, *, share: Share, maps
                 path = share.folder / name
                 shard = stack.enter_context(write_shard(path, kind=LABELS, side=model.low_side, shards=len(parts)))
                 add_maps = stack.enter_context(maps.beside(shard, name=name)) if maps else None
-                for record in parts[name]:
-                    _label_image(record, model, settings=settings, shard=shard, add_maps=add_maps)
+                photos = stack.enter_context(closing(read_ahead(parts[name], side=model.side, device=device)))
+                for record, photo in photos:
                     tick()
+                    if isinstance(photo, DataError):
+                        log.warning("pseudo_label: %s", photo)
+                        shard.skip(record.image_id, str(photo))
+                        continue
+                    found = label(model, photo, image_id=record.image_id, settings=settings, batch=batch)
+                    shard.add(record.image_id, label_rows(found.masks, found.codes))
+                    if add_maps:
+                        add_maps(record, found.masks, found.codes, partial(_same, found.embedding))
 
 
-def _label_image(
-    record: ImageRecord, model: Segmenter, *, settings: GeneratorSettings, shard: ShardWriter, add_maps: AddMaps | None
-) -> None:
-    try:
-        photo = load_photo(record)
-    except DataError as error:
-        log.warning("pseudo_label: %s", error)
-        shard.skip(record.image_id, str(error))
-        return
-    found = label(model, photo, image_id=record.image_id, settings=settings)
-    shard.add(record.image_id, label_rows(found.masks, found.codes))
-    if add_maps:
-        add_maps(record, found.masks, found.codes, lambda: found.embedding)
+def _same(embedding: Tensor) -> Tensor:
+    return embedding
 
 
 def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:

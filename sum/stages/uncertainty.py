@@ -8,25 +8,25 @@ work as in stage pseudo_label.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
-from sum.data.frames import load_photo
+from sum.data.ahead import read_ahead
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, read_manifest
 from sum.data.shards import LABELS, SUMMARY, ShardInfo, publish, read_info
 from sum.data.shards import UNCERTAINTY as MAPS
 from sum.errors import DataError, MissingInput, choose
-from sum.labelling import MapMaker
+from sum.labelling import MapMaker, embedding_of
 from sum.map_shards import MapShards, map_name
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import embed
+from sum.models.generator import Precision
 from sum.models.refiner import load_refiner
 from sum.models.segmenter import Segmenter
 from sum.progress import counting
@@ -56,17 +56,19 @@ def run(config: Config) -> Path:
     for path, maker in needed.items():
         if not path.is_file():
             raise MissingInput(path, reader=MAPS, maker=maker)
-    share = open_share(maps_work(config, weights))
+    precision = config.pseudo_label.precision
+    folder = maps_work(config.uncertainty, backbone=config.model.backbone, precision=precision, weights=weights)
+    share = open_share(folder)
     labels = {map_name(store.info(shard)): store.info(shard) for shard in store.shards}
     share.refresh()
     waiting = [file for file, info in labels.items() if not (share.has(file) and _is_done(share.folder / file, info))]
     log.info("uncertainty: %d of %d shards are done in %s", len(labels) - len(waiting), len(labels), share.folder)
     if waiting:
         refines = name not in OF_SAM_ALONE
-        model = _load(config, weights) if refines else None
-        refiner = load_refiner(REFINER, base=model, origin=sha256_file(weights)) if model else None
+        encoder = _load(config, weights) if refines else None
+        refiner = load_refiner(REFINER, base=encoder.model, origin=sha256_file(weights)) if encoder else None
         shards = MapShards(MapMaker(method, config.uncertainty.min_refine_area, refiner), share)
-        _map({file: labels[file] for file in waiting}, shards, model, store=store, images=images)
+        _map({file: labels[file] for file in waiting}, shards, encoder, store=store, images=images)
     if process_rank()[0]:
         return OUT
     files = {shard: share.folder / map_name(store.info(shard)) for shard in store.shards}
@@ -76,14 +78,23 @@ def run(config: Config) -> Path:
     return OUT
 
 
-def _load(config: Config, weights: Path) -> Segmenter:
-    return load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """SAM, and the precision in which stage pseudo_label encodes: the embeddings are to be the same."""
+
+    model: Segmenter
+    precision: Precision
+
+
+def _load(config: Config, weights: Path) -> _Encoder:
+    model = load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
+    return _Encoder(model, config.pseudo_label.precision)
 
 
 def _map(
     labels: Mapping[str, ShardInfo],
     shards: MapShards,
-    model: Segmenter | None,
+    encoder: _Encoder | None,
     *,
     store: LabelStore,
     images: Mapping[str, ImageRecord],
@@ -100,18 +111,31 @@ def _map(
     total = sum(len(info.images) for info in labels.values())
     with counting(title=MAPS, unit="images", total=total) as tick:
         for name in open_shards(list(labels), share=shards.share, is_done=is_done):
-            with shards.write(labels[name]) as add:
-                for image_id in labels[name].images:
-                    record = images[image_id]
-                    add(record, store.masks(image_id), store.sam(image_id), partial(_encode, model, record))
+            records = [images[image_id] for image_id in labels[name].images]
+            with (
+                shards.write(labels[name]) as add,
+                closing(_embeddings(records, shards.maker, encoder, store)) as found,
+            ):
+                for record in records:
+                    add(record, store.masks(record.image_id), store.sam(record.image_id), partial(next, found))
                     tick()
 
 
-@torch.inference_mode()
-def _encode(model: Segmenter | None, record: ImageRecord) -> Tensor:
-    """The embedding as stage pseudo_label has it."""
-    assert model is not None  # only methods that refine ask for it
-    return embed(model, load_photo(record))
+def _embeddings(
+    records: Sequence[ImageRecord], maker: MapMaker, encoder: _Encoder | None, store: LabelStore
+) -> Generator[Tensor]:
+    """Those of the images with something to refine, in their order, as stage pseudo_label has them."""
+    if encoder is None:
+        return
+    asked = [
+        record for record in records if any(maker.large(store.areas(record.image_id), hw=(record.height, record.width)))
+    ]
+    model = encoder.model
+    with closing(read_ahead(asked, side=model.side, device=model.task_prompt.device)) as photos:
+        for _, photo in photos:
+            if isinstance(photo, DataError):
+                raise photo
+            yield embedding_of(model, photo, precision=encoder.precision)
 
 
 def _is_done(path: Path, labels: ShardInfo) -> bool:

@@ -141,13 +141,13 @@ def test_the_encoder_runs_once_an_image_and_only_where_there_is_something_to_ref
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    real = uncertainty.embed
+    real = uncertainty.embedding_of
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **options: object) -> object:
         calls.append(1)
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(uncertainty, "embed", counted)
+    monkeypatch.setattr(uncertainty, "embedding_of", counted)
     monkeypatch.setattr(labelling, "BATCH", 2)
     uncertainty.run(configure(project))
     assert len(calls) == 5
@@ -178,15 +178,15 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
 
 def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = uncertainty.embed, []
+    real, calls = uncertainty.embedding_of, []
 
-    def last(*arguments: object) -> object:
+    def last(*arguments: object, **options: object) -> object:
         calls.append(1)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(uncertainty, "embed", last)
+    monkeypatch.setattr(uncertainty, "embedding_of", last)
 
 
 def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:

@@ -1,0 +1,81 @@
+"""Photos read ahead: workers fetch, decode and resize the next ones, and send them to the device, while it works.
+
+Workers are threads: Pillow lets go of the interpreter while it decodes and resizes, and nothing has to be pickled. At
+most `ahead` photos are held beyond the one in use, whatever the number of records.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sum.data.frames import load_photo, to_square
+from sum.data.records import ImageRecord
+from sum.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Photo:
+    """A photo ready for a model of side S."""
+
+    image: NDArray[np.uint8]  # [H, W, 3] RGB, original frame
+    frame: Tensor  # [3, S, S] uint8, model frame, padded with zeros; on the device
+    inner: tuple[int, int]  # (height, width) of the image in the frame
+
+
+def read_photo(record: ImageRecord, *, side: int, device: torch.device) -> Photo:
+    """A photo of the manifest, as the model sees it. Raises DataError as `frames.load_photo`."""
+    image = load_photo(record)
+    frame, inner = to_square(Image.fromarray(image), side=side)
+    planes = torch.from_numpy(frame).permute(2, 0, 1).contiguous()  # another layout rounds differently
+    return Photo(image, planes.to(device), inner)
+
+
+def read_ahead(
+    records: Iterable[ImageRecord], *, side: int, device: torch.device, workers: int = 2, ahead: int = 4
+) -> Generator[tuple[ImageRecord, Photo | DataError]]:
+    """Every record with its photo, or with what is wrong with it, in their order.
+
+    side: S; workers: threads; ahead: photos held beyond the one in use, at least 1. An error that is not the photo's
+    own (StorageError: the bucket does not answer) is raised when its turn comes. Closing the iterator, or an error,
+    waits for reads that have begun and starts no other; records is read from the caller's thread alone.
+    """
+    if workers < 1 or ahead < 1:
+        raise ValueError(f"workers and ahead must be at least 1, got {workers} and {ahead}")
+    return _in_order(iter(records), side=side, device=device, workers=workers, ahead=ahead)
+
+
+def _in_order(
+    records: Iterator[ImageRecord], *, side: int, device: torch.device, workers: int, ahead: int
+) -> Generator[tuple[ImageRecord, Photo | DataError]]:
+    waiting: deque[tuple[ImageRecord, Future[Photo | DataError]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+    try:
+        for record in islice(records, ahead):
+            waiting.append((record, pool.submit(_try, record, side, device)))
+        while waiting:
+            record, job = waiting.popleft()
+            found = job.result()
+            del job  # it holds the photo too
+            for another in islice(records, 1):
+                waiting.append((another, pool.submit(_try, another, side, device)))
+            yield record, found
+            del found
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _try(record: ImageRecord, side: int, device: torch.device) -> Photo | DataError:
+    try:
+        return read_photo(record, side=side, device=device)
+    except DataError as error:
+        return error
