@@ -1,4 +1,4 @@
-"""Is what a method doubts wrong, and what it trusts right? Pure functions on counts of pixels, exact and of flat memory.
+"""Is what a method doubts wrong, and what it trusts right? Functions on counts of pixels, exact and of flat memory.
 
 Uncertainties are bytes (u = code / 255), so 256 pairs of counts hold all there is to know of any number of pixels:
 counts `[256, 2]` int64, a row a code, the columns wrong and right. They add up over masks, images and tasks.
@@ -68,8 +68,8 @@ def risk_coverage(counts: Counts) -> tuple[Real, Real]:
 def aurc(counts: Counts) -> float:
     """Area under the risk-coverage curve: the mean of the risk over every number of kept pixels, 0 (best) .. 1.
 
-    Pixels of one code come in any order with equal odds, and this is the mean over all orders: with E wrong among the N
-    before them and a share r of the n wrong, the risk after j of them is (E + j r) / (N + j), whose sum over j = 1..n is
+    Pixels of one code come in any order with equal odds, and this is the mean over all orders: with E wrong among the
+    N before them and a share r of the n wrong, the risk after j is (E + j r) / (N + j), whose sum over j = 1..n is
     n r + (E - r N) (H(N + n) - H(N)), H the harmonic numbers. NaN without a pixel.
     """
     some = counts[counts.sum(1) > 0].astype(np.float64)
@@ -83,7 +83,7 @@ def aurc(counts: Counts) -> float:
 
 
 def best_aurc(counts: Counts) -> float:
-    """The area if every wrong pixel were doubted more than every right one; the area of chance is the share of wrong."""
+    """The area if every wrong pixel were doubted more than every right one; that of chance is the share of wrong."""
     wrong, right = counts.sum(0).tolist()
     ideal = np.zeros((CODES, 2), dtype=np.int64)
     ideal[0, 1], ideal[1, 0] = right, wrong
