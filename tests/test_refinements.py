@@ -114,7 +114,7 @@ def test_the_uncertainty_is_what_training_reads(models, manifest) -> None:
 
     from sum.core.uncertainty import refinement
 
-    base, refiner, _ = models
+    refiner = models[1]
     seen: list[torch.Tensor] = []
     hook = refiner.register_forward_hook(
         lambda module, given, kwargs, answer: seen.extend([kwargs["sam_logits"], answer]), with_kwargs=True
