@@ -37,7 +37,8 @@ def near(flags: Flags, distance: float) -> Flags:
 
 def denial(annotations: Sequence[NDArray[Any]], *, tolerance: float) -> Real:
     """Share of annotators without a boundary within `tolerance` px of a pixel: 0 all draw one there, 1 nobody does."""
-    return 1 - np.mean([near(boundary(labels), tolerance) for labels in annotations], axis=0)
+    found: Real = 1 - np.mean([near(boundary(labels), tolerance) for labels in annotations], axis=0)
+    return found
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> float:
