@@ -126,19 +126,19 @@ def _risk(points: pd.DataFrame, figures: pd.DataFrame, *, words: str) -> str:
         return ""
     area = dict(zip(figures["method"], figures["aurc"], strict=True))
     lines = [
-        Line(f"{name}: AURC {1000 * area[name]:.3f} / 1000", part["x"].tolist(), part["y"].tolist())
+        Line(f"{name}: AURC {1000 * area[name]:.3f} / 1000", part["x"].tolist(), (100 * part["y"]).tolist())
         for name, part in curve.groupby("method", sort=True)
         if name != "none"
     ]
-    share = float(figures["error"].iloc[0])
-    lines.append(Line(f"chance, and none: {1000 * share:.3f} / 1000", [0, 1], [share, share], dashed=True))
-    top = STRETCH * max(share, float(curve.loc[curve["method"] != "none", "y"].max()))
+    share = 100 * float(figures["error"].iloc[0])
+    lines.append(Line(f"chance, and none: {10 * share:.3f} / 1000", [0, 1], [share, share], dashed=True))
+    top = STRETCH * max(share, 100 * float(curve.loc[curve["method"] != "none", "y"].max()))
     return line_chart(
         "Risk by coverage",
         f"wrong pixels among the most certain ones; {words}",
         lines,
         across=Axis("share of pixels kept, the most certain first"),
-        up=Axis("share wrong", 0.0, top or 1.0),
+        up=Axis("wrong, %", 0.0, top or 1.0),
     )
 
 
