@@ -1,9 +1,10 @@
-"""Speed and memory of the manifest and its validation: python benchmarks/data_scale.py [--scale SHARE] [--folder WORK]
+"""Speed and memory of ingest, the manifest and its validation: python benchmarks/data_scale.py [--scale SHARE]
 
-At scale 1: a manifest of 250,000 images and 5 million masks, generated on the fly and written as stage ingest writes it
-(bound: 1.5 GB), a million masks validated with Great Expectations, pages and figures (bound: 30 s), and the search for
-copies among 300,000 x 20,000 perceptual hashes, plain and mirrored. Each part is a process of its own, so that its peak
-memory is its own.
+A COCO file of --masks masks (default 1 million), 20 an image, and its photos of 64 x 48 are generated on the disk and
+read as stage ingest reads them (bound: 1.5 GB). At scale 1: a manifest of 250,000 images and 5 million masks, generated
+on the fly and written as stage ingest writes it (bound: 1.5 GB), a million masks validated with Great Expectations,
+pages and figures (bound: 30 s), and the search for copies among 300,000 x 20,000 perceptual hashes, plain and mirrored.
+Each part is a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ IMAGES, MASKS_AN_IMAGE = 250_000, 20
 VALIDATED = 50_000  # images, with 20 masks each
 HASHES = (300_000, 20_000)
 HEIGHT, WIDTH = 480, 640
+SMALL = (48, 64)  # of the photos that are read
 
 
 def records(images: int, *, seed: int = 0) -> Iterator[tuple]:
@@ -109,14 +111,93 @@ def part(name: str, folder: Path, *counts: int) -> dict[str, object]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-PARTS: dict[str, Callable[..., dict[str, object]]] = {"write": write, "validate": validate, "search": search}
+def make_coco(folder: Path, images: int) -> dict[str, object]:
+    """Write a COCO file of 20 twelve-cornered masks an image, annotation by annotation, and its photos."""
+    import io
+
+    from PIL import Image
+
+    rng, began = np.random.default_rng(0), time.perf_counter()
+    photos = []
+    for _ in range(100):
+        buffer = io.BytesIO()
+        noise = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        noise.resize((SMALL[1], SMALL[0])).save(buffer, "JPEG")
+        photos.append(buffer.getvalue())
+    turn = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    shapes = []
+    for x, y, size in rng.uniform((12, 12, 3), (52, 36, 10), (300, 3)):
+        corners = np.stack((x + size * np.cos(turn), y + size * np.sin(turn)), axis=1)
+        shapes.append(json.dumps([corners.ravel().round(2).tolist()]))
+    order = rng.permutation(images)  # annotations lie by image, as most tools write them, the images in no order
+    with (folder / "annotations.json").open("w") as file:
+        file.write('{"info": {}, "categories": [{"id": 1, "name": "thing"}], "annotations": [')
+        for place, number in enumerate(order.tolist()):
+            for k in range(MASKS_AN_IMAGE):
+                key = number * MASKS_AN_IMAGE + k
+                file.write("," if place or k else "")
+                file.write(f'{{"id": {key}, "image_id": {number}, "category_id": 1, "iscrowd": 0, "area": 100.0, ')
+                file.write(f'"bbox": [1, 2, 3, 4], "segmentation": {shapes[key % 300]}}}')
+        file.write('], "images": [')
+        for number in range(images):
+            folders = folder / "images" / f"{number // 1000:03d}"
+            if number % 1000 == 0:
+                folders.mkdir(parents=True)
+            (folders / f"{number:07d}.jpg").write_bytes(photos[number % 100])
+            name = f'"file_name": "{number // 1000:03d}/{number:07d}.jpg", "height": {SMALL[0]}, "width": {SMALL[1]}'
+            file.write(("," if number else "") + f'{{"id": {number}, {name}}}')
+        file.write("]}")
+    megabytes = round((folder / "annotations.json").stat().st_size / 1e6)
+    return {"images": images, "JSON MB": megabytes, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def ingest(folder: Path, images: int) -> dict[str, object]:
+    """Read that set and write its manifest, as stage ingest does."""
+    from sum.data.records import manifest_writer
+    from sum.data.sources import Sample
+    from sum.data_settings import DatasetConfig
+    from sum.datasets import read_set
+
+    began, count, masks = time.perf_counter(), 0, 0
+    entry = DatasetConfig(
+        kind="coco", root=str(folder), split="train", task="entity", licence="CC0-1.0", max_json_mb=100_000
+    )
+    found, _ = read_set("set", entry)
+    listed = time.perf_counter() - began
+    with manifest_writer(folder / "manifest") as writer:
+        for items in found:
+            for item in items:
+                assert isinstance(item, Sample), item
+                writer.add(item.image, item.masks)
+                count, masks = count + 1, masks + len(item.masks)
+    seconds = time.perf_counter() - began
+    assert (count, masks) == (images, images * MASKS_AN_IMAGE)
+    times = {"seconds of the JSON": round(listed, 1), "seconds": round(seconds, 1)}
+    return {
+        "images": count,
+        "masks": masks,
+        **times,
+        "images/s": round(count / seconds),
+        "masks/s": round(masks / seconds),
+    }
+
+
+PARTS: dict[str, Callable[..., dict[str, object]]] = {
+    "write": write,
+    "validate": validate,
+    "search": search,
+    "make": make_coco,
+    "ingest": ingest,
+}
 
 
 def main(argv: Sequence[str]) -> None:
     """Print a row a part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--masks", type=int, default=1_000_000, help="of the COCO file; 0: leave it out")
+    parser.add_argument("--only-read", action="store_true", help="the COCO file alone")
+    parser.add_argument("--folder", type=Path, help="for the temporary files; about 0.5 GB a million masks")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--counts", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -129,6 +210,12 @@ def main(argv: Sequence[str]) -> None:
     scaled = functools.partial(_scaled, scale=options.scale)
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
         folder = Path(work)
+        if options.masks:
+            images = max(1, options.masks // MASKS_AN_IMAGE)
+            _row("make a COCO set", part("make", folder, images))
+            _row("ingest it", part("ingest", folder, images))
+        if options.only_read:
+            return
         _row("write the manifest", part("write", folder / "all", scaled(IMAGES)))
         part("write", folder / "some", scaled(VALIDATED))
         _row("validate", part("validate", folder / "some", scaled(VALIDATED)))

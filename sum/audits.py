@@ -16,7 +16,7 @@ from sum.core.metrics import bootstrap_interval
 from sum.data.sources import Item, Note, Problem, Sample
 from sum.data_settings import DatasetConfig, ExpectConfig
 from sum.datasets import read_set
-from sum.errors import DataError, StorageError
+from sum.errors import DataError, Refused, StorageError
 from sum.progress import track
 from sum.storage import exists
 
@@ -145,7 +145,7 @@ def audit_set(
                 scores.add(item)
         figure = scores.figure()
     except (DataError, StorageError) as caught:
-        error, again, figure = str(caught), isinstance(caught, StorageError), None
+        error, again, figure = str(caught), isinstance(caught, StorageError) and not isinstance(caught, Refused), None
     about = {key: getattr(entry, key) for key in ("root", "kind", "task", "expect")}
     return Audit(
         name=name, variant=variant, found=found, contents=contents, figure=figure, error=error, again=again, **about

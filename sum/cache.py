@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sum.downloads import drop, locked
-from sum.errors import StorageError
+from sum.errors import Refused
 from sum.files import disk_errors, sha256_file
 
 BLOCK = 4096  # bytes that a small file takes on the disk
@@ -55,6 +56,21 @@ class Cache:
             return None
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
+        path.unlink(missing_ok=True)
+        return None
+
+    def open(self, sha256: str) -> BinaryIO | None:
+        """The copy of this hash for reading, if it is here and whole; it may be dropped from the cache meanwhile."""
+        path = self._object(sha256)
+        try:
+            file = path.open("rb")
+            os.utime(path)
+        except OSError:
+            return None
+        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            file.seek(0)
+            return file
+        file.close()
         path.unlink(missing_ok=True)
         return None
 
@@ -95,7 +111,7 @@ class Cache:
         """Make room for `size` more bytes. Raises StorageError when the limit is below that."""
         need = size + BLOCK  # the name's file
         if need > self.limit:
-            raise StorageError(f"{self.folder}: {size} bytes do not fit into SUM_CACHE_GB={self.limit / 1e9:g}.")
+            raise Refused(f"{self.folder}: {size} bytes do not fit into SUM_CACHE_GB={self.limit / 1e9:g}.")
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "size").open("a+") as file:
@@ -176,5 +192,5 @@ def the_cache() -> Cache:
     except ValueError:
         limit = math.nan
     if not 0 <= limit < math.inf:
-        raise StorageError(f"SUM_CACHE_GB is '{text}'; wanted a number of gigabytes, 0 for no cache.")
+        raise Refused(f"SUM_CACHE_GB is '{text}'; wanted a number of gigabytes, 0 for no cache.")
     return Cache(Path(os.environ.get("SUM_CACHE") or "work/cache"), int(limit * 1e9))

@@ -1,7 +1,7 @@
 """The command line: picks the stage, loads the config, starts logging, says what was written and what it cost.
 
-Exit codes: 0 done, 1 the input is at fault, 2 the command line or params.yaml is, 75 a disk, bucket or server (trying
-again may help), 130 interrupted.
+Exit codes: 0 done, 1 the input is at fault or a disk or bucket refuses for good, 2 the command line or params.yaml is
+at fault, 75 a disk, bucket or server does not answer (trying again may help), 130 interrupted.
 Nothing heavy is imported before the stage is known: `python -m sum --help` must answer at once.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from sum.errors import ConfigError, StorageError, SumError, TrackingError, choose
+from sum.errors import ConfigError, Refused, StorageError, SumError, TrackingError, choose
 
 if TYPE_CHECKING:
     from sum.config import Config
@@ -98,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
 def _exit_code(error: SumError) -> int:
     if isinstance(error, ConfigError):
         return 2
-    return 75 if isinstance(error, StorageError | TrackingError) else 1  # EX_TEMPFAIL of sysexits.h
+    passing = isinstance(error, StorageError | TrackingError) and not isinstance(error, Refused)
+    return 75 if passing else 1  # EX_TEMPFAIL of sysexits.h
 
 
 def _parser() -> argparse.ArgumentParser:

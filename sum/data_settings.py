@@ -19,7 +19,7 @@ _FILES = ("names", "names_lines", "images", "image_suffix")
 _LABELS = ("annotations", "images", "categories")
 _PIXELS = ("threshold", "values", "drop", "divisor", "channel")
 KEYS: dict[str, tuple[str, ...]] = {  # kind -> the keys that only some kinds read
-    "raster": (*_FILES, "masks", "mask_suffix", "mode", *_PIXELS, "on_size_mismatch"),
+    "raster": (*_FILES, "masks", "mask_suffix", "mode", *_PIXELS, "labelmap", "classes", "on_size_mismatch"),
     "coco": (*_LABELS, "supercategories", "drop_flags", "only_found", "on_size_mismatch"),
     "via": _LABELS,
     "sa1b": ("images", "names", "names_lines"),
@@ -35,6 +35,8 @@ MODES: dict[str, tuple[str, ...]] = {  # key of kind raster -> the modes that re
     "drop": ("index", "instance", "color"),
     "divisor": ("instance",),
     "channel": ("index", "instance"),
+    "labelmap": ("color",),
+    "classes": ("color",),
 }
 SPAN = 65_536  # values of a range: those of a 16-bit file
 
@@ -98,6 +100,8 @@ class DatasetConfig:
     drop: list[int | str] = field(default_factory=lambda: [0])  # values, classes or 0xRRGGBB left out
     divisor: int = 1000  # instance: value = class * divisor + instance; a lone class of `values` is a group, left out
     channel: int | None = None  # index, instance: read this channel of a colour file
+    labelmap: str | None = None  # color: CVAT's labelmap.txt below root: names of the colours; others are no mask
+    classes: str | None = None  # color: the colours of `masks` are objects, and in this folder those of their classes
     categories: list[str] = field(default_factory=list)  # only masks of these; none: all
     supercategories: list[str] = field(default_factory=list)  # coco: likewise
     drop_flags: list[str] = field(default_factory=lambda: ["iscrowd"])  # coco: annotations with any of these set go
@@ -137,6 +141,7 @@ class DatasetConfig:
             not self.names_lines or self.names is not None,
             "names_lines are lines of the file `names`, which is not set",
         )
+        require(self.classes is None or self.labelmap is not None, "classes wants labelmap: the names of their colours")
         for name in self.variants:
             self.variant(name)
 

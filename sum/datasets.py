@@ -13,7 +13,14 @@ from sum.data_settings import KEYS, DatasetConfig, line_range, numbers
 from sum.errors import DataError, choose
 from sum.storage import NotFound
 
-PLACES = ("images", "masks", "annotations", "names")  # the keys that name folders and files below the root
+PLACES = (
+    "images",
+    "masks",
+    "annotations",
+    "names",
+    "labelmap",
+    "classes",
+)  # the keys that name folders and files below the root
 _SAME = {field.name for field in fields(DatasetConfig)} & {field.name for field in fields(Source)}
 
 

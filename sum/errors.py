@@ -6,7 +6,8 @@
     |   `-- MissingInput   a stage was started before the stage that makes its input
     |-- CheckpointError    weights of another model, truncated, or not weights at all
     |-- StorageError       a disk or bucket that does not take or give bytes
-    |   `-- NotFound       a file, folder or object does not exist
+    |   `-- Refused        a second try would meet the same: denied, wrong credentials, no such bucket
+    |       `-- NotFound   a file, folder or object does not exist
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
     |-- TrackingError      the MLflow server does not answer or refuses
     `-- TrainingDiverged   a gradient is NaN or infinite
@@ -53,7 +54,11 @@ class StorageError(SumError, OSError):
     """Bytes could not be read from or written to a disk or a bucket."""
 
 
-class NotFound(StorageError):
+class Refused(StorageError):
+    """The disk or bucket says no, and will until something is mended: rights, credentials, bucket, address."""
+
+
+class NotFound(Refused):
     """The file, folder or object does not exist."""
 
 

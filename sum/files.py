@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sum.errors import DataError, NotFound, StorageError, SumError
+from sum.errors import DataError, NotFound, Refused, StorageError, SumError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 LINKED = 100  # ways by which links may lead to one folder: a chain of pairs of links has 2 to the power of its length
 
 
@@ -128,7 +129,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno is None:
             raise
-        raise StorageError(f"{error.filename or path}: {error.strerror}.") from error
+        kind = Refused if error.errno in _REFUSED else StorageError
+        raise kind(f"{error.filename or path}: {error.strerror}.") from error
 
 
 def _existing(path: Path) -> Path:
@@ -154,7 +156,7 @@ def list_folder(folder: Path) -> list[str]:
         raise NotFound(f"{folder} does not exist or is not a folder.")
 
     def refuse(error: OSError) -> None:
-        raise StorageError(f"{error.filename}: {error.strerror}.") from error
+        raise (Refused if error.errno in _REFUSED else StorageError)(f"{error.filename}: {error.strerror}.") from error
 
     names, ways = list[str](), Counter[tuple[int, int]]()
     above = {str(folder): frozenset({_identity(str(folder))})}  # folder to come -> itself and those on the way to it

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -33,6 +34,21 @@ def track(
         yield from _bar(rest, title=title, unit=unit, total=count, start=start, console=console)
     else:
         yield from _lines(rest, title=title, unit=unit, total=count, start=start)
+
+
+def _step(shown: Iterator[int]) -> None:
+    next(shown, None)
+
+
+@contextmanager
+def counting(*, title: str, unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """The same where there is no one list to go through: yields what is to be called after each item."""
+    shown = track(range(total + 1), title=title, unit=unit, total=total)
+    next(shown)
+    try:
+        yield lambda: _step(shown)
+    finally:
+        shown.close()  # type: ignore[attr-defined]  # it is a generator
 
 
 def _bar(items: Iterable[T], *, title: str, unit: str, total: int, start: int, console: Console) -> Iterator[T]:

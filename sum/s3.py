@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sum.errors import NotFound, StorageError
+from sum.errors import NotFound, Refused, StorageError
 
 T = TypeVar("T")
 S3 = "s3://"
@@ -60,7 +60,7 @@ def split(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` -> bucket, key. Raises StorageError without a bucket."""
     bucket, _, key = uri.removeprefix(S3).partition("/")
     if not bucket:
-        raise StorageError(f"'{uri}' names no bucket; wanted s3://BUCKET/KEY.")
+        raise Refused(f"'{uri}' names no bucket; wanted s3://BUCKET/KEY.")
     return bucket, key.rstrip("/")
 
 
@@ -68,11 +68,11 @@ def exists(uri: str) -> bool:
     """Whether there is this object or any object below the prefix."""
     bucket, key = split(uri)
     below = f"{key}/" if key else ""  # without the '/', a page may be full of `key-more/...`
-    page = _tried(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1))
+    page = ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1))
     if page.get("Contents") or not key:
         return bool(page.get("Contents"))
     try:
-        _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+        ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
     except NotFound:
         return False
     return True
@@ -85,7 +85,7 @@ def list_keys(uri: str) -> list[str]:
     names, more = list[str](), dict[str, str]()
     while True:
         request = functools.partial(_list_page, bucket=bucket, prefix=prefix, more=more)
-        page = _tried(uri, request)
+        page = ask(uri, request)
         names += [item["Key"].removeprefix(prefix) for item in page.get("Contents", ()) if item["Key"][-1] != "/"]
         if not page.get("IsTruncated"):
             break
@@ -99,9 +99,9 @@ def look_up(uri: str) -> Head:
     """ETag and size of an object. Raises NotFound without it."""
     bucket, key = split(uri)
     try:
-        return _head(uri, _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key)))
+        return _head(uri, ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key)))
     except NotFound:
-        _tried(uri, lambda client: client.list_objects_v2(Bucket=bucket, MaxKeys=1))  # a HEAD cannot say: the bucket?
+        ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, MaxKeys=1))  # a HEAD cannot say: the bucket?
         raise
 
 
@@ -111,7 +111,7 @@ def part_size(uri: str, head: Head) -> int:
     count = head.etag.strip('"').rpartition("-")[2]
     if head.md5 or "-" not in head.etag or not count.isdigit() or not int(count):
         return 0
-    answer = _tried(uri, lambda client: client.head_object(Bucket=bucket, Key=key, PartNumber=1))
+    answer = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key, PartNumber=1))
     size = int(answer["ContentLength"])
     return size if size and -(-head.size // size) == int(count) else 0
 
@@ -147,14 +147,14 @@ def get(
         _verify(uri, head, data, span=span)
         return Reply(head, data)
 
-    return _tried(uri, request)
+    return ask(uri, request)
 
 
 def attempts() -> int:
     """How often a read is tried in all: AWS_MAX_ATTEMPTS."""
     text = os.environ.get("AWS_MAX_ATTEMPTS", "5")
     if not text.isdigit() or int(text) < 1:
-        raise StorageError(f"AWS_MAX_ATTEMPTS is '{text}'; wanted a whole number of at least 1.")
+        raise Refused(f"AWS_MAX_ATTEMPTS is '{text}'; wanted a whole number of at least 1.")
     return int(text)
 
 
@@ -165,7 +165,7 @@ def _list_page(client: Any, *, bucket: str, prefix: str, more: dict[str, str]) -
 def _head(uri: str, answer: Any) -> Head:
     etag = answer.get("ETag", "")
     if not etag:
-        raise StorageError(_no_s3(uri, "an answer without ETag"))
+        raise Refused(_no_s3(uri, "an answer without ETag"))
     sealed = "kms" in str(answer.get("ServerSideEncryption", "")) or "SSECustomerAlgorithm" in answer
     plain = etag.strip('"').lower()
     is_md5 = len(plain) == 32 and not plain.strip("0123456789abcdef") and not sealed
@@ -182,7 +182,7 @@ def _verify(uri: str, head: Head, data: bytes, *, span: tuple[int, int] | None) 
         raise _MayPass(f"{uri}: the bytes are not those of the checksum {head.etag}.")
 
 
-def _tried(uri: str, request: Callable[[Any], T]) -> T:
+def ask(uri: str, request: Callable[[Any], T]) -> T:
     """`request(client)`, again while it may pass, AWS_MAX_ATTEMPTS times in all."""
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -246,7 +246,7 @@ def _s3_errors(uri: str) -> Iterator[None]:
     except _client_error() as error:
         raise _refusal(uri, error) from error
     except ResponseParserError as error:
-        raise StorageError(_no_s3(uri, "an answer that is no S3 answer")) from error
+        raise Refused(_no_s3(uri, "an answer that is no S3 answer")) from error
     except (Boto3Error, BotoCoreError, ValueError) as error:
         raise _no_answer(uri, error) from error
 
@@ -255,21 +255,21 @@ def _refusal(uri: str, error: Any) -> StorageError:
     """The server answered, and not with the bytes."""
     code, status = str(error.response["Error"].get("Code")), error.response["ResponseMetadata"].get("HTTPStatusCode")
     if code == "NoSuchBucket":
-        return StorageError(
+        return Refused(
             f"{uri}: no bucket '{split(uri)[0]}' at {_server()}. Make it, or mend the address or AWS_ENDPOINT_URL_S3."
         )
     if status == 404:
         by_name = code in _KNOWN_404 or error.operation_name == "HeadObject"  # which has no body to name a code
-        return NotFound(f"{uri} does not exist.") if by_name else StorageError(_no_s3(uri, "404 without a reason"))
-    if status == 412:
+        return NotFound(f"{uri} does not exist.") if by_name else Refused(_no_s3(uri, "404 without a reason"))
+    if status == 412 or code == "ConditionalRequestConflict":
         return ObjectChanged(f"{uri} was changed while it was read. Run the same command again.")
     if code in _EXPIRED:
-        return StorageError(f"{uri}: the credentials have expired ({code}). Get new ones: {_KEYS}, AWS_SESSION_TOKEN.")
+        return Refused(f"{uri}: the credentials have expired ({code}). Get new ones: {_KEYS}, AWS_SESSION_TOKEN.")
     if status in (401, 403):
-        return StorageError(f"{uri}: access denied ({code}). Check {_KEYS} and the rights on the bucket.")
+        return Refused(f"{uri}: access denied ({code}). Check {_KEYS} and the rights on the bucket.")
     text = f"{uri}: the S3 server answered {status} {code}: {error.response['Error'].get('Message')}"
     passing = code in _PASSING or status in (408, 429, 500, 502, 503, 504)
-    return _MayPass(text) if passing else StorageError(text)
+    return _MayPass(text) if passing else Refused(text)
 
 
 def _no_answer(uri: str, error: Exception) -> StorageError:
@@ -277,9 +277,7 @@ def _no_answer(uri: str, error: Exception) -> StorageError:
     from botocore import exceptions as known
 
     if isinstance(error, known.NoCredentialsError | known.PartialCredentialsError):
-        return StorageError(
-            f"{uri}: no S3 credentials. Set {_KEYS} (and AWS_ENDPOINT_URL_S3 for a server that is not AWS)."
-        )
+        return Refused(f"{uri}: no S3 credentials. Set {_KEYS} (and AWS_ENDPOINT_URL_S3 for a server that is not AWS).")
     if isinstance(error, known.IncompleteReadError | known.FlexibleChecksumError | known.ResponseStreamingError):
         return _MayPass(f"{uri}: the bytes did not arrive whole ({error}).")
     if isinstance(error, known.HTTPClientError | known.ConnectionError):
@@ -287,7 +285,8 @@ def _no_answer(uri: str, error: Exception) -> StorageError:
         nobody = isinstance(error, known.EndpointConnectionError | known.SSLError | known.ProxyConnectionError)
         return StorageError(text) if nobody and _endpoint() not in _answered else _MayPass(text)
     hint = " Mend AWS_ENDPOINT_URL_S3." if "endpoint" in str(error).lower() else ""
-    return StorageError(f"{uri}: {error}.{hint}")
+    lasting = isinstance(error, ValueError | known.ParamValidationError | known.NoRegionError | known.ProfileNotFound)
+    return (Refused if lasting else StorageError)(f"{uri}: {error}.{hint}")
 
 
 def _no_s3(uri: str, found: str) -> str:

@@ -116,7 +116,8 @@ class PseudoLabelConfig:
     max_area_share: float = 0.95  # of the image
     box_nms_thresh: float = 0.7
     min_area: float = 100.0  # px at a 1024 frame, as the official loader
-    shard_images: int = 64  # images a shard; what a kill can cost
+    shard_images: int = 64  # images a shard at most, on average; what a kill can cost
+    on_bad: Literal["skip", "fail"] = "skip"  # a photo that cannot be read: left out and listed, or the stage fails
 
     def __post_init__(self) -> None:
         at_least(self, 1, "points_per_side", "points_per_batch", "shard_images")

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from sum import s3
 from sum.cache import BLOCK, Cache, the_cache
@@ -28,17 +28,18 @@ from sum.files import (
     write_atomic,
     write_json,
 )
+from sum.ranged import Ranged
 from sum.s3 import S3
 
 __all__ = (
-    "S3", "NotFound", "exists", "fetch", "join", "list_files", "member_address", "member_name", "open_seekable",
-    "read_bytes", "replace_file", "replace_folder", "sha256_file", "size_of", "write_atomic", "write_json",
+    "S3", "NotFound", "disk_errors", "exists", "fetch", "join", "keep", "list_files", "member_address", "member_name",
+    "open_seekable", "open_whole", "read_bytes", "recall", "replace_file", "replace_folder", "sha256_file", "size_of",
+    "write_atomic", "write_json",
 )  # fmt: skip
 
 _MEMBER = re.compile(
     r"(?P<file>.*?\.tar)!/(?P<name>.+)#(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL | re.IGNORECASE
 )
-AHEAD = 256 * 1024  # bytes a request of `open_seekable`
 
 
 def join(uri: str, *names: str) -> str:
@@ -124,44 +125,42 @@ def fetch(uri: str, cache: Path) -> Path:
 
 
 def open_seekable(uri: str) -> BinaryIO:
-    """A file or object for reading here and there; of an object, always the version that it is now."""
+    """A file or object for reading here and there; of an object, always the version that it is now (`version`)."""
     if uri.startswith(S3):
-        return io.BufferedReader(_Ranged(uri), buffer_size=AHEAD)
+        return cast("BinaryIO", Ranged(uri))
     size_of_file(Path(uri))
     with disk_errors(Path(uri)):
         return Path(uri).open("rb")
 
 
-class _Ranged(io.RawIOBase):
-    """An object, read by ranged requests of one version."""
+def open_whole(uri: str) -> BinaryIO:
+    """A file, object or member for reading once from its begin; of a large object, the checked copy in the cache.
 
-    def __init__(self, uri: str) -> None:
-        self._uri, self._head, self._at = uri, s3.look_up(uri), 0
+    In memory is only what is no larger than a part of a download, or has no place in the cache.
+    """
+    file, span = _place(uri)
+    if not span and not file.startswith(S3):
+        return open_seekable(file)
+    head = None if span else s3.look_up(file)
+    if head and head.size > PART:
+        copy = _large_copy(uri, the_cache(), head)
+        if copy is not None:
+            return copy
+    return io.BytesIO(read_bytes(uri))
 
-    def readable(self) -> bool:
-        return True
 
-    def seekable(self) -> bool:
-        return True
+def recall(address: str, version: str) -> bytes | None:
+    """What was kept under this address and version; b'' when it is damaged or was dropped since, None: never kept."""
+    cache = the_cache()
+    known = cache.known(address)
+    return (cache.load(known.sha256) or b"") if known and known.etag == version else None
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Only remembered: nothing is asked of the server."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._head.size}[whence]
-        self._at = base + offset
-        return self._at
 
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """One ranged request."""
-        size = min(len(buffer), self._head.size - self._at)
-        if size <= 0:
-            return 0
-        body = _body(s3.get(self._uri, span=(self._at, size), etag=self._head.etag))
-        buffer[:size] = body
-        self._at += size
-        return size
+def keep(address: str, version: str, data: bytes) -> None:
+    """Keep bytes in the cache for `recall`, if they fit."""
+    cache = the_cache()
+    if len(data) + BLOCK <= cache.limit:
+        cache.keep(address, version, data)
 
 
 def _place(uri: str) -> tuple[str, tuple[int, int] | None]:
@@ -219,22 +218,31 @@ def _twice(file: str, head: s3.Head, body: bytes, *, span: tuple[int, int]) -> b
 
 def _read_large(uri: str, cache: Cache, head: s3.Head) -> bytes:
     """An object of many parts, by way of the cache, or at once when that is too small for it."""
+    copy = _large_copy(uri, cache, head)
+    if copy is None:
+        return _body(s3.get(uri))
+    with copy:
+        return copy.read()
+
+
+def _large_copy(uri: str, cache: Cache, head: s3.Head) -> BinaryIO | None:
+    """The copy of an object of many parts, opened: it may leave the cache meanwhile; None: that is too small for it."""
     for _ in range(s3.attempts()):
         if head.size * 2 > cache.limit:
-            return _body(s3.get(uri))
+            return None
         parts = cache.parts(version_of(uri, head))
         try:
             with locked(parts):
                 known = cache.known(uri)
                 same = known is not None and known.etag == head.etag  # another process was faster
-                data = cache.load(known.sha256) if known and same else None
-                if data is None:
+                copy = cache.open(known.sha256) if known and same else None
+                if copy is None:
                     cache.reserve(head.size)
                     path = download(uri, head, parts)
-                    data = path.read_bytes()
+                    copy = path.open("rb")
                     cache.keep_file(uri, head.etag, path)
                 drop(parts)
-                return data
+                return copy
         except s3.ObjectChanged:
             head = s3.look_up(uri)
     raise StorageError(f"{uri} changes while it is read. Wait until it is written, then run the same command again.")

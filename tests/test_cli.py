@@ -16,7 +16,7 @@ import pytest
 from sum import cli
 from sum.cli import COMMANDS, STAGES, main
 from sum.commands import use
-from sum.errors import ConfigError, DataError, StorageError, TrackingError
+from sum.errors import ConfigError, DataError, NotFound, Refused, StorageError, TrackingError
 
 PROJECT = Path(__file__).parents[1]
 
@@ -113,6 +113,8 @@ def test_a_bad_command_line_is_one_error_and_exit_2(fake, capsys, words, message
         (ConfigError("params.yaml: [x] wrong"), 2, "error: params.yaml: [x] wrong"),  # brackets are no markup
         (TrackingError("no server"), 75, "error: no server"),
         (StorageError("no space left"), 75, "error: no space left"),
+        (Refused("access denied"), 1, "error: access denied"),  # a second try meets it again: no flow retries
+        (NotFound("a.png does not exist"), 1, "error: a.png does not exist"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
     ],
 )

@@ -27,6 +27,8 @@ OTHERS: dict[str, Any] = {  # key -> a value that is not the default
     "drop": [255],
     "divisor": 256,
     "channel": 0,
+    "labelmap": "labelmap.txt",
+    "classes": "SegmentationClass",
     "categories": ["thing"],
     "supercategories": ["things"],
     "drop_flags": ["remove"],
@@ -62,6 +64,8 @@ def test_a_kind_takes_its_keys_and_refuses_the_others(kind: str, key: str) -> No
     more = {key: OTHERS[key]}
     if key == "names_lines":
         more["names"] = "list.txt"
+    if key == "classes":
+        more["labelmap"] = "labelmap.txt"
     if key in MODES:
         more["mode"] = MODES[key][0]
     if key in KEYS[kind]:
@@ -92,6 +96,7 @@ def test_a_mode_refuses_what_it_does_not_read(key: str, mode: str) -> None:
         ({"names_lines": "5:3", "names": "a.txt"}, "got '5:3'"),
         ({"names_lines": "-1:3", "names": "a.txt"}, "got '-1:3'"),
         ({"names_lines": "5:9"}, "names_lines are lines of the file `names`, which is not set"),
+        ({"mode": "color", "classes": "a"}, "classes wants labelmap: the names of their colours"),
         ({"threshold": 255}, "threshold must be in 0..254, got 255"),
         ({"min_area": 0}, "min_area must be at least 1, got 0"),
         ({"max_area_share": 1.5}, "max_area_share must be in 0..1"),
@@ -147,7 +152,8 @@ def test_a_source_has_the_same_values_as_its_entry() -> None:
     source = source_of("x", entry(mode="index", values=["1..3", 9], names="a.txt", names_lines="2:4", exclude=["b*"]))
     assert (source.values, source.drop, source.lines, source.exclude) == ({1, 2, 3, 9}, {0}, slice(2, 4), ("b*",))
     plain = entry(mode="index", names="a.txt")
-    for name in {field.name for field in fields(Source)} - {"name", "values", "drop", "lines", "exclude"}:
+    other = {"name", "values", "drop", "lines", "exclude", "colours"}  # colours: read by the layout
+    for name in {field.name for field in fields(Source)} - other:
         value = getattr(plain, name)
         assert getattr(source, name) == (tuple(value) if isinstance(value, list) else value), name
     assert source_of("x", entry("coco", images=["a", "b"])).images == ("a", "b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import socket
 import threading
 import time
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sum.errors import DataError, StorageError
+from sum.cli import main
+from sum.errors import DataError, Refused, StorageError
 from sum.storage import (
     NotFound,
     exists,
@@ -178,10 +180,10 @@ def test_no_credentials(s3_settings: pytest.MonkeyPatch) -> None:
 
 
 class Refuse(BaseHTTPRequestHandler):
-    """Answers /bucket/STATUS-CODE with that."""
+    """Answers a request for, or a listing below, s3://bucket/STATUS-CODE with that."""
 
     def do_GET(self) -> None:
-        status, code = self.path.removeprefix("/bucket/").split("-")
+        status, code = [*re.findall(r"(\d{3})-(\w+)", self.path), ("404", "NoSuchKey")][0]
         body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
         self.send_response(int(status))
         self.send_header("Content-Length", str(len(body)))
@@ -192,22 +194,30 @@ class Refuse(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_refuses(s3_settings: pytest.MonkeyPatch) -> None:
+def test_a_server_that_refuses(s3_settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said in one sentence; the exit code tells a flow whether another try may help (75) or not (1)."""
     cases = [
-        ("403-AccessDenied", StorageError, r"access denied \(AccessDenied\)\. Check AWS_ACCESS_KEY_ID"),
-        ("403-InvalidAccessKeyId", StorageError, r"access denied \(InvalidAccessKeyId\)"),
-        ("404-NoSuchKey", NotFound, "s3://bucket/404-NoSuchKey does not exist"),
-        ("404-NoSuchBucket", StorageError, "no bucket 'bucket' at http://127"),
-        ("503-SlowDown", StorageError, "answered 503 SlowDown"),
+        ("403-AccessDenied", Refused, r"access denied \(AccessDenied\)\. Check AWS_ACCESS_KEY_ID", 1),
+        ("403-InvalidAccessKeyId", Refused, r"access denied \(InvalidAccessKeyId\)", 1),
+        ("403-SignatureDoesNotMatch", Refused, r"access denied \(SignatureDoesNotMatch\)", 1),
+        ("400-ExpiredToken", Refused, "the credentials have expired", 1),
+        ("404-NoSuchKey", NotFound, "does not exist", 1),
+        ("404-NoSuchBucket", Refused, "no bucket 'bucket' at http://127", 1),
+        ("503-SlowDown", StorageError, "answered 503 SlowDown", 75),
     ]
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         s3_settings.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
         try:
-            for key, kind, want in cases:
-                with pytest.raises(kind, match=want):
+            for key, kind, want, code in cases:
+                with pytest.raises(kind, match=want) as caught:
                     read_bytes(f"s3://bucket/{key}")
+                assert type(caught.value) is kind
+                assert main(["ingest", "--dry-run", f"s3://bucket/{key}"]) == code
+                told = capsys.readouterr().err
+                assert re.search(want, told)
+                assert len(told.strip().splitlines()) == 1
         finally:
             server.shutdown()
             thread.join()
@@ -221,7 +231,7 @@ def test_settings_that_make_no_sense(s3_settings: pytest.MonkeyPatch, name: str,
 
 
 def test_an_address_without_a_bucket() -> None:
-    with pytest.raises(StorageError, match="s3://BUCKET/KEY"):
+    with pytest.raises(Refused, match="s3://BUCKET/KEY"):
         read_bytes("s3:///key")
 
 

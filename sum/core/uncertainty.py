@@ -56,6 +56,7 @@ OTHERS: dict[str, str] = {  # method -> the refiner it compares with the one of 
     "discrepancy_teacher": "student",  # the weights after the last step, beside their running average (the teacher)
     "discrepancy_decoders": "decoder",  # trained from the same SAM, the masks in another order and under other clicks
 }
+OF_SAM_ALONE = frozenset({"none", "confidence"})  # do not look at the refined logits
 
 
 def to_codes(values: Tensor) -> Tensor:
@@ -66,3 +67,12 @@ def to_codes(values: Tensor) -> Tensor:
 def from_codes(codes: Tensor) -> Tensor:
     """The inverse of `to_codes`, within 1/510. uint8 of any shape -> float32, 0..1."""
     return codes.float() / 255
+
+
+def logits_of(codes: Tensor) -> Tensor:
+    """Logits of stored probabilities: what the refinement module is asked with, in training and in labelling.
+
+    uint8 of any shape -> float32. Codes 0 and 255 stand for all that round to them; they become the logits of 1/1020
+    and 1019/1020, about -6.9 and 6.9.
+    """
+    return torch.logit(from_codes(codes), eps=0.25 / 255)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
 
+from sum.data.tar_listings import Contents, Place, kept_listing
 from sum.storage import join, list_files, member_address, open_seekable
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".taz")
@@ -59,11 +60,10 @@ def list_members(uri: str) -> Listing:
     Of a damaged or truncated archive, what comes before the damage. Raises NotFound, StorageError.
     """
     with open_seekable(uri) as file:
-        for magic, kind in _MAGIC.items():
-            if file.read(len(magic)) == magic:
-                return Listing((), (("", f"is compressed ({kind}), {_REPACK}"),))
-            file.seek(0)
-        return _listing(uri, file)
+        version = getattr(file, "version", "")  # of a bucket's archive
+        found = kept_listing(uri, version, lambda: _read(file)) if version else _read(file)
+    members = (Member(name, member_address(uri, name, offset=offset, size=size)) for name, offset, size in found.places)
+    return Listing(tuple(members), found.refused)
 
 
 def list_photos(folder: str) -> tuple[list[str], list[tuple[str, str]]]:
@@ -91,8 +91,12 @@ def list_photos(folder: str) -> tuple[list[str], list[tuple[str, str]]]:
     return names, refused
 
 
-def _listing(uri: str, file: BinaryIO) -> Listing:
-    members, refused, seen = list[Member](), list[tuple[str, str]](), set[str]()
+def _read(file: BinaryIO) -> Contents:
+    for magic, kind in _MAGIC.items():
+        if file.read(len(magic)) == magic:
+            return Contents((), (("", f"is compressed ({kind}), {_REPACK}"),))
+        file.seek(0)
+    places, refused, seen = list[Place](), list[tuple[str, str]](), set[str]()
     size = file.seek(0, 2)
     try:
         for info in _headers(file, size):
@@ -103,13 +107,12 @@ def _listing(uri: str, file: BinaryIO) -> Listing:
                 refused.append((name, reason))
             elif name and not any(part.startswith(".") for part in name.split("/")):
                 seen.add(name)
-                address = member_address(uri, name, offset=info.offset_data, size=info.size)
-                members.append(Member(name, address))
+                places.append((name, info.offset_data, info.size))
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         refused.append(
             ("", f"is no whole tar archive ({str(error) or type(error).__name__}): make or download it again")
         )
-    return Listing(tuple(members), tuple(refused))
+    return Contents(tuple(places), tuple(refused))
 
 
 def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:

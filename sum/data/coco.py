@@ -46,6 +46,7 @@ class _Set:
     place: Place
     file: CocoFile
     photos: dict[str, Found | str | None]
+    refused: list[Problem]  # archives and members of them
 
 
 def coco_layout(source: Source) -> list[Job]:
@@ -59,11 +60,11 @@ def coco_layout(source: Source) -> list[Job]:
     for place in places(source):
         file = read_coco(place.annotations, max_mb=source.max_json_mb, flags=source.drop_flags)
         names = list(dict.fromkeys(entry["file_name"] for entry in file.images))
-        sets.append(_Set(source, place, file, find_photos(source, place, names)))
+        sets.append(_Set(source, place, file, *find_photos(source, place, names)))
     known = [category for of in sets for category in of.file.categories.values()]
     require_known(source, "categories", source.categories, (category.name for category in known))
     require_known(source, "supercategories", source.supercategories, (category.group for category in known))
-    return [job for of in sets for job in (*_jobs(of), *_findings(of.file))]
+    return [job for of in sets for job in (*_jobs(of), *_findings(of.file), *map(told, of.refused))]
 
 
 def _jobs(of: _Set) -> Iterator[Job]:
@@ -78,9 +79,9 @@ def _jobs(of: _Set) -> Iterator[Job]:
 def _findings(file: CocoFile) -> Iterator[Job]:
     """What is to be told about the file as a whole."""
     known = {entry["id"] for entry in file.images}
-    for key, rows in file.annotations.items():
+    for key, count in file.counts():
         if key not in known:
-            reason = f"{len(rows)} annotation(s) are of image id {key!r}, which 'images' lacks"
+            reason = f"{count} annotation(s) are of image id {key!r}, which 'images' lacks"
             yield told(Problem(file.path, reason, _MEND))
     for _ in range(file.twice):
         yield told(Note(TWICE, file.path))
@@ -89,9 +90,10 @@ def _findings(file: CocoFile) -> Iterator[Job]:
 def _image(of: _Set, entry: dict[str, Any]) -> list[Item]:
     """Read one photo and turn its annotations into masks."""
     source, name = of.source, entry["file_name"]
-    rows, found = of.file.annotations.get(entry["id"], []), of.photos[name]
+    found = of.photos[name]
     if found is None and source.only_found:
         return [Note(ELSEWHERE, name)]
+    rows = of.file.annotations(entry["id"])
     if not rows:
         return [Note(BARE, name)]
     if not isinstance(found, Found):

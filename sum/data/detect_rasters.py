@@ -56,7 +56,10 @@ def _candidates(
         base["mask_suffix"] = tail
     if photos == masks:
         base["image_suffix"] = _other_suffix(listing, photos, tail)
+    named = _class_names(listing, masks) if mode == "color" else {}
+    base |= named
     why = f"{masks} holds masks for the photos of {photos}: {look}"
+    why += f", named by {named['labelmap']}" if named else ""
     rank = 7 + bool(_OBJECTS.search(masks))
     known = {stem_of(photo) for photo in listing.folders[photos]}
     lists = [name for name in listing.named(".txt") if _is_list(listing, name, known)]
@@ -76,6 +79,17 @@ def _candidates(
             yield Candidate("raster", listing.root, why, base | below, part, split, rank)
         return
     yield Candidate("raster", listing.root, why, base, "", part_of(photos)[1], rank)
+
+
+def _class_names(listing: Listing, masks: str) -> dict[str, object]:
+    """Of an export of CVAT: its label map and, beside a folder of objects, the folder of their classes."""
+    maps = [name for name in listing.named("labelmap.txt") if _within(masks, PurePosixPath(name).parent.as_posix())]
+    if not maps:
+        return {}
+    if not _OBJECTS.search(PurePosixPath(masks).name):
+        return {"labelmap": maps[0]}
+    classes = re.sub(r"Object(?!.*Object)", "Class", masks)
+    return {"labelmap": maps[0], "classes": classes} if classes != masks and classes in listing.folders else {}
 
 
 def _pairs(listing: Listing) -> Iterator[tuple[int, str, str, str]]:

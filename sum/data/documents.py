@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sum.data.sources import Problem
+from sum.data.streams import JsonStream, Member, NotText, Pairs
 from sum.errors import DataError
-from sum.storage import NotFound, read_bytes, size_of
+from sum.storage import NotFound, open_whole, read_bytes, size_of
 
 _MEND = "export or download it again, or mend it in an editor"
 Shrink = Callable[[dict[str, Any]], Any]
@@ -31,8 +33,27 @@ def read_json(path: str, *, max_mb: int, shrink: Shrink = lambda tree: tree) -> 
     Infinity are taken as numbers: whoever uses one finds it not finite.
     """
     text = read_text(path, max_mb=max_mb)
+    with _json_errors(path):
+        return json.loads(text, object_pairs_hook=_hook(path, shrink))
 
-    def whole(pairs: list[tuple[str, Any]]) -> Any:
+
+def walk_json(path: str, member: Member, *, max_mb: int, shrink: Shrink = lambda tree: tree) -> Any:
+    """As `read_json`, with no more of the file in memory than `member` keeps of the lists at its top.
+
+    member: as of JsonStream.walk. The file may be read while it is larger than the memory.
+    """
+    _require_size(path, max_mb=max_mb)
+    with open_whole(path) as file, _json_errors(path):
+        try:
+            return JsonStream(file, _hook(path, shrink)).walk(member)
+        except NotText as error:
+            raise _not_text(path, str(error)) from error
+
+
+def _hook(path: str, shrink: Shrink) -> Callable[[Pairs], Any]:
+    """What json makes of the members of an object."""
+
+    def whole(pairs: Pairs) -> Any:
         tree = dict(pairs)
         if len(tree) < len(pairs):
             counts = Counter(name for name, _ in pairs)
@@ -40,8 +61,14 @@ def read_json(path: str, *, max_mb: int, shrink: Shrink = lambda tree: tree) -> 
             raise BadDocument(path, f"not sound JSON: one object has the key '{twice[:100]}' twice")
         return shrink(tree)
 
+    return whole
+
+
+@contextmanager
+def _json_errors(path: str) -> Iterator[None]:
+    """What json raises -> what is wrong with the file."""
     try:
-        return json.loads(text, object_pairs_hook=whole)
+        yield
     except RecursionError as error:
         raise BadDocument(path, "lists and objects are nested too deeply for an annotation file") from error
     except BadDocument:
@@ -56,8 +83,11 @@ def read_text(path: str, *, max_mb: int) -> str:
     try:
         return data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        found = f"byte {error.object[error.start]:#04x} at {error.start:,}"
-        raise BadDocument(path, f"not a text in UTF-8 ({found})", remedy="save it as UTF-8") from error
+        raise _not_text(path, f"byte {error.object[error.start]:#04x} at {error.start:,}") from error
+
+
+def _not_text(path: str, found: str) -> BadDocument:
+    return BadDocument(path, f"not a text in UTF-8 ({found})", remedy="save it as UTF-8")
 
 
 def read_lines(path: str, *, lines: slice, max_mb: int) -> list[str]:
@@ -74,11 +104,15 @@ def read_lines(path: str, *, lines: slice, max_mb: int) -> list[str]:
 
 def read_document(path: str, *, max_mb: int) -> bytes:
     """The bytes of an annotation file. Raises BadDocument when it is larger than max_mb: nothing of it is read then."""
+    _require_size(path, max_mb=max_mb)
+    return read_bytes(path)
+
+
+def _require_size(path: str, *, max_mb: int) -> None:
     size = size_of(path)
     if size > max_mb * 1_000_000:
         reason = f"{size / 1e6:,.0f} MB, more than max_json_mb {max_mb}"
         raise BadDocument(path, reason, remedy="raise max_json_mb of the data set if it is really this large")
-    return read_bytes(path)
 
 
 def clean(value: object) -> str:

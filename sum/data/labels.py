@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sum.data.shards import COLUMNS, LABELS, UNCERTAINTY, ShardInfo, damaged, open_shard, shard_info, shard_names
+from sum.data.code_maps import Packed, compress, decompress, pack, unpack
+from sum.data.shards import LABELS, PLACE, UNCERTAINTY, Shard, ShardInfo, damaged, shard_names
 from sum.errors import DataError, MissingInput
 
 OPEN_FILES = 16  # shards a store keeps open
+NUMBERS = ("area", "x0", "y0", "x1", "y1", "point_x", "point_y", "predicted_iou", "stability", "rle_size")
+Codes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,37 +34,40 @@ class PseudoMask:
     point: tuple[float, float]  # xy, original frame: where SAM was asked
     predicted_iou: float
     stability: float
-    logits: NDArray[np.float16]  # [L, L] SAM's low-resolution logits, model frame
 
 
-def label_rows(masks: Sequence[PseudoMask], *, side: int) -> list[tuple[Any, ...]]:
-    """Rows of a label shard for the masks of one image. Raises ValueError when logits are not `[side, side]`."""
+def label_rows(masks: Sequence[PseudoMask], codes: Codes) -> list[tuple[Any, ...]]:
+    """Rows of a label shard for the K masks of one image, best first.
+
+    codes: `[K, L, L]` of SAM's probability, model frame (core.uncertainty.to_codes).
+    """
     rows = []
-    for mask in masks:
-        if mask.logits.shape != (side, side):
-            raise ValueError(f"PseudoMask.logits has shape {mask.logits.shape}, wants ({side}, {side})")
-        raw = np.ascontiguousarray(mask.logits, dtype="<f2").tobytes()
+    for mask, plane in zip(masks, codes, strict=True):
         scores = mask.predicted_iou, mask.stability
-        rows.append((mask.image_id, mask.index, mask.rle, mask.area, *mask.box, *mask.point, *scores, raw))
+        rle = mask.rle.encode("ascii")
+        rows.append((mask.area, *mask.box, *mask.point, *scores, len(rle), compress(rle), *pack(plane)))
     return rows
 
 
-def map_rows(
-    image_id: str, uncertainty: NDArray[np.uint8], *, refined: NDArray[np.uint8], has_map: Sequence[bool]
-) -> list[tuple[Any, ...]]:
+def map_rows(has_map: Sequence[bool], *, refined: Codes | None, uncertainty: Codes | None) -> list[tuple[Any, ...]]:
     """Rows of an uncertainty shard for the K masks of one image.
 
-    uncertainty, refined: codes `[K, L, L]` of u and of the refined probability (core.uncertainty.to_codes); has_map
-    `[K]`: False where a mask was too small for a map.
+    has_map `[K]`: False where a mask was too small for a map. refined, uncertainty: codes `[K, L, L]` of the refined
+    probability and of u. Without `refined` the refined mask is SAM's own; without `uncertainty` u is the distance of
+    the refined codes to SAM's: the paper's method needs no map of its own.
     """
-    maps = zip(uncertainty, refined, has_map, strict=True)
-    return [(image_id, k, u.tobytes(), r.tobytes(), bool(has)) for k, (u, r, has) in enumerate(maps)]
+    rows = []
+    for k, has in enumerate(has_map):
+        packed = [pack(maps[k]) if has and maps is not None else (None, 0, 0, 0, 0) for maps in (refined, uncertainty)]
+        rows.append((bool(has), *packed[0], *packed[1]))
+    return rows
 
 
 class LabelStore:
     """The pseudo-labels of all unlabelled images and, where given, their uncertainty; read image by image, on demand.
 
-    Images, and the masks of an image, come in the order of the shards. A store can be sent to worker processes.
+    Images, and the masks of an image, come in the order of the shards. `only` chooses masks of an image by their index,
+    in any order; the others are not decoded. A store can be sent to worker processes.
     """
 
     def __init__(self, labels: Path, uncertainty: Path | None = None, *, reader: str = "finetune") -> None:
@@ -75,8 +81,9 @@ class LabelStore:
                 raise MissingInput(folder, reader=reader, maker=kind)
         self.shards = shard_names(labels, kind=LABELS)
         self.side = 0  # L
-        self._files: OrderedDict[tuple[str, str], pq.ParquetFile] = OrderedDict()
-        self._where: dict[str, tuple[str, int | None, int]] = {}  # image id -> shard, row group, masks
+        self._open: OrderedDict[tuple[str, str], Shard] = OrderedDict()
+        self._last: dict[str, tuple[str, pa.RecordBatch | None]] = {}  # kind -> the image asked for last
+        self._where: dict[str, tuple[str, int]] = {}  # image id -> shard, masks
         for name in self.shards:
             self._index(name)
 
@@ -93,100 +100,118 @@ class LabelStore:
 
     def count(self, image_id: str) -> int:
         """K, the number of masks of an image."""
-        return self._place(image_id)[2]
+        return self._place(image_id)[1]
 
     def info(self, name: str) -> ShardInfo:
-        """The footer of a label shard, by file name."""
-        return self._info(LABELS, name)
+        """The index of a label shard, by file name."""
+        return self._shard(LABELS, name).info
 
-    def masks(self, image_id: str, *, logits: bool = True) -> list[PseudoMask]:
-        """The masks of an image, best first.
+    def masks(self, image_id: str, only: Sequence[int] | None = None) -> list[PseudoMask]:
+        """The masks of an image, best first."""
+        batch = self._batch(LABELS, image_id)
+        if batch is None:
+            return []
+        numbers = {name: batch.column(name).to_numpy().tolist() for name in NUMBERS}
+        texts, found = batch.column("rle"), []
+        for k in self._chosen(image_id, only):
+            area, x0, y0, x1, y1, x, y, iou, stability, size = (numbers[name][k] for name in NUMBERS)
+            rle = self._decoded(LABELS, image_id, decompress, texts[k].as_buffer(), size).decode("ascii")
+            found.append(PseudoMask(image_id, k, rle, area, (x0, y0, x1, y1), (x, y), iou, stability))
+        return found
 
-        Without logits theirs are `[0, 0]`: training does not need them, and they are most of the bytes.
-        """
-        wanted = [name for name in COLUMNS[LABELS] if logits or name != "logits"]
-        return [_mask(row, side=self.side) for row in self._rows(LABELS, image_id, wanted)]
+    def sam(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
+        """`[K, L, L]` codes of SAM's probabilities, model frame, in the order of `masks`."""
+        return self._maps(LABELS, image_id, "sam", self._chosen(image_id, only))[0]
 
-    def uncertainty(self, image_id: str) -> NDArray[np.float32]:
-        """`[K, L, L]`, 0 certain .. 1 uncertain, model frame, in the order of `masks`; 0 in a store without maps."""
+    def refined(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
+        """`[K, L, L]` codes of the probabilities of the refined masks; SAM's own where a mask was not refined."""
+        chosen = self._chosen(image_id, only)
+        codes, there = self._maps(UNCERTAINTY, image_id, "refined", chosen)
+        rest = [k for k, has in zip(chosen, there, strict=True) if not has]
+        if rest:
+            codes[~there] = self.sam(image_id, rest)
+        return codes
+
+    def uncertainty(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
+        """`[K, L, L]` codes of u, 0 certain .. 255 uncertain, in the order of `masks`; 0 in a store without maps."""
+        chosen = self._chosen(image_id, only)
         if UNCERTAINTY not in self._folders:
-            return np.zeros((self.count(image_id), self.side, self.side), dtype=np.float32)
-        return self._maps(image_id, "uncertainty")
-
-    def refined(self, image_id: str) -> NDArray[np.float32]:
-        """`[K, L, L]` probabilities of the refined masks, model frame, in the order of `masks`."""
-        return self._maps(image_id, "refined")
+            return np.zeros((len(chosen), self.side, self.side), dtype=np.uint8)
+        codes, there = self._maps(UNCERTAINTY, image_id, "uncertainty", chosen)
+        if not there.all():
+            refined, differs = self._maps(UNCERTAINTY, image_id, "refined", chosen)
+            places = np.flatnonzero(differs & ~there)
+            sam = self.sam(image_id, [chosen[place] for place in places])
+            for place, plane in zip(places, sam, strict=True):
+                cv2.absdiff(refined[place], plane, dst=codes[place])
+        return codes
 
     def has_map(self, image_id: str) -> NDArray[np.bool_]:
         """`[K]`, False where a mask was too small for an uncertainty map."""
-        return np.array([row["has_map"] for row in self._rows(UNCERTAINTY, image_id, ["has_map"])], dtype=bool)
+        batch = self._batch(UNCERTAINTY, image_id)
+        return np.array([] if batch is None else batch.column("has_map").to_pylist(), dtype=bool)
 
-    def _maps(self, image_id: str, column: str) -> NDArray[np.float32]:
-        codes = b"".join(row[column] for row in self._rows(UNCERTAINTY, image_id, [column]))
-        grey = np.frombuffer(codes, dtype=np.uint8).astype(np.float32)
-        grey /= 255
-        return grey.reshape(-1, self.side, self.side)
+    def _maps(self, kind: str, image_id: str, name: str, chosen: Sequence[int]) -> tuple[Codes, NDArray[np.bool_]]:
+        """The maps of these masks, 0 where there is none, and `[K]` whether there is one."""
+        codes = np.zeros((len(chosen), self.side, self.side), dtype=np.uint8)
+        there = np.zeros(len(chosen), dtype=bool)
+        batch = self._batch(kind, image_id)
+        if batch is None or not chosen:
+            return codes, there
+        data = batch.column(name)
+        box = np.stack([batch.column(f"{name}_{part}").to_numpy() for part in PLACE], 1).tolist()
+        for place, k in enumerate(chosen):
+            if data[k].is_valid:
+                there[place] = True
+                packed = Packed(data[k].as_buffer(), *box[k])
+                self._decoded(kind, image_id, unpack, packed, codes[place])
+        return codes, there
 
-    def _place(self, image_id: str) -> tuple[str, int | None, int]:
+    def _decoded(self, kind: str, image_id: str, decode: Any, *arguments: Any) -> Any:
+        """What `decode` gives; its ValueError names the shard."""
+        try:
+            return decode(*arguments)
+        except ValueError as error:
+            raise damaged(self._folders[kind] / self._place(image_id)[0], kind, error) from error
+
+    def _chosen(self, image_id: str, only: Sequence[int] | None) -> list[int]:
+        return list(range(self.count(image_id))) if only is None else [int(k) for k in only]
+
+    def _place(self, image_id: str) -> tuple[str, int]:
         if image_id not in self._where:
             raise DataError(f"{self._folders[LABELS]}: no labels of image '{image_id}'. Run `dvc repro {LABELS}`.")
         return self._where[image_id]
 
-    def _rows(self, kind: str, image_id: str, columns: list[str]) -> list[dict[str, Any]]:
+    def _batch(self, kind: str, image_id: str) -> pa.RecordBatch | None:
+        """The rows of an image; those asked for last are at hand without checking their bytes again."""
         if kind not in self._folders:
             raise ValueError("LabelStore was opened without the folder of uncertainty maps")
-        name, group, _ = self._place(image_id)
-        if group is None:
-            return []
-        try:
-            table = self._file(kind, name).read_row_group(group, columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(self._folders[kind] / name, kind, error) from error
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return rows
+        name, _ = self._place(image_id)
+        if self._last.get(kind, ("", None))[0] != image_id:
+            self._last[kind] = image_id, self._shard(kind, name).rows(image_id)
+        return self._last[kind][1]
 
-    def _file(self, kind: str, name: str) -> pq.ParquetFile:
+    def _shard(self, kind: str, name: str) -> Shard:
         key = kind, name
-        if key not in self._files:
-            self._files[key] = open_shard(self._folders[kind] / name, kind=kind)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(key)
-        return self._files[key]
-
-    def _info(self, kind: str, name: str) -> ShardInfo:
-        return shard_info(self._file(kind, name), self._folders[kind] / name, kind=kind)
+        if key not in self._open:
+            self._open[key] = Shard(self._folders[kind] / name, kind=kind)
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
 
     def _index(self, name: str) -> None:
-        """Learn where the images of a shard lie, and that its uncertainty is of these labels."""
+        """Learn which images a shard holds, and that its uncertainty is of these labels."""
         info = self.info(name)
         self.side = info.side
         if info.shards != len(self.shards):
             found = f"{len(self.shards)} shards, wanted {info.shards}"
             raise damaged(self._folders[LABELS], LABELS, found)
         if UNCERTAINTY in self._folders:
-            maps = self._info(UNCERTAINTY, name)
-            if (maps.images, maps.side) != (info.images, info.side):
+            maps = self._shard(UNCERTAINTY, name).info
+            if maps.source != info.digest:
                 raise damaged(self._folders[UNCERTAINTY] / name, UNCERTAINTY, "made for other labels")
-        group = 0
-        for image_id, count in info.images.items():
-            self._where[image_id] = name, group if count else None, count
-            group += count > 0
+        self._where |= {image_id: (name, count) for image_id, count in info.counts.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}  # open files stay behind
-
-
-def _mask(row: dict[str, Any], *, side: int) -> PseudoMask:
-    raw = row.get("logits", b"")
-    return PseudoMask(
-        image_id=row["image_id"],
-        index=row["index"],
-        rle=row["rle"],
-        area=row["area"],
-        box=(row["x0"], row["y0"], row["x1"], row["y1"]),
-        point=(row["point_x"], row["point_y"]),
-        predicted_iou=row["predicted_iou"],
-        stability=row["stability"],
-        logits=np.frombuffer(raw, dtype="<f2").reshape(side, side) if raw else np.zeros((0, 0), dtype=np.float16),
-    )
+        return {**self.__dict__, "_open": OrderedDict(), "_last": {}}  # open files stay behind

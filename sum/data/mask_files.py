@@ -7,6 +7,8 @@
   objects that nobody told apart. `drop` and `values` are of classes: those of `drop` are left out, and, when `values`
   names some, objects of any other class too; regions of other classes stay (put them in `drop` to have objects alone).
 - color: a mask a colour; black and the void colour of VOC are none. `drop` and `values` are of colours, 0xRRGGBB.
+  With `labelmap` the category is the class that it names, of the colour itself or, with `classes`, of most of the
+  object's pixels in the file of the same name there.
 
 Whatever is left out is counted, except value 0 and black when they are in `drop`: they are the background.
 """
@@ -20,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from sum.data.images import open_picture
+from sum.data.label_map import BACKGROUND, UNNAMED, class_file, class_of
 from sum.data.records import encode_mask
 from sum.data.rle import coder
 from sum.data.sources import Source
@@ -77,14 +80,19 @@ def instance(data: bytes, file: str, source: Source) -> Drawn:
 
 
 def color(data: bytes, file: str, source: Source) -> Drawn:
-    """A mask a colour; the category is the colour, as #rrggbb."""
-    with open_picture(data, name=file, what="mask", max_pixels=source.max_pixels) as image:
-        image.load()
-        values = _colours(image)
+    """A mask a colour; the category is the colour, as #rrggbb, or the class that the label map names."""
+    values = _colours(data, file, source)
+    kinds = _colours(class_file(file, source), file, source) if source.classes else values
+    if kinds.shape != values.shape:
+        raise DataError(f"{file}: height, width {values.shape}, and {kinds.shape} in {source.classes}")
     drawn, code = Drawn(file, values.shape, [], []), coder(values)
     for value in _distinct(values, file):
         out = VOID if value == _VOID and value not in source.values else _left_out(value, source)
-        _put(drawn, code, value, category=f"#{value:06x}", out=out)
+        name: str | None = f"#{value:06x}"
+        if not out and source.colours:
+            name = class_of(kinds[values == value], source)
+            out = UNNAMED if name is None else DROPPED if name == BACKGROUND else ""
+        _put(drawn, code, value, category=name or "", out=out)
     return drawn
 
 
@@ -208,8 +216,14 @@ def _palette_values(image: Image.Image) -> tuple[np.ndarray, bool]:
     return (palette[pixels, 0], False) if grey else (pixels, len(numbers) > 2)
 
 
-def _colours(image: Image.Image) -> np.ndarray:
+def _colours(data: bytes, file: str, source: Source) -> np.ndarray:
     """`[H, W]` 0xRRGGBB; what is wholly transparent is black."""
+    with open_picture(data, name=file, what="mask", max_pixels=source.max_pixels) as image:
+        image.load()
+        return _packed(image)
+
+
+def _packed(image: Image.Image) -> np.ndarray:
     if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
         raise ValueError(f"pixels of mode {image.mode}; wanted colours")
     pixels = np.asarray(image.convert("RGBA")).astype(np.int32)

@@ -12,10 +12,11 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
+from sum.data.archives import REMEDY, list_photos
 from sum.data.records import ImageRecord
 from sum.data.sources import Problem, Source, read_photo, stem_of
 from sum.errors import DataError
-from sum.storage import join, list_files, read_bytes
+from sum.storage import join, list_files, member_name, read_bytes
 
 UNTURNED = "photo whose EXIF orientation is ignored: only so do its masks fit"
 SHOWN = 40  # names in a message
@@ -43,8 +44,8 @@ class Found:
 
     @property
     def path(self) -> str:
-        """Below the root, the same whichever folder of the place it was found in."""
-        return PurePosixPath(self.folder, self.relative).as_posix()
+        """Below the root, the same whichever folder of the place it was found in; an archive is a folder."""
+        return PurePosixPath(self.folder, member_name(self.relative)).as_posix()
 
 
 def places(source: Source) -> list[Place]:
@@ -77,8 +78,12 @@ def tidy(file_name: str) -> str:
     return PurePosixPath(file_name.replace("\\", "/").lstrip("/")).as_posix()
 
 
-def find_photos(source: Source, place: Place, names: Sequence[str]) -> dict[str, Found | str | None]:
+def find_photos(
+    source: Source, place: Place, names: Sequence[str]
+) -> tuple[dict[str, Found | str | None], list[Problem]]:
     """Name -> where its photo is, by path below one of the folders in turn or else by its last part alone.
+
+    Tar archives are folders. Second: what of them was refused, told only when a name has no photo.
 
     names: as `tidy` returns them. A text says why a name could mean several files, or a file be meant by several; None:
     no folder has it. With `only_found`, once some names agree with their folders, a file of the same last part
@@ -101,7 +106,7 @@ def find_photos(source: Source, place: Place, names: Sequence[str]) -> dict[str,
         if isinstance(file, Found):
             others = 0 if name in files.exact else claims[True, file.path]
             found[name] = _alone([file], asked=claims[name in files.exact, file.path] + others)
-    return found
+    return found, files.refused if None in found.values() else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +115,25 @@ class _Files:
 
     exact: dict[str, Found]  # by path: below the first folder that has it, else below the root
     having: dict[tuple[str, ...], list[Found]]  # by (last part,), and by (last part, one of the folders above it)
+    refused: list[Problem]
 
 
 def _files(source: Source, place: Place, lasts: Set[str]) -> _Files:
     """Those whose last part is in `lasts`; one walk over the folders, whatever the number of names."""
     exact, whole = dict[str, Found](), dict[str, Found]()
-    having = defaultdict[tuple[str, ...], list[Found]](list)
+    having, refused = defaultdict[tuple[str, ...], list[Found]](list), list[Problem]()
     for folder in place.folders:
-        for relative in list_files(join(source.root, folder)):
-            last = relative.rpartition("/")[2]
+        listed, bad = list_photos(join(source.root, folder))
+        refused += [Problem(file, reason, REMEDY) for file, reason in bad]
+        for relative in listed:
+            last = member_name(relative).rpartition("/")[2]
             if last in lasts:
                 file = Found(folder, relative)
-                exact.setdefault(relative, file)
+                exact.setdefault(member_name(relative), file)
                 whole.setdefault(file.path, file)
                 for key in {(last,), *((last, part) for part in file.path.split("/")[:-1])}:
                     having[key].append(file)
-    return _Files(whole | exact, having)
+    return _Files(whole | exact, having, refused)
 
 
 def _near(name: str, files: _Files) -> list[Found]:
@@ -146,7 +154,7 @@ def _alone(files: list[Found], *, asked: int) -> Found | str | None:
         return None
     if len(files) == 1 and asked == 1:
         return files[0]
-    where = ", ".join(f"{file.folder}/{file.relative}" for file in files[:3])
+    where = ", ".join(f"{file.folder}/{member_name(file.relative)}" for file in files[:3])
     return f"{asked} image(s) of the annotation file could be any of {len(files)} file(s): {where}"
 
 

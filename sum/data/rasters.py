@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from sum.data.collect import Collector
 from sum.data.folders import absent, list_folder, listed_names
+from sum.data.label_map import read_label_map
 from sum.data.mask_files import MODES, Drawn
 from sum.data.records import ImageRecord
 from sum.data.rle import resize_rle
@@ -36,7 +37,7 @@ def raster_layout(source: Source) -> list[Job]:
     masks = list_folder(
         source, source.masks, suffix=source.mask_suffix, several=several, also=(source.folder, source.image_suffix)
     )
-    within = replace(source, images=photos.place, masks=masks.place)
+    within = replace(source, images=photos.place, masks=masks.place, colours=read_label_map(source))
     jobs = [told(item) for item in dict.fromkeys((*photos.findings, *masks.findings))]
     for name in listed_names(source, known=photos.files) or sorted(photos.files.keys() | masks.files.keys()):
         if name in photos.files and name in masks.files:

@@ -56,14 +56,14 @@ class PseudoImages:
     def sample(self, index: int, *, masks: int, rng: np.random.Generator) -> Sample:
         """Image `index` with at most `masks` of its masks; the backup point is the one that generated the mask."""
         image = self._images[index]
-        rows = self._store.masks(image.image_id, logits=False)
-        order = rng.permutation(len(rows))[:masks]
+        order = rng.permutation(self._store.count(image.image_id))[:masks].tolist()
+        rows = self._store.masks(image.image_id, order)
         frame, inner = load_frame(image, side=self._side)
         part = image_part(inner, side=self._side, loss_side=self._loss_side)
-        maps = self._store.uncertainty(image.image_id)[order]
+        maps = self._store.uncertainty(image.image_id, order).astype(np.float32) / np.float32(255)
         hw = (image.height, image.width)
-        target = rles_to_frame([rows[k].rle for k in order], hw=hw, loss_side=self._loss_side)
-        points = np.array([rows[k].point for k in order])
+        target = rles_to_frame([row.rle for row in rows], hw=hw, loss_side=self._loss_side)
+        points = np.array([row.point for row in rows])
         return Sample(
             image=to_planes(frame),
             hw=torch.tensor(inner),

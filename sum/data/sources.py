@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -42,6 +42,9 @@ class Source:
     drop: frozenset[int] = frozenset({0})
     divisor: int = 1000
     channel: int | None = None
+    labelmap: str | None = None
+    classes: str | None = None
+    colours: Mapping[int, str] = field(default_factory=dict)  # what `labelmap` says; filled in by the layout
     categories: tuple[str, ...] = ()
     supercategories: tuple[str, ...] = ()
     drop_flags: tuple[str, ...] = ("iscrowd",)

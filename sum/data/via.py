@@ -60,12 +60,14 @@ def via_layout(source: Source) -> list[Job]:
     jobs, narrowed = list[Job](), replace(source, categories=values)
     for place, entries in read:
         names = [entry.file_name for entry in entries]
-        of = _Set(narrowed, place, find_photos(source, place, list(dict.fromkeys(names))), attribute)
+        photos, refused = find_photos(source, place, list(dict.fromkeys(names)))
+        of = _Set(narrowed, place, photos, attribute)
         for entry, fault in zip(entries, name_faults(names), strict=True):
             if fault:
                 jobs.append(told(Problem(place.annotations, fault, _MEND)))
             else:
                 jobs.append(Job(place.named(stem_of(entry.file_name)), functools.partial(_image, of, entry)))
+        jobs += map(told, refused)
     return jobs
 
 

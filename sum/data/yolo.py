@@ -17,6 +17,7 @@ from sum.storage import NotFound, join, list_files
 BOXES = "line(s) of 5 numbers: these are boxes, not masks"
 _EXPORT = "export the set for segmentation (polygons), not for detection"
 _MEND = "export the file again, or delete the line"
+_PLAIN = "write the names out, with `names` a list or numbers and names"
 _SLACK = 0.01  # of the side: how far outside the photo a rounded polygon may reach
 
 
@@ -55,12 +56,29 @@ def class_names(source: Source) -> dict[int, str] | None:
     if PurePosixPath(path).suffix.lower() not in (".yaml", ".yml"):
         return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_NoMerge)  # noqa: S506  # a SafeLoader
         found = tree["names"]
         pairs = found.items() if isinstance(found, dict) else enumerate(found)
         return {int(key): _class_name(name) for key, name in pairs}
+    except _Merged as error:
+        raise DataError(
+            f"{path}: line {error.args[0]}: a merge key (<<) can make gigabytes of a few lines; {_PLAIN}"
+        ) from None
     except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a data.yaml of YOLO: 'names' is neither a list nor numbers and names") from error
+
+
+class _Merged(Exception):
+    """At this line there is a merge key."""
+
+
+class _NoMerge(yaml.SafeLoader):
+    """Refuses `<<`, whose pairs are copied before anyone can count them; plain aliases share what they name."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise _Merged(key.start_mark.line + 1)
 
 
 def _class_name(name: object) -> str:

@@ -72,12 +72,17 @@ class Candidates:
 
 
 @torch.inference_mode()
-def generate(model: Segmenter, image: NDArray[np.uint8], *, settings: GeneratorSettings) -> list[GeneratedMask]:
-    """All masks of one image `[H, W, 3]` uint8 RGB, best predicted IoU first. ValueError on another shape or type."""
+def generate(
+    model: Segmenter, image: NDArray[np.uint8], *, settings: GeneratorSettings, embedding: Tensor | None = None
+) -> list[GeneratedMask]:
+    """All masks of one image `[H, W, 3]` uint8 RGB, best predicted IoU first. ValueError on another shape or type.
+
+    embedding: what `embed` gives for the image, if that is at hand.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {image.shape}, wants uint8 (H, W, 3)")
     height, width = image.shape[:2]
-    decoder = PointDecoder(model, _embed(model, image))
+    decoder = PointDecoder(model, embed(model, image) if embedding is None else embedding)
     sieve = Sieve(model, hw=(height, width), settings=settings)
     grid = build_point_grid(settings.points_per_side) * (width, height)
     size = settings.points_per_batch
@@ -91,7 +96,8 @@ def area_at_paper_side(area: float, hw: tuple[int, int]) -> float:
     return area * (PAPER_SIDE / max(hw)) ** 2
 
 
-def _embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
+@torch.inference_mode()
+def embed(model: Segmenter, image: NDArray[np.uint8]) -> Tensor:
     """Image embedding `[1, C, h, w]` of `[H, W, 3]`, resized as SamPredictor does."""
     height, width = resized_hw(image.shape[0], image.shape[1], model.side)
     small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

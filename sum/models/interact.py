@@ -18,7 +18,7 @@ from torch import Tensor
 from sum.core.geometry import boxes_to_model, logits_to_image, mask_to_box, points_to_model, resized_hw
 from sum.core.metrics import boundary_iou, iou
 from sum.core.prompts import farthest_point, next_click
-from sum.core.uncertainty import refinement, to_codes
+from sum.core.uncertainty import logits_of, refinement, to_codes
 from sum.models.refiner import Refiner
 from sum.models.segmenter import POSITIVE, Prediction, Prompts, Segmenter
 
@@ -115,7 +115,7 @@ def doubts(
         part = answers[start : start + step]
         boxes = mask_to_box(torch.from_numpy(np.stack([answer.prediction for answer in part])))
         points = torch.tensor([farthest_point(truths[answer.mask]) for answer in part], dtype=torch.float32)
-        logits = torch.stack([answer.logits for answer in part])
+        logits = logits_of(to_codes(torch.sigmoid(torch.stack([answer.logits for answer in part]))))
         refined = refiner(
             embedding,
             torch.zeros(len(part), dtype=torch.long, device=embedding.device),

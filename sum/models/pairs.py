@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sum.core.geometry import mask_to_box
 from sum.core.losses import mask_iou
+from sum.core.uncertainty import logits_of, to_codes
 from sum.models.segmenter import Prompts, Segmenter
 
 
@@ -20,7 +21,7 @@ from sum.models.segmenter import Prompts, Segmenter
 class Pairs:
     """N proposals of SAM, one a human mask."""
 
-    logits: Tensor  # [N, 1, L, L] low-resolution logits of the output closest to the human mask
+    logits: Tensor  # [N, 1, L, L] low-resolution logits, as stored, of the output closest to the human mask
     fine: Tensor  # [N, 1, T, T] the same at the target's side
     box: Tensor  # [N, 4] xyxy, model frame, around the proposal
     point: Tensor  # [N, 2] xy, model frame: the prompt
@@ -59,4 +60,5 @@ def propose(
     scale = model.side / side
     box = mask_to_box((chosen[:, 0] > 0) & valid[:, 0]).float()
     box = torch.cat([box[:, :2] * scale, (box[:, 2:] + 1) * scale - 1], 1)
-    return Pairs(picked.logits.float(), chosen, box, point, iou, good)
+    as_stored = logits_of(to_codes(torch.sigmoid(picked.logits.float())))  # what labelling will ask the refiner with
+    return Pairs(as_stored, chosen, box, point, iou, good)

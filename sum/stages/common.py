@@ -13,14 +13,17 @@ import torch
 
 from sum.config import Config
 from sum.core.losses import LossWeights
+from sum.core.uncertainty import OF_SAM_ALONE
 from sum.engine import LoopOptions
 from sum.errors import ConfigError, MissingInput, ValidationFailed
 from sum.rounds import Rounds
-from sum.storage import S3, fetch
+from sum.storage import S3, fetch, sha256_file
 from sum.training_settings import OptimConfig, RoundsConfig
 
 PACKAGE = Path(__file__).parents[1]
 REPORT = Path("data/validation/report.json")
+REFINER = Path("data/refiner/model.safetensors")
+MAPS_WORK = Path("work/uncertainty")
 WEIGHTS_CACHE = Path("work/weights")  # copies of base weights that lie in a bucket
 
 
@@ -37,6 +40,12 @@ def code_hash() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def maps_work(config: Config, weights: Path) -> Path:
+    """The work folder of uncertainty maps made with these settings by this refiner and the SAM of `weights`."""
+    files = () if config.uncertainty.method in OF_SAM_ALONE else (REFINER, weights)
+    return MAPS_WORK / fingerprint(config.uncertainty, config.model.backbone, [sha256_file(path) for path in files])
 
 
 def base_weights(config: Config) -> Path:

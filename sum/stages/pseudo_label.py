@@ -1,96 +1,151 @@
 """Stage pseudo_label: SAM's automatic mask generation over every unlabelled image -> data/pseudo_labels.
 
-Finished shards stay in work/pseudo_label/FINGERPRINT; a killed run goes on after the last one, with the same bytes.
+An image belongs to the shard that its content hash names. Finished shards stay in work/pseudo_label/FINGERPRINT: a
+killed run goes on after them, with the same bytes, and new images only change the shards they fall into. Processes of
+`torchrun -m sum pseudo_label` share the work (docs/platform.md). Where the refinement module is there already, this
+pass makes the uncertainty maps too, while it has an image's embedding; stage uncertainty then finds them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
 from sum.data.frames import load_photo
-from sum.data.labels import PseudoMask, label_rows
+from sum.data.labels import label_rows
 from sum.data.records import ImageRecord, read_manifest
-from sum.data.shards import LABELS, ShardInfo, publish, read_info, shard_name, write_shard
-from sum.errors import DataError
+from sum.data.shards import LABELS, ShardInfo, ShardWriter, publish, read_info, shard_name, write_shard
+from sum.data.splits import bucket
+from sum.errors import CheckpointError, DataError
+from sum.labelling import MapMaker, label
+from sum.map_shards import AddMaps, MapShards
 from sum.models.checkpoint import fingerprint as weights_fingerprint
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings, generate
+from sum.models.generator import GeneratorSettings
+from sum.models.refiner import load_refiner
 from sum.models.segmenter import Segmenter
-from sum.progress import track
+from sum.progress import counting
 from sum.settings import Config
-from sum.stages.common import base_weights, fingerprint, pick_device, require_valid
+from sum.shard_work import open_shards, own_device, process_rank
+from sum.shares import Share, open_share
+from sum.stages.common import REFINER, base_weights, fingerprint, maps_work, pick_device, require_valid
 from sum.storage import sha256_file
 
 MANIFEST = Path("data/manifest")
 OUT = Path("data/pseudo_labels")
 WORK = Path("work/pseudo_label")
+SHOWN = 10  # unreadable photos that an error names
 log = logging.getLogger(__name__)
 
-Shards = Mapping[str, Sequence[ImageRecord]]  # file name -> its images
+Parts = Mapping[str, Sequence[ImageRecord]]  # file name in the work folder -> the images of that shard
 
 
 def run(config: Config) -> Path:
     """Label every image of split 'unlabelled'; returns the folder of the shards.
 
     Raises MissingInput before ingest and validate, ValidationFailed, CheckpointError for weights of another model,
-    DataError when no image at all can be read.
+    DataError when no image at all can be read, or one cannot and `pseudo_label.on_bad` is 'fail'.
     """
     images = read_manifest(MANIFEST, reader=LABELS).select(split="unlabelled").images
     require_valid(reader=LABELS)
-    size = config.pseudo_label.shard_images
-    shards = {shard_name(start // size): images[start : start + size] for start in range(0, len(images), size)}
+    parts = divide(images, size=config.pseudo_label.shard_images)
     weights = base_weights(config)
-    model = load_segmenter(weights, backbone=config.model.backbone).to(pick_device(config.device))
+    model = load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
     digest = weights_fingerprint(weights)
-    inputs = [[record.image_id, record.sha256] for record in images]
-    work = WORK / fingerprint(config.pseudo_label, config.model.backbone, digest, inputs)
-    open_shards = {name: part for name, part in shards.items() if not _is_done(work / name, part)}
-    log.info("pseudo_label: %d of %d shards are done in %s", len(shards) - len(open_shards), len(shards), work)
-    if open_shards:
-        settings = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
-        _label(open_shards, model, work=work, settings=GeneratorSettings(**settings), total=len(shards))
-    infos = [read_info(work / name, kind=LABELS) for name in shards]
-    if images and not any(info.images for info in infos):
-        unreadable = next(iter(infos[0].unreadable.values()))
-        raise DataError(f"none of {len(images)} unlabelled images can be read. The first: {unreadable}")
-    about = {"backbone": config.model.backbone, "checkpoint": digest, "settings": asdict(config.pseudo_label)}
-    content = hashlib.sha256("".join(sha256_file(work / name) for name in shards).encode()).hexdigest()
-    publish(work, OUT, names=list(shards), summary={**about, "content": content, **_summary(infos, config)})
+    share = open_share(WORK / fingerprint(_asked(config), config.model.backbone, digest))
+    _label(parts, model, config, share=share, maps=_open_maps(config, model, weights))
+    if process_rank()[0]:
+        return OUT
+    infos = [read_info(share.folder / name, kind=LABELS) for name in parts]
+    summary = _summary(infos, config)
+    _judge(summary, images=len(images), on_bad=config.pseudo_label.on_bad)
+    about = {"backbone": config.model.backbone, "checkpoint": digest, "settings": _asked(config)}
+    content = hashlib.sha256("".join(info.digest for info in infos).encode()).hexdigest()
+    files = {shard_name(number): share.folder / name for number, name in enumerate(parts)}
+    publish(files, OUT, summary={**about, "content": content, **summary})
     return OUT
 
 
-def _label(shards: Shards, model: Segmenter, *, work: Path, settings: GeneratorSettings, total: int) -> None:
-    """Write every one of these shards into `work`; total: the shards of the whole set."""
-    jobs = [(name, record) for name, part in shards.items() for record in part]
-    running = track(jobs, title=LABELS, unit="images", total=len(jobs))
-    for name, group in groupby(running, key=itemgetter(0)):
-        with write_shard(work / name, kind=LABELS, side=model.low_side, shards=total) as shard:
-            for _, record in group:
-                try:
-                    image = load_photo(record)
-                except DataError as error:
-                    log.warning("pseudo_label: %s", error)
-                    shard.skip(record.image_id, str(error))
-                    continue
-                found = generate(model, image, settings=settings)
-                masks = [
-                    PseudoMask(record.image_id, n, *(getattr(mask, part.name) for part in fields(mask)))
-                    for n, mask in enumerate(found)
-                ]
-                shard.add(record.image_id, label_rows(masks, side=model.low_side))
+def divide(images: Sequence[ImageRecord], *, size: int) -> Parts:
+    """Images to shards by content hash: the fewest powers of two of shards of at most `size` images on average.
+
+    A shard's name in the work folder is the hash of its images, so that one already made is known again.
+    """
+    bits = max(0, (-(-len(images) // size) - 1).bit_length()) if images else -1
+    groups = [list[ImageRecord]() for _ in range(1 << bits if images else 0)]
+    for record in images:
+        groups[bucket(record.sha256, bits=bits)].append(record)
+    parts = dict[str, Sequence[ImageRecord]]()
+    for number, group in enumerate(groups):
+        names = [number, len(groups), [[record.image_id, record.sha256] for record in group]]
+        parts[hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24] + ".arrow"] = group
+    return parts
+
+
+def _asked(config: Config) -> dict[str, object]:
+    """The settings that the labels of an image depend on, and how many images share a shard."""
+    return {name: value for name, value in asdict(config.pseudo_label).items() if name != "on_bad"}
+
+
+def _open_maps(config: Config, model: Segmenter, weights: Path) -> MapShards | None:
+    """What is needed to make maps in the same pass; None when there is no refiner of these weights (yet)."""
+    method = UNCERTAINTY.get(config.uncertainty.method)
+    if method is None or config.uncertainty.method in OF_SAM_ALONE or not REFINER.is_file():
+        return None
+    try:
+        refiner = load_refiner(REFINER, base=model, origin=sha256_file(weights))
+    except CheckpointError as error:
+        log.info("pseudo_label: no uncertainty maps on the side: %s", error)
+        return None
+    maker = MapMaker(method, config.uncertainty.min_refine_area, refiner)
+    return MapShards(maker, open_share(maps_work(config, weights)))
+
+
+def _label(parts: Parts, model: Segmenter, config: Config, *, share: Share, maps: MapShards | None) -> None:
+    """Make every shard that is not there; what other processes make is waited for (open_shards)."""
+    picked = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
+    settings = GeneratorSettings(**picked)
+    share.refresh()
+    done = {name for name in parts if share.has(name) and _is_done(share.folder / name, parts[name])}
+    log.info("pseudo_label: %d of %d shards are done in %s", len(done), len(parts), share.folder)
+    rest = [name for name in parts if name not in done]
+    total = sum(len(parts[name]) for name in rest)
+    with counting(title=LABELS, unit="images", total=total) as tick:
+        for name in open_shards(rest, share=share, is_done=lambda name, path: _is_done(path, parts[name])):
+            with ExitStack() as stack:
+                path = share.folder / name
+                shard = stack.enter_context(write_shard(path, kind=LABELS, side=model.low_side, shards=len(parts)))
+                add_maps = stack.enter_context(maps.beside(shard, name=name)) if maps else None
+                for record in parts[name]:
+                    _label_image(record, model, settings=settings, shard=shard, add_maps=add_maps)
+                    tick()
+
+
+def _label_image(
+    record: ImageRecord, model: Segmenter, *, settings: GeneratorSettings, shard: ShardWriter, add_maps: AddMaps | None
+) -> None:
+    try:
+        photo = load_photo(record)
+    except DataError as error:
+        log.warning("pseudo_label: %s", error)
+        shard.skip(record.image_id, str(error))
+        return
+    found = label(model, photo, image_id=record.image_id, settings=settings)
+    shard.add(record.image_id, label_rows(found.masks, found.codes))
+    if add_maps:
+        add_maps(record, found.masks, found.codes, lambda: found.embedding)
 
 
 def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:
     """Whether a shard of an earlier run is whole, and what it could not read still cannot be read."""
-    if not path.exists():
-        return False
     try:
         info = read_info(path, kind=LABELS)
     except DataError as error:
@@ -106,9 +161,22 @@ def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:
     return True
 
 
-def _summary(infos: Sequence[ShardInfo], config: Config) -> dict[str, object]:
+def _judge(summary: Mapping[str, Any], *, images: int, on_bad: str) -> None:
+    """Raise DataError when no image could be read, or one could not and the policy is to fail."""
+    unreadable = summary["unreadable"]
+    if images and not summary["images"]:
+        raise DataError(f"none of {images} unlabelled images can be read. The first: {next(iter(unreadable.values()))}")
+    if unreadable and on_bad == "fail":
+        shown = "\n".join([f"  {why}" for why in unreadable.values()][:SHOWN])
+        raise DataError(
+            f"{len(unreadable)} of {images} unlabelled images cannot be read; mend or remove them, or set "
+            f"pseudo_label.on_bad to skip. The labels of the others are kept.\n{shown}"
+        )
+
+
+def _summary(infos: Sequence[ShardInfo], config: Config) -> dict[str, Any]:
     """What was found, the same for the same shards: counts, and how much the prompts yielded."""
-    counts = [count for info in infos for count in info.images.values()]
+    counts = [count for info in infos for count in info.counts.values()]
     unreadable = {image_id: why for info in infos for image_id, why in info.unreadable.items()}
     prompts = len(counts) * config.pseudo_label.points_per_side**2
     return {

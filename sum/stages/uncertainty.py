@@ -1,49 +1,45 @@
 """Stage uncertainty: for every pseudo-label a map of how far it can be trusted -> data/uncertainty, shard by shard.
 
-Finished shards stay in work/uncertainty/FINGERPRINT; a killed run goes on after the last one, with the same bytes.
+Finished shards stay in work/uncertainty/FINGERPRINT under the digest of their labels: those that stage pseudo_label
+made in passing are found there, and a killed run goes on after the last one, with the same bytes. `torchrun` shares the
+work as in stage pseudo_label.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sum.core.geometry import boxes_to_model, points_to_model
-from sum.core.uncertainty import UNCERTAINTY as METHODS
-from sum.core.uncertainty import UncertaintyMethod, to_codes
-from sum.data.frames import load_frame
-from sum.data.labels import LabelStore, PseudoMask, map_rows
+from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
+from sum.data.frames import load_photo
+from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, read_manifest
-from sum.data.shards import LABELS, SUMMARY, UNCERTAINTY, ShardInfo, ShardWriter, publish, read_info, write_shard
+from sum.data.shards import LABELS, SUMMARY, ShardInfo, publish, read_info
+from sum.data.shards import UNCERTAINTY as MAPS
 from sum.errors import DataError, MissingInput, choose
+from sum.labelling import MapMaker
+from sum.map_shards import MapShards, map_name
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import area_at_paper_side
-from sum.models.interact import encode_frame
-from sum.models.refiner import Refiner, load_refiner
+from sum.models.generator import embed
+from sum.models.refiner import load_refiner
 from sum.models.segmenter import Segmenter
-from sum.progress import track
+from sum.progress import counting
 from sum.settings import Config
-from sum.stages.common import base_weights, fingerprint, pick_device
+from sum.shard_work import open_shards, own_device, process_rank
+from sum.shares import open_share
+from sum.stages.common import REFINER, base_weights, maps_work, pick_device
 from sum.storage import sha256_file
 
 MANIFEST = Path("data/manifest")
 LABEL_FOLDER = Path("data/pseudo_labels")
-REFINER = Path("data/refiner/model.safetensors")
 OUT = Path("data/uncertainty")
-WORK = Path("work/uncertainty")
-WITHOUT_REFINER = frozenset({"none", "confidence"})  # methods that do not look at the refined logits
-BATCH = 64  # masks refined at once
 log = logging.getLogger(__name__)
-
-Refine = Callable[[ImageRecord, Sequence[PseudoMask], Tensor], Tensor]
 
 
 def run(config: Config) -> Path:
@@ -51,112 +47,77 @@ def run(config: Config) -> Path:
 
     Raises MissingInput before pseudo_label and refine, DataError when an image has gone since it was labelled.
     """
-    method = choose(METHODS, config.uncertainty.method, key="uncertainty.method")
-    images = {record.image_id: record for record in read_manifest(MANIFEST, reader=UNCERTAINTY).images}
-    store = LabelStore(LABEL_FOLDER, reader=UNCERTAINTY)
+    name = config.uncertainty.method
+    method = choose(UNCERTAINTY, name, key="uncertainty.method")
+    images = {record.image_id: record for record in read_manifest(MANIFEST, reader=MAPS).images}
+    store = LabelStore(LABEL_FOLDER, reader=MAPS)
     weights = base_weights(config)
-    refines = config.uncertainty.method not in WITHOUT_REFINER
-    needed = {LABEL_FOLDER / SUMMARY: LABELS} | ({REFINER: "refine"} if refines else {})
+    needed = {LABEL_FOLDER / SUMMARY: LABELS} | ({} if name in OF_SAM_ALONE else {REFINER: "refine"})
     for path, maker in needed.items():
         if not path.is_file():
-            raise MissingInput(path, reader=UNCERTAINTY, maker=maker)
-    inputs = {str(path): sha256_file(path) for path in needed} | (
-        {"checkpoint": sha256_file(weights)} if refines else {}
-    )
-    work = WORK / fingerprint(config.uncertainty, config.model.backbone, inputs)
-    waiting = [name for name in store.shards if not _is_done(work / name, store.info(name))]
-    log.info("uncertainty: %d of %d shards are done in %s", len(store.shards) - len(waiting), len(store.shards), work)
+            raise MissingInput(path, reader=MAPS, maker=maker)
+    share = open_share(maps_work(config, weights))
+    labels = {map_name(store.info(shard)): store.info(shard) for shard in store.shards}
+    share.refresh()
+    waiting = [file for file, info in labels.items() if not (share.has(file) and _is_done(share.folder / file, info))]
+    log.info("uncertainty: %d of %d shards are done in %s", len(labels) - len(waiting), len(labels), share.folder)
     if waiting:
-        refine = _load(config, weights) if refines else None
-        mapper = _Mapper(method, config.uncertainty.min_refine_area, refine)
-        _map(waiting, mapper, store=store, images=images, work=work)
-    infos = [read_info(work / name, kind=UNCERTAINTY) for name in store.shards]
-    about = {"settings": asdict(config.uncertainty), "backbone": config.model.backbone, "inputs": inputs}
-    publish(work, OUT, names=store.shards, summary={**about, **_summary(infos)})
+        refines = name not in OF_SAM_ALONE
+        model = _load(config, weights) if refines else None
+        refiner = load_refiner(REFINER, base=model, origin=sha256_file(weights)) if model else None
+        shards = MapShards(MapMaker(method, config.uncertainty.min_refine_area, refiner), share)
+        _map({file: labels[file] for file in waiting}, shards, model, store=store, images=images)
+    if process_rank()[0]:
+        return OUT
+    files = {shard: share.folder / map_name(store.info(shard)) for shard in store.shards}
+    infos = [read_info(path, kind=MAPS) for path in files.values()]
+    about = {"settings": asdict(config.uncertainty), "backbone": config.model.backbone}
+    publish(files, OUT, summary={**about, **_summary(infos)})
     return OUT
 
 
-@dataclass(frozen=True, slots=True)
-class _Refinery:
-    """SAM's encoder and the refiner, asked about one image."""
-
-    model: Segmenter
-    refiner: Refiner
-
-    @torch.inference_mode()
-    def __call__(self, record: ImageRecord, masks: Sequence[PseudoMask], logits: Tensor) -> Tensor:
-        """Refined logits `[K, 1, L, L]` on the cpu for SAM's of these masks, in model frame."""
-        frame, inner = load_frame(record, side=self.model.side)
-        hw = (record.height, record.width)
-        embedding = encode_frame(self.model, frame, inner)
-        device = embedding.device
-        box = boxes_to_model(torch.tensor([mask.box for mask in masks]), hw=hw, side=self.model.side)
-        point = points_to_model(torch.tensor([mask.point for mask in masks]), hw=hw, side=self.model.side)
-        pieces = []
-        for start in range(0, len(masks), BATCH):
-            sam, corners, xy = (part[start : start + BATCH].to(device) for part in (logits, box, point))
-            index = torch.zeros(len(sam), dtype=torch.int64, device=device)
-            pieces.append(self.refiner(embedding, index, sam_logits=sam, box=corners, point=xy).float().cpu())
-        return torch.cat(pieces)
-
-
-@dataclass(frozen=True, slots=True)
-class _Mapper:
-    """From the masks of an image to rows of the uncertainty shard; refine: None for a method that needs no refiner."""
-
-    method: UncertaintyMethod
-    min_area: float  # px at a 1024 frame
-    refine: Refine | None
-
-    def write(self, shard: ShardWriter, record: ImageRecord, masks: Sequence[PseudoMask]) -> None:
-        """Add the image to the shard. Masks under `min_area` get the map 0, and SAM's own mask for the refined one."""
-        if not masks:
-            shard.add(record.image_id, [])
-            return
-        hw = (record.height, record.width)
-        logits = torch.from_numpy(np.stack([mask.logits for mask in masks])).float()[:, None]
-        large = torch.tensor([area_at_paper_side(mask.area, hw) >= self.min_area for mask in masks])
-        refined = logits.clone()
-        if self.refine is not None and large.any():
-            chosen = [mask for mask, is_large in zip(masks, large.tolist(), strict=True) if is_large]
-            refined[large] = self.refine(record, chosen, logits[large])
-        uncertainty = to_codes(self.method(logits, refined) * large[:, None, None, None])[:, 0]
-        codes = to_codes(torch.sigmoid(refined))[:, 0]
-        has_map = large.tolist()
-        rows = map_rows(record.image_id, uncertainty.numpy(), refined=codes.numpy(), has_map=has_map)
-        shard.add(record.image_id, rows)
-        shard.count("maps", int(large.sum()))
-        shard.count("codes", int(uncertainty.sum(dtype=torch.int64)))
-
-
-def _load(config: Config, weights: Path) -> _Refinery:
-    model = load_segmenter(weights, backbone=config.model.backbone).to(pick_device(config.device))
-    return _Refinery(model, load_refiner(REFINER, base=model, origin=sha256_file(weights)))
+def _load(config: Config, weights: Path) -> Segmenter:
+    return load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
 
 
 def _map(
-    names: Sequence[str], mapper: _Mapper, *, store: LabelStore, images: Mapping[str, ImageRecord], work: Path
+    labels: Mapping[str, ShardInfo],
+    shards: MapShards,
+    model: Segmenter | None,
+    *,
+    store: LabelStore,
+    images: Mapping[str, ImageRecord],
 ) -> None:
-    """Write the uncertainty shards of these label shards into `work`."""
-    jobs = [(name, image_id) for name in names for image_id in store.info(name).images]
-    for name, image_id in jobs:
-        if image_id not in images:
-            raise DataError(
-                f"{LABEL_FOLDER / name}: image '{image_id}' is not in {MANIFEST}. Run `dvc repro {LABELS}`."
-            )
-    running = track(jobs, title=UNCERTAINTY, unit="images", total=len(jobs))
-    for name, group in groupby(running, key=itemgetter(0)):
-        with write_shard(work / name, kind=UNCERTAINTY, side=store.side, shards=len(store.shards)) as shard:
-            for _, image_id in group:
-                mapper.write(shard, images[image_id], store.masks(image_id))
+    """Make the maps of these shards of labels, by file name; what other processes make is waited for."""
+    for info in labels.values():
+        for image_id in info.images:
+            if image_id not in images:
+                raise DataError(f"{LABEL_FOLDER}: image '{image_id}' is not in {MANIFEST}. Run `dvc repro {LABELS}`.")
+
+    def is_done(name: str, path: Path) -> bool:
+        return _is_done(path, labels[name])
+
+    total = sum(len(info.images) for info in labels.values())
+    with counting(title=MAPS, unit="images", total=total) as tick:
+        for name in open_shards(list(labels), share=shards.share, is_done=is_done):
+            with shards.write(labels[name]) as add:
+                for image_id in labels[name].images:
+                    record = images[image_id]
+                    add(record, store.masks(image_id), store.sam(image_id), partial(_encode, model, record))
+                    tick()
+
+
+@torch.inference_mode()
+def _encode(model: Segmenter | None, record: ImageRecord) -> Tensor:
+    """The embedding as stage pseudo_label has it."""
+    assert model is not None  # only methods that refine ask for it
+    return embed(model, load_photo(record))
 
 
 def _is_done(path: Path, labels: ShardInfo) -> bool:
-    """Whether a shard of an earlier run is whole and answers for all these labels."""
-    if not path.exists():
-        return False
+    """Whether a shard of an earlier run is whole and about these labels."""
     try:
-        return read_info(path, kind=UNCERTAINTY).images == labels.images
+        return read_info(path, kind=MAPS).source == labels.digest
     except DataError as error:
         log.warning("%s Making the shard again.", error)
         return False
@@ -170,7 +131,7 @@ def _summary(infos: Sequence[ShardInfo]) -> dict[str, object]:
     return {
         "shards": len(infos),
         "images": sum(len(info.images) for info in infos),
-        "masks": sum(sum(info.images.values()) for info in infos),
+        "masks": sum(sum(info.counts.values()) for info in infos),
         "masks_with_map": maps,
         "mean_uncertainty": round(codes / (255 * pixels), 6) if pixels else None,
     }

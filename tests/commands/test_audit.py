@@ -24,6 +24,7 @@ from sum.data.sources import Note, Problem
 from sum.data_settings import DatasetConfig
 from sum.models.checkpoint import load_segmenter
 from tests.data.miniatures.documents import DOCUMENTS
+from tests.data.miniatures.raster import RASTER
 from tests.data.written import BOX, HEIGHT, WIDTH, annotation, entry, grey, photo, write_json
 
 PROJECT = Path(__file__).parents[2]
@@ -154,12 +155,16 @@ def test_variants_stand_beside_the_expectation(audit: Audit, tmp_path: Path) -> 
     assert "Counts fit: large." in printed
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_miniature_has_what_its_writer_says(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def table() -> dict[str, DatasetConfig]:
+    return TypeAdapter(dict[str, DatasetConfig]).validate_python(yaml.safe_load(PAPER.read_text())["datasets"])
+
+
+@pytest.mark.parametrize("name", RASTER | DOCUMENTS)
+def test_a_miniature_has_what_its_writer_says(name: str, table: dict[str, DatasetConfig], tmp_path: Path) -> None:
     """The paper's sets in their original layout: counts and reasons, of an entry and of a variant."""
-    want = DOCUMENTS[name](tmp_path)
+    want = (RASTER | DOCUMENTS)[name](tmp_path)
     key, _, variant = name.partition(" ")[0].partition("@")
-    table = TypeAdapter(dict[str, DatasetConfig]).validate_python(yaml.safe_load(PAPER.read_text())["datasets"])
     entry = replace(table[key].variant(variant) if variant else table[key], root=str(tmp_path))
     found = audit_set(key, entry, variant=variant)
     assert (found.found, found.error) == (True, "")

@@ -1,11 +1,10 @@
-"""`ingest --dry-run` on exports as the tools write them; `add` and `remove` in a project with a real DVC."""
+"""`ingest --dry-run` on exports as the tools write them, and on the layouts of data sets."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
+import shutil
+import tarfile
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -16,35 +15,28 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 from pydantic import TypeAdapter
 
 from sum.cli import main
-from sum.commands import add
 from sum.commands import dry_run as dry_run_command
 from sum.data import detect, detect_rasters
 from sum.data.listing import Candidate, Listing
 from sum.data.sources import Sample
 from sum.data_settings import DatasetConfig
 from sum.datasets import read_set
-from sum.errors import ConfigError
 from tests.data.exports import (
+    BESIDE,
+    DOG_AT,
     write_cvat_coco,
     write_cvat_masks,
     write_label_studio,
     write_labelme,
     write_yolo_splits,
 )
-from tests.data.written import BOX, grey, photo, pixels, write_coco, write_images, write_raster
+from tests.data.written import BOX, grey, photo, pixels, write_coco, write_images, write_raster, write_sa1b, write_via
 
-PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def pasted(said: str) -> dict[str, Any]:
@@ -65,6 +57,27 @@ def same_folder(root: Path) -> None:
         grey(root / f"{name}.png", BOX * 255)
 
 
+def instance_ids(root: Path) -> None:
+    """As Cityscapes: 16 bits, class * 1000 + number; 7 is a region without objects."""
+    for index, name in enumerate("ab"):
+        photo(root / "img" / f"{name}.jpg", index)
+        values = BOX * np.uint16(26_000)
+        values[12:16, 2:6], values[20:, :] = 26_001, 7
+        (root / "ids").mkdir(exist_ok=True)
+        Image.fromarray(values).save(root / "ids" / f"{name}.png")
+
+
+def sa1b_tar(root: Path) -> None:
+    """Two shards: the pairs of `write_sa1b`, packed."""
+    write_sa1b(root)
+    for number, stems in enumerate((("b.v2", "deep/c"), ("a",))):
+        with tarfile.open(root / f"sa_{number:06d}.tar", "w") as tar:
+            for stem in stems:
+                for suffix in (".jpg", ".json"):
+                    tar.add(root / "images" / f"{stem}{suffix}", f"./{stem}{suffix}")
+    shutil.rmtree(root / "images")
+
+
 def index_masks(root: Path) -> None:
     for index, name in enumerate("ab"):
         photo(root / "img" / f"{name}.jpg", index)
@@ -82,6 +95,10 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "raster": (write_raster, "raster", {"set": 3}),
     "one folder": (same_folder, "raster", {"set": 2}),
     "index masks": (index_masks, "raster", {"set": 2}),
+    "instance ids": (instance_ids, "raster", {"set": 2}),
+    "VIA": (write_via, "via", {"set": 3}),
+    "SA-1B": (write_sa1b, "sa1b", {"set": 3}),
+    "SA-1B in shards": (sa1b_tar, "sa1b", {"set": 3}),
     "photos": (write_images, "images", {"set": 3}),
 }
 
@@ -108,6 +125,54 @@ def test_what_is_pasted_reads_the_export(
 
 def config(keys: dict[str, Any]) -> DatasetConfig:
     return TypeAdapter(DatasetConfig).validate_python(keys)
+
+
+def masks_of(entry: dict[str, Any]) -> list[list[tuple[str, np.ndarray]]]:
+    """Category and pixels of every mask of every image."""
+    items = [item for of_one in read_set("set", config(entry))[0] for item in of_one]
+    assert all(isinstance(item, Sample) for item in items), items
+    return [[(mask.category, pixels(mask)) for mask in item.masks] for item in items if isinstance(item, Sample)]
+
+
+def drawn_at(*places: tuple[slice, slice]) -> np.ndarray:
+    mask = np.zeros_like(BOX)
+    for place in places:
+        mask[place] = True
+    return mask
+
+
+@pytest.mark.parametrize("folder", ["SegmentationObject", "SegmentationClass"])
+def test_cvat_s_masks_have_the_names_of_its_label_map(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of objects when they are there, else a mask a class; the background is none."""
+    write_cvat_masks(make(tmp_path / "set"))
+    cat, other, dog = BOX, drawn_at(BESIDE), drawn_at(DOG_AT)
+    want = [("cat", cat), ("cat", other), ("dog: a hound", dog)]
+    if folder == "SegmentationClass":
+        shutil.rmtree(tmp_path / "set" / "SegmentationObject")
+        want = [("cat", cat | other), ("dog: a hound", dog)]
+    said = dry_run(capsys, "set", "--task", "entity")
+    entry = pasted(said)["set"]
+    assert (entry["masks"], entry["mode"], entry["labelmap"]) == (folder, "color", "labelmap.txt")
+    assert entry.get("classes") == ("SegmentationClass" if folder == "SegmentationObject" else None)
+    assert f"categories  2: cat {3 * (len(want) - 1)}, dog: a hound 3" in said
+    found = masks_of(entry)
+    assert len(found) == 3
+    for one in found:
+        assert sorted(name for name, _ in one) == sorted(name for name, _ in want)
+        assert all(any(name == other and np.array_equal(mask, drawn) for name, mask in one) for other, drawn in want)
+
+
+def test_instance_ids_are_told_from_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    instance_ids(make(tmp_path / "set"))
+    entry = pasted(dry_run(capsys, "set", "--task", "entity"))["set"]
+    assert entry["mode"] == "instance"
+    region, other = drawn_at((slice(20, None), slice(None))), drawn_at((slice(12, 16), slice(2, 6)))
+    want = [("7", region), ("26", BOX), ("26", other)]
+    for found in masks_of(entry):
+        assert [name for name, _ in found] == [name for name, _ in want]
+        assert all(np.array_equal(mask, drawn) for (_, mask), (_, drawn) in zip(found, want, strict=True))
 
 
 def test_cvat_crowd_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,180 +295,3 @@ def test_one_file_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str
     said = dry_run(capsys, "set/annotations.json", "--name", "mine", "--task", "part", "--limit", "1")
     assert pasted(said)["mine"]["root"] == "set"
     assert "images      1," in said
-
-
-# --- add and remove ------------------------------------------------------------------------------------------------
-
-
-def dvc(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True)
-
-
-def all_files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and not {".dvc", "work"} & {*path.relative_to(folder).parts}
-    }
-
-
-def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dvc("init", "--no-scm", "--quiet")
-    write_labelme(tmp_path / "data" / "raw" / "mine")
-    before = all_files(tmp_path)
-    assert main(["add", "mine", "data/raw/mine", "--task", "part", "--licence", "own"]) == 0
-    text = (tmp_path / "params.yaml").read_text()
-    old = before["params.yaml"].decode().splitlines()
-    new = text.splitlines()
-    (row,) = [line for line in new if line not in old]
-    assert [line for line in new if line != row] == old
-    entry = yaml.safe_load(text)["datasets"]["mine"]
-    assert (entry["root"], entry["kind"], entry["task"], entry["licence"]) == (
-        "data/raw/mine",
-        "labelme",
-        "part",
-        "own",
-    )
-    assert (tmp_path / "data" / "raw" / "mine.dvc").is_file()
-    assert not (tmp_path / ".dvc" / "config.local").exists()
-    photos = list((tmp_path / "data" / "raw" / "mine").rglob("*.jpg"))
-    assert all(path.stat().st_nlink > 1 for path in photos) or sys.platform != "linux"  # one copy, with DVC's cache
-    assert main(["add", "mine", "data/raw/mine", "--task", "part"]) == 2  # there is one
-    assert main(["remove", "mine"]) == 0
-    assert all_files(tmp_path) == before
-    assert main(["remove", "mine"]) == 2
-    capsys.readouterr()
-
-
-def test_add_changes_nothing_when_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_raster(tmp_path / "set")
-    before = all_files(tmp_path)
-    assert main(["add", "mine", "set", "--task", "part"]) == 75  # no DVC project
-    assert main(["add", "mine", "set"]) == 2  # no task
-    assert main(["add", "no-name", "set", "--task", "part"]) == 2
-    assert main(["add", "demo_part", "set", "--task", "part"]) == 2  # taken
-    (tmp_path / "params.yaml").write_bytes(before["params.yaml"])
-    make(tmp_path / "empty")
-    (tmp_path / "empty" / "x.txt").touch()
-    assert main(["add", "mine", "empty", "--task", "part"]) == 1
-    (tmp_path / "empty" / "x.txt").unlink()
-    assert all_files(tmp_path) == before
-    capsys.readouterr()
-
-
-def add_options(path: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add.add_arguments(parser)
-    return parser.parse_args(["mine", path, "--task", "part"])
-
-
-@pytest.mark.slow
-def test_a_folder_elsewhere_and_a_budget_that_uses_it(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dvc("init", "--no-scm", "--quiet")
-    export = tmp_path_factory.mktemp("export")
-    write_yolo_splits(export)
-    before, params = all_files(export), (tmp_path / "params.yaml").read_bytes()
-    assert main(["add", "mine", str(export), "--task", "part"]) == 0
-    assert all_files(tmp_path / "data" / "raw" / "mine") == before
-    copies = list((tmp_path / "data" / "raw" / "mine").rglob("*.jpg"))
-    assert all(path.stat().st_nlink > 1 for path in copies) or sys.platform != "linux"  # one copy, with DVC's cache
-    after = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(after.replace("human: [demo_salient],", "human: [mine],"))
-    assert main(["remove", "mine"]) == 2
-    assert "budgets.small uses 'mine'" in capsys.readouterr().err
-    (tmp_path / "params.yaml").write_text(after)
-    assert main(["remove", "mine"]) == 0
-    assert (tmp_path / "params.yaml").read_bytes() == params
-    assert not (tmp_path / "data" / "raw" / "mine").exists()  # a copy, made by `add`
-    assert all_files(export) == before
-    assert main(["add", "mine", str(export), "--task", "part"]) == 0
-    (tmp_path / "data" / "raw" / "mine" / "my.txt").write_text("mine")
-    assert main(["remove", "mine"]) == 0
-    assert all_files(tmp_path / "data" / "raw" / "mine") == before | {"my.txt": b"mine"}
-    assert "delete it yourself" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
-@pytest.mark.parametrize("where", ["set", "data/raw/mine"])
-def test_add_takes_back_what_dvc_did(
-    error: BaseException, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DVC is stood in for by what it leaves when it is stopped late; params.yaml cannot be written."""
-    write_raster(tmp_path / where)
-    before = all_files(tmp_path)
-
-    def fake(*words: str) -> str:
-        if words[0] == "add":
-            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: []\n")
-            (tmp_path / "data" / "raw" / "mine").mkdir(exist_ok=True)
-            (tmp_path / "data" / "raw" / ".gitignore").write_text("/mine\n")
-        return ""
-
-    def broken(path: Path, content: bytes) -> None:
-        if path.name == "params.yaml":
-            raise error
-
-    monkeypatch.setattr(add, "dvc", fake)
-    monkeypatch.setattr(add, "write_atomic", broken)
-    options = add_options(where)
-    with pytest.raises(type(error)):
-        add.run(options)
-    assert all_files(tmp_path) == before
-    assert (tmp_path / "data" / "raw" / "mine").exists() == (where != "set")
-
-
-@pytest.mark.slow
-def test_a_bucket_is_recorded_and_not_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "testing")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-        client.create_bucket(Bucket="photos")
-        write_coco(make(tmp_path / "set"))
-        for path, content in all_files(tmp_path / "set").items():
-            client.put_object(Bucket="photos", Key=f"big/{path}", Body=content)
-        dvc("init", "--no-scm", "--quiet")
-        before = all_files(tmp_path)
-        assert main(["add", "far", "s3://photos/big", "--task", "entity"]) == 0, capsys.readouterr()
-        assert yaml.safe_load((tmp_path / "params.yaml").read_text())["datasets"]["far"]["root"] == "s3://photos/big"
-        assert not (tmp_path / "data" / "raw" / "far").exists()
-        recorded = yaml.safe_load((tmp_path / "data" / "raw" / "far.dvc").read_text())
-        assert recorded["deps"][0]["path"] == "s3://photos/big"
-        assert not list((tmp_path / ".dvc" / "cache").rglob("*.jpg"))
-        assert main(["remove", "far"]) == 0
-        assert all_files(tmp_path) == before
-    finally:
-        server.stop()
-
-
-def test_a_line_ends_at_its_newline(tmp_path: Path) -> None:
-    before = (tmp_path / "params.yaml").read_bytes()
-    mark = add.MARK.format(name="mine")
-    row = "mine: {kind: images, root: 'a\u2028b', split: unlabelled, licence: own}"
-    (tmp_path / "params.yaml").write_bytes(add.insert(before, "mine", [row]))
-    assert mark in (tmp_path / "params.yaml").read_text()
-    assert main(["remove", "mine"]) == 0
-    assert (tmp_path / "params.yaml").read_bytes() == before
-
-
-def test_add_takes_the_place_of_the_example_s_lines(tmp_path: Path) -> None:
-    before = (PROJECT / "examples" / "own.yaml").read_bytes()
-    after = add.insert(before, "mine", ["mine: {kind: coco}"])
-    found = yaml.safe_load(after)["datasets"]
-    assert (found["mine"], sorted(found)) == ({"kind": "coco"}, ["mine", "shop"])
-    with pytest.raises(ConfigError, match="there is a data set 'demo_part' already"):
-        add.insert((tmp_path / "params.yaml").read_bytes(), "demo_part", ["demo_part: {kind: coco}"])
-    with pytest.raises(ConfigError, match="no line 'datasets:'"):
-        add.insert(b"datasets: {}\n", "mine", ["mine: {kind: coco}"])

@@ -16,6 +16,8 @@ from tests.data.written import BOX, HEIGHT, WIDTH, grey, photo
 NAMES = ("b.v2", "a", "deep/c")
 CORNERS = [[10, 4], [20, 4], [20, 9], [10, 9]]  # BOX, as pycocotools draws it
 TOP, LEFT = 4, 10
+CAT, DOG = (250, 50, 83), (51, 221, 255)  # of the masks that CVAT exports
+BESIDE, DOG_AT = (slice(4, 9), slice(20, 26)), (slice(12, 16), slice(2, 6))  # BOX's neighbour, and elsewhere
 
 
 def png64(mask: np.ndarray) -> str:
@@ -135,16 +137,22 @@ def write_cvat_coco(root: Path) -> None:
 
 
 def write_cvat_masks(root: Path) -> None:
-    """CVAT's Segmentation mask 1.1: colours of classes and of objects."""
+    """CVAT's Segmentation mask 1.1: colours of classes and of objects: two cats that touch, and a dog."""
     for index, name in enumerate(("a", "b", "c")):
         photo(root / "JPEGImages" / f"{name}.jpg", index)
-        for folder, colour in (("SegmentationClass", (250, 50, 83)), ("SegmentationObject", (128, 0, 0))):
-            pixels = np.zeros((HEIGHT, WIDTH, 3))
-            pixels[BOX] = colour
-            if folder == "SegmentationObject":
-                pixels[12:16, 2:6] = (0, 128, 0)
-            grey(root / folder / f"{name}.png", pixels)
-    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\n")
+        kinds, objects = np.zeros((2, HEIGHT, WIDTH, 3))
+        kinds[BOX], objects[BOX] = CAT, (128, 0, 0)
+        kinds[BESIDE], objects[BESIDE] = CAT, (0, 128, 0)
+        kinds[DOG_AT], objects[DOG_AT] = DOG, (128, 128, 0)
+        grey(root / "SegmentationClass" / f"{name}.png", kinds)
+        grey(root / "SegmentationObject" / f"{name}.png", objects)
+    rows = (
+        "# label:color_rgb:parts:actions",
+        "background:0,0,0::",
+        "cat:250,50,83::",
+        "dog: a hound:51,221,255:ear,tail:run",
+    )
+    (root / "labelmap.txt").write_text("\n".join(rows) + "\n")
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation" / "default.txt").write_text("a\nb\nc\n")
 

@@ -29,7 +29,7 @@ from tests.data.written import source, write_coco
 
 PROJECT = Path(__file__).parents[2]
 SEED = int(os.environ.get("SUM_FUZZ_SEED", "1"))
-CASES = 12_000  # in the slow suite, spread over the worlds
+CASES = 10_000  # in the slow suite, spread over the worlds
 
 
 def small(kind: str) -> World:

@@ -6,12 +6,12 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 
 from sum.data import labels as labels_module
 from sum.data.labels import LabelStore, PseudoMask, label_rows, map_rows
-from sum.data.shards import LABELS, UNCERTAINTY, publish, read_info, shard_name, write_shard
+from sum.data.shards import LABELS, UNCERTAINTY, ShardInfo, publish, read_info, shard_name, write_shard
 from sum.errors import DataError, MissingInput
 
 SIDE = 8
@@ -30,14 +30,26 @@ def pseudo(image_id: str, index: int) -> PseudoMask:
         point=(x + 0.1, y + 1 / 3),
         predicted_iou=float(np.float32(rng.random())),
         stability=float(np.float32(rng.random())),
-        logits=(rng.normal(size=(SIDE, SIDE)) * 9).astype(np.float16),
     )
 
 
-def maps(image_id: str, count: int) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    rng = np.random.default_rng([ord(letter) for letter in image_id])
-    codes = rng.integers(0, 256, (2, count, SIDE, SIDE), dtype=np.uint8)
-    return codes[0], codes[1], [k % 2 == 0 for k in range(count)]
+def blobs(image_id: str, count: int, *, seed: int) -> np.ndarray:
+    """`[count, SIDE, SIDE]` codes, most of them 0; the last map of an image is 0 everywhere."""
+    rng = np.random.default_rng([seed, *(ord(letter) for letter in image_id)])
+    codes = rng.integers(0, 256, (count, SIDE, SIDE), dtype=np.uint8)
+    for number, plane in enumerate(codes):
+        top, left = rng.integers(0, SIDE, 2)
+        plane[:top], plane[:, :left] = 0, 0
+        plane *= number < max(1, count - 1)
+    return codes
+
+
+def sam_codes(image_id: str, count: int) -> np.ndarray:
+    return blobs(image_id, count, seed=1)
+
+
+def maps(image_id: str, count: int) -> tuple[np.ndarray, list[bool]]:
+    return blobs(image_id, count, seed=2), [k % 3 != 1 for k in range(count)]
 
 
 def write(folder: Path, *, shards: int = len(COUNTS)) -> tuple[Path, Path]:
@@ -46,14 +58,17 @@ def write(folder: Path, *, shards: int = len(COUNTS)) -> tuple[Path, Path]:
     for number, counts in enumerate(COUNTS):
         with write_shard(first / shard_name(number), kind=LABELS, side=SIDE, shards=shards) as shard:
             for image_id, count in counts.items():
-                shard.add(image_id, label_rows([pseudo(image_id, k) for k in range(count)], side=SIDE))
+                masks = [pseudo(image_id, k) for k in range(count)]
+                shard.add(image_id, label_rows(masks, sam_codes(image_id, count)))
             shard.skip(f"bad/{number}", "truncated")
+            labels = shard.info
         with write_shard(second / shard_name(number), kind=UNCERTAINTY, side=SIDE, shards=shards) as shard:
             for image_id, count in counts.items():
-                u, refined, has_map = maps(image_id, count)
-                shard.add(image_id, map_rows(image_id, u, refined=refined, has_map=has_map))
+                refined, has_map = maps(image_id, count)
+                shard.add(image_id, map_rows(has_map, refined=refined, uncertainty=None))
             shard.count("maps", 2)
             shard.count("maps", 3)
+            shard.about(labels)
     return first, second
 
 
@@ -74,35 +89,59 @@ def test_labels_come_back(folders: tuple[Path, Path]) -> None:
             assert len(masks) == store.count(image_id) == count
             for k, mask in enumerate(masks):
                 want = pseudo(image_id, k)
-                for name in PseudoMask.__slots__:
-                    if name != "logits":
-                        assert getattr(mask, name) == getattr(want, name), name
-                assert mask.logits.dtype == np.float16
-                assert np.array_equal(mask.logits, want.logits)
+                assert [getattr(mask, name) for name in PseudoMask.__slots__] == [
+                    getattr(want, name) for name in PseudoMask.__slots__
+                ]
+            assert store.sam(image_id).dtype == np.uint8
+            assert np.array_equal(store.sam(image_id), sam_codes(image_id, count))
 
 
-def test_maps_come_back(folders: tuple[Path, Path]) -> None:
+def test_maps_come_back_as_the_distance_to_sam(folders: tuple[Path, Path]) -> None:
     store = LabelStore(*folders)
     for counts in COUNTS:
         for image_id, count in counts.items():
-            codes, refined, has_map = maps(image_id, count)
-            for found, want in ((store.uncertainty(image_id), codes), (store.refined(image_id), refined)):
-                assert found.dtype == np.float32
-                assert found.shape == (count, SIDE, SIDE)
-                np.testing.assert_allclose(found, want / 255, atol=1e-7)
-                assert count == 0 or 0 <= found.min() <= found.max() <= 1
+            refined, has_map = maps(image_id, count)
+            sam = sam_codes(image_id, count)
+            refined[~np.array(has_map, dtype=bool)] = sam[~np.array(has_map, dtype=bool)]
             assert store.has_map(image_id).tolist() == has_map
+            assert np.array_equal(store.refined(image_id), refined)
+            want = np.abs(refined.astype(int) - sam.astype(int))
+            assert store.uncertainty(image_id).dtype == np.uint8
+            assert np.array_equal(store.uncertainty(image_id), want)
 
 
-def test_training_can_leave_the_logits_on_the_disk(folders: tuple[Path, Path]) -> None:
-    (mask,) = LabelStore(folders[0]).masks("a/3", logits=False)
-    assert mask.logits.shape == (0, 0)
-    assert mask.box == pseudo("a/3", 0).box
+def test_a_method_may_have_a_map_of_its_own(tmp_path: Path) -> None:
+    """Such as SAM's own confidence: u is stored, and the refined mask is SAM's."""
+    codes, has_map = maps("a/4", 3)
+    with write_shard(tmp_path / "labels" / shard_name(0), kind=LABELS, side=SIDE, shards=1) as labels:
+        labels.add("a/4", label_rows([pseudo("a/4", k) for k in range(3)], sam_codes("a/4", 3)))
+    with write_shard(tmp_path / "maps" / shard_name(0), kind=UNCERTAINTY, side=SIDE, shards=1) as shard:
+        shard.add("a/4", map_rows(has_map, refined=None, uncertainty=codes))
+        shard.about(labels.info)
+    store = LabelStore(tmp_path / "labels", tmp_path / "maps")
+    assert np.array_equal(store.refined("a/4"), sam_codes("a/4", 3))
+    assert np.array_equal(store.uncertainty("a/4"), codes * np.array(has_map)[:, None, None])
+
+
+@pytest.mark.parametrize("only", [[], [2], [2, 0], [1, 1, 2, 0]])
+def test_some_masks_of_an_image_in_any_order(
+    folders: tuple[Path, Path], only: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the others are not decoded."""
+    store = LabelStore(*folders)
+    want = {name: getattr(store, name)("a/4")[only] for name in ("sam", "refined", "uncertainty")}
+    decoded, real = [], labels_module.unpack
+    monkeypatch.setattr(labels_module, "unpack", lambda *words: decoded.append(1) or real(*words))
+    for name, codes in want.items():
+        assert np.array_equal(getattr(store, name)("a/4", only), codes)
+    assert len(decoded) <= 5 * len(only)
+    assert [mask.index for mask in store.masks("a/4", only)] == only
+    assert [mask.rle for mask in store.masks("a/4", only)] == [pseudo("a/4", k).rle for k in only]
 
 
 def test_without_maps_everything_is_certain(folders: tuple[Path, Path]) -> None:
     store = LabelStore(folders[0])
-    assert np.array_equal(store.uncertainty("a/4"), np.zeros((3, SIDE, SIDE), np.float32))
+    assert np.array_equal(store.uncertainty("a/4", [0, 2]), np.zeros((2, SIDE, SIDE), np.uint8))
     with pytest.raises(ValueError, match="without the folder of uncertainty maps"):
         store.refined("a/4")
 
@@ -112,10 +151,10 @@ def test_few_files_are_open_and_workers_get_none(folders: tuple[Path, Path], mon
     store = LabelStore(*folders)
     for image_id in store.image_ids:
         store.uncertainty(image_id)
-        assert len(store._files) <= 2
+        assert len(store._open) <= 2
     sent = pickle.loads(pickle.dumps(store))
-    assert not sent._files
-    assert np.array_equal(sent.masks("a/1")[1].logits, store.masks("a/1")[1].logits)
+    assert not sent._open
+    assert np.array_equal(sent.sam("a/1"), store.sam("a/1"))
 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
@@ -125,13 +164,22 @@ def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
             assert path.read_bytes() == (two / path.name).read_bytes()
 
 
-def test_the_footer_knows_everything(folders: tuple[Path, Path]) -> None:
+def test_the_index_knows_everything(folders: tuple[Path, Path]) -> None:
     info = read_info(folders[0] / shard_name(0), kind=LABELS)
-    assert info.images == COUNTS[0]
+    assert info.counts == COUNTS[0]
     assert info.unreadable == {"bad/0": "truncated"}
     assert (info.side, info.shards) == (SIDE, 3)
     assert read_info(folders[1] / shard_name(0), kind=UNCERTAINTY).totals == {"maps": 5}
-    assert pq.read_metadata(folders[0] / shard_name(1)).num_row_groups == 2  # one an image: read alone
+
+
+def test_a_shard_is_an_arrow_file_that_any_tool_reads(folders: tuple[Path, Path]) -> None:
+    with pa.memory_map(str(folders[0] / shard_name(1))) as source:
+        file = pa.ipc.open_file(source)
+        batches = [file.get_batch_with_custom_metadata(number) for number in range(file.num_record_batches)]
+        areas = file.read_all()["area"].to_pylist()
+    images = [one.custom_metadata[b"image_id"].decode() for one in batches if one.batch.num_rows]
+    assert images == ["a/3", "a/4"]
+    assert areas == [pseudo(image_id, k).area for image_id, count in COUNTS[1].items() for k in range(count)]
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
@@ -139,17 +187,12 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
 
     def start() -> None:
         with write_shard(path, kind=LABELS, side=SIDE, shards=1) as shard:
-            shard.add("a/1", label_rows([pseudo("a/1", 0)], side=SIDE))
+            shard.add("a/1", label_rows([pseudo("a/1", 0)], sam_codes("a/1", 1)))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         start()
     assert not list(tmp_path.iterdir())
-
-
-def test_logits_of_another_side_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"PseudoMask\.logits has shape \(8, 8\), wants \(16, 16\)"):
-        label_rows([pseudo("a/1", 0)], side=16)
 
 
 def test_an_unlabelled_image_is_named(folders: tuple[Path, Path]) -> None:
@@ -178,22 +221,37 @@ def test_a_bad_shard_is_named_at_once(folders: tuple[Path, Path], which: int, ma
         path.unlink()
     else:
         path.write_bytes((folders[1 - which] / shard_name(1)).read_bytes())
-    with pytest.raises(DataError, match=rf"shard-00001\.parquet: not what .*Run `dvc repro {maker}`"):
+    with pytest.raises(DataError, match=rf"shard-00001\.arrow: not what .*Run `dvc repro {maker}`"):
         LabelStore(*folders)
 
 
 @pytest.mark.parametrize(("which", "maker"), [(0, "pseudo_label"), (1, "uncertainty")])
-def test_a_flipped_byte_is_noticed(folders: tuple[Path, Path], which: int, maker: str) -> None:
-    path = folders[which] / shard_name(1)
-    group = pq.read_metadata(path).row_group(1)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    big = max(columns, key=lambda column: column.total_compressed_size)
-    data = bytearray(path.read_bytes())
-    data[big.data_page_offset + big.total_compressed_size - 20] ^= 0x10
-    path.write_bytes(data)
-    store = LabelStore(*folders)
-    with pytest.raises(DataError, match=rf"shard-00001\.parquet: not what .*Run `dvc repro {maker}`"):
-        store.masks("a/4"), store.uncertainty("a/4"), store.refined("a/4")
+def test_any_flipped_bit_is_noticed_or_changes_nothing(folders: tuple[Path, Path], which: int, maker: str) -> None:
+    """Arrow pads with bytes that mean nothing; every other byte is under a checksum or a check."""
+
+    def everything() -> list[object]:
+        store = LabelStore(*folders)
+        return [
+            (mask.rle, mask.area, mask.box, mask.point, mask.predicted_iou, mask.stability)
+            for image_id in store.image_ids
+            for mask in store.masks(image_id)
+        ] + [
+            maps.tobytes()
+            for image_id in store.image_ids
+            for maps in (store.sam(image_id), store.refined(image_id), store.uncertainty(image_id))
+        ]
+
+    want, path = everything(), folders[which] / shard_name(1)
+    data = path.read_bytes()
+    said = []
+    for place in range(0, len(data), 53):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        try:
+            assert everything() == want
+        except DataError as error:
+            said.append(str(error))
+    assert len(said) > len(data) / 53 / 2
+    assert all(f"Run `dvc repro {maker}`" in text or "made for other labels" in text for text in said)
 
 
 def test_the_last_shard_cannot_be_lost_unnoticed(folders: tuple[Path, Path]) -> None:
@@ -204,8 +262,9 @@ def test_the_last_shard_cannot_be_lost_unnoticed(folders: tuple[Path, Path]) -> 
 
 def test_maps_of_other_labels_are_refused(folders: tuple[Path, Path]) -> None:
     with write_shard(folders[1] / shard_name(2), kind=UNCERTAINTY, side=SIDE, shards=3) as shard:
-        shard.add("a/6", [])
-    with pytest.raises(DataError, match=r"shard-00002\.parquet.*made for other labels.*dvc repro uncertainty"):
+        shard.add("a/5", [])
+        shard.about(ShardInfo(LABELS, SIDE, 3))
+    with pytest.raises(DataError, match=r"shard-00002\.arrow.*made for other labels.*dvc repro uncertainty"):
         LabelStore(*folders)
 
 
@@ -213,8 +272,7 @@ def test_publishing_replaces_the_folder_and_keeps_the_work(folders: tuple[Path, 
     out, names = tmp_path / "out", [shard_name(number) for number in range(3)]
     out.mkdir()
     (out / "old").write_text("of an earlier run")
-    (folders[0] / ".shard-00001.parquet.7.partial").write_text("of a killed run")
-    publish(folders[0], out, names=names, summary={"images": 5})
+    publish({name: folders[0] / name for name in names}, out, summary={"images": 5})
     assert sorted(path.name for path in out.iterdir()) == [*names, "summary.json"]
     assert sorted(path.name for path in folders[0].iterdir()) == names
     assert LabelStore(out).image_ids == LabelStore(folders[0]).image_ids
@@ -227,10 +285,11 @@ def test_publishing_works_across_file_systems(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    publish(folders[0], tmp_path / "out", names=[shard_name(0)], summary={})
-    assert (tmp_path / "out" / shard_name(0)).read_bytes() == (folders[0] / shard_name(0)).read_bytes()
+    source = folders[0] / shard_name(0)
+    publish({source.name: source}, tmp_path / "out", summary={})
+    assert (tmp_path / "out" / source.name).read_bytes() == source.read_bytes()
 
 
 def test_no_image_at_all_is_an_empty_store(tmp_path: Path) -> None:
-    publish(tmp_path / "work", tmp_path / "out", names=[], summary={})
+    publish({}, tmp_path / "out", summary={})
     assert LabelStore(tmp_path / "out").image_ids == []

@@ -62,3 +62,9 @@ def test_every_set_has_a_miniature(
     for name in wanted:
         assert table[name].licence, name
         assert table[name].expect.images or table[name].select.masks, name
+
+
+def test_every_candidate_definition_of_mask_files_has_a_miniature(table: dict[str, DatasetConfig]) -> None:
+    """Variants of the sets of kind raster, and those by which another kind's set is read as raster."""
+    kinds = {f"{name}@{one}": entry.variant(one).kind for name, entry in table.items() for one in entry.variants}
+    assert {name for name, kind in kinds.items() if kind == "raster"} == {name for name in RASTER if "@" in name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sum.registry import Registry, download
 from sum.settings import Config
 from sum.stages import finetune, pseudo_label, uncertainty
 from sum.stages.finetune import METHODS
-from sum.storage import sha256_file
+from sum.storage import sha256_file, write_json
 from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
 
 BUDGETS = {"small": {"human": ["h"], "unlabelled": ["u"]}}
@@ -107,7 +108,7 @@ def test_certainty_of_the_batch_is_one_minus_the_map(project: Path) -> None:
         if plain:
             assert image.min() == 1
         else:  # L is 64 here, so nothing is enlarged: the set of maps is the store's
-            wanted = 1 - with_maps.uncertainty(manifest.images[0].image_id)[:, :height, :width]
+            wanted = 1 - with_maps.uncertainty(manifest.images[0].image_id)[:, :height, :width] / 255
             assert image.numpy().sum() == pytest.approx(wanted.sum(), rel=1e-5)
             assert image.min() < 0.9
 
@@ -193,3 +194,24 @@ def test_what_is_missing_names_the_stage(project: Path, tracking_uri: str) -> No
         finetune.run(config, budget="small")
     with pytest.raises(ConfigError, match="Did you mean 'small'"):
         finetune.run(config, budget="smal")
+
+
+@pytest.mark.parametrize(
+    ("skipped", "words", "count"),
+    [({"h": 3, "u": 0, "else": 9}, "h: 3", 3), ({"h": 1, "u": 2}, "h: 1; u: 2", 3), ({}, "none", 0)],
+)
+def test_the_run_tells_the_terms_of_its_licences_and_what_was_skipped(
+    skipped: dict[str, int], words: str, count: int, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = settings(tmp_path, tracking_uri)
+    config = replace(plain, datasets=plain.datasets | {"h": replace(plain.datasets["h"], licence="CC-BY-NC-4.0")})
+    summary = {"datasets": {name: {"skipped": number} for name, number in skipped.items()}}
+    write_json(Path("data/manifest/summary.json"), summary)
+    record = finetune.start_record(config, facts={"budget": "small"}, work=tmp_path / "work")
+    record.finish()
+    found = tracking.connect(tracking_uri).get_run(record.id).data
+    assert found.tags["licence_terms"] == "non-commercial: h; attribution: u"
+    assert found.tags["licences"] == "CC-BY-NC-4.0; MIT"
+    assert found.tags["skipped"] == words  # of the sets of this budget
+    assert found.metrics["skipped"] == count

@@ -11,6 +11,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
+from sum import labelling
 from sum.data.images import read_image
 from sum.data.labels import LabelStore
 from sum.data.records import write_manifest
@@ -18,6 +19,7 @@ from sum.errors import CheckpointError, ConfigError, DataError, MissingInput
 from sum.models.checkpoint import fingerprint, load_segmenter
 from sum.models.generator import area_at_paper_side
 from sum.models.refiner import Refiner, load_refiner, save_refiner
+from sum.models.segmenter import Segmenter as SegmenterType
 from sum.stages import pseudo_label, uncertainty
 from tests.stages.label_world import SIZES, WEIGHTS, configure, contents, make_project, record
 
@@ -56,6 +58,11 @@ def probability(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
+def logits_as_stored(codes: np.ndarray) -> np.ndarray:
+    share = np.clip(codes.astype(np.float64) / 255, 1 / 1020, 1019 / 1020)
+    return np.log(share / (1 - share))
+
+
 def refined_by_stock_sam(number: int) -> np.ndarray:
     """`[K, L, L]` logits of segment_anything's own predictor with the refiner's weights and the three prompts."""
     model = load_segmenter(WEIGHTS, backbone="tiny")
@@ -63,16 +70,17 @@ def refined_by_stock_sam(number: int) -> np.ndarray:
     model.sam.prompt_encoder, model.sam.mask_decoder = tuned.prompt_encoder, tuned.mask_decoder
     predictor = SamPredictor(model.sam)
     predictor.set_image(read_image(record(number).path))
+    store = LabelStore(LABELS)
     return np.concatenate(
         [
             predictor.predict(
                 point_coords=np.array([mask.point]),
                 point_labels=np.array([1]),
                 box=np.array(mask.box),
-                mask_input=mask.logits[None].astype(np.float32),
+                mask_input=logits_as_stored(store.sam(f"u/{number}", [mask.index])).astype(np.float32),
                 multimask_output=False,
             )[2]
-            for mask in LabelStore(LABELS).masks(f"u/{number}")
+            for mask in store.masks(f"u/{number}")
         ]
     )
 
@@ -83,12 +91,12 @@ def test_maps_are_the_distance_to_the_refined_masks(project: Path) -> None:
     means = []
     for number in range(len(SIZES)):
         image_id = f"u/{number}"
-        sam = probability(np.stack([mask.logits for mask in store.masks(image_id)]))
         refined = probability(refined_by_stock_sam(number))
-        np.testing.assert_allclose(store.refined(image_id), refined, atol=0.5 / 255 + 1e-5)
-        np.testing.assert_allclose(store.uncertainty(image_id), abs(sam - refined), atol=0.5 / 255 + 1e-5)
+        np.testing.assert_allclose(store.refined(image_id) / 255, refined, atol=0.5 / 255 + 1e-5)
+        want = abs(store.sam(image_id) / 255 - refined)
+        np.testing.assert_allclose(store.uncertainty(image_id) / 255, want, atol=0.5 / 255 + 1e-5)
         assert store.has_map(image_id).all()
-        means.append(store.uncertainty(image_id).mean(axis=(1, 2)))
+        means.append(store.uncertainty(image_id).mean(axis=(1, 2)) / 255)
     found = json.loads((OUT / "summary.json").read_text())
     assert (found["images"], found["masks"]) == (5, sum(map(len, means)))
     assert found["masks_with_map"] == found["masks"]
@@ -111,9 +119,8 @@ def test_small_masks_get_no_map_but_keep_their_place(project: Path) -> None:
         assert store.has_map(image_id).tolist() == large.tolist()
         maps = store.uncertainty(image_id)
         assert not maps[~large].any()
-        np.testing.assert_allclose(maps[large], every[image_id][large], atol=1.01 / 255)
-        sam = probability(np.stack([mask.logits for mask in store.masks(image_id)]))
-        np.testing.assert_allclose(store.refined(image_id)[~large], sam[~large], atol=0.51 / 255)
+        assert np.abs(maps[large].astype(int) - every[image_id][large]).max(initial=0) <= 1  # other masks in the batch
+        assert np.array_equal(store.refined(image_id)[~large], store.sam(image_id)[~large])
     found = json.loads((OUT / "summary.json").read_text())
     assert 0 < found["masks_with_map"] < found["masks"]
 
@@ -125,23 +132,23 @@ def test_methods_of_sam_alone_look_at_no_photo_and_no_refiner(project: Path, met
     uncertainty.run(configure(project, uncertainty={"method": method}))
     store = LabelStore(LABELS, OUT)
     for image_id in store.image_ids:
-        sam = probability(np.stack([mask.logits for mask in store.masks(image_id)]))
+        sam = np.clip(store.sam(image_id) / 255, 1 / 1020, 1019 / 1020)
         want = np.zeros_like(sam) if method == "none" else 1 - abs(2 * sam - 1)
-        np.testing.assert_allclose(store.uncertainty(image_id), want, atol=0.51 / 255)
+        np.testing.assert_allclose(store.uncertainty(image_id) / 255, want, atol=0.51 / 255)
 
 
 def test_the_encoder_runs_once_an_image_and_only_where_there_is_something_to_refine(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    real = uncertainty.encode_frame
+    real = uncertainty.embed
 
     def counted(*arguments: object) -> object:
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(uncertainty, "encode_frame", counted)
-    monkeypatch.setattr(uncertainty, "BATCH", 2)
+    monkeypatch.setattr(uncertainty, "embed", counted)
+    monkeypatch.setattr(labelling, "BATCH", 2)
     uncertainty.run(configure(project))
     assert len(calls) == 5
     uncertainty.run(configure(project, uncertainty={"min_refine_area": 1e9}))
@@ -156,23 +163,22 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     monkeypatch.chdir(whole)
     uncertainty.run(configure(whole))
     monkeypatch.chdir(project)
-    stop_at(4, monkeypatch)  # in the middle of the second shard; a SIGKILL is tried on stage pseudo_label
+    stop_at(4, monkeypatch)  # in the middle of the second shard with images; a SIGKILL is tried on stage pseudo_label
     with pytest.raises(KeyboardInterrupt):
         uncertainty.run(configure(project))
     monkeypatch.undo()
     monkeypatch.chdir(project)
     assert not OUT.exists()
     (work,) = Path("work/uncertainty").iterdir()
-    first = work / "shard-00000.parquet"
-    assert [path.name for path in work.glob("shard-*")] == [first.name]
-    inode = first.stat().st_ino
+    first = {path.name: path.stat().st_ino for path in work.glob("*.arrow")}
+    assert first  # the empty ones are the same file
     uncertainty.run(configure(project))
-    assert first.stat().st_ino == inode  # not made again
+    assert {name: (work / name).stat().st_ino for name in first} == first  # not made again
     assert contents(OUT) == contents(whole / OUT)
 
 
 def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = uncertainty.encode_frame, []
+    real, calls = uncertainty.embed, []
 
     def last(*arguments: object) -> object:
         calls.append(1)
@@ -180,15 +186,16 @@ def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(uncertainty, "encode_frame", last)
+    monkeypatch.setattr(uncertainty, "embed", last)
 
 
 def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:
     uncertainty.run(configure(project))
     want = contents(OUT)
     (work,) = Path("work/uncertainty").iterdir()
-    (work / "shard-00001.parquet").unlink()
-    (work / "shard-00001.parquet").write_bytes(b"PAR1")
+    largest = max(work.glob("*.arrow"), key=lambda path: path.stat().st_size)
+    largest.unlink()
+    largest.write_bytes(b"ARROW1")
     uncertainty.run(configure(project))
     assert contents(OUT) == want
 
@@ -254,3 +261,31 @@ def test_weights_that_are_no_refiner_are_refused(project: Path) -> None:
 def test_an_unknown_method_is_answered_with_the_known_ones(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown 'refinment'\. Did you mean 'refinement'"):
         uncertainty.run(configure(project, uncertainty={"method": "refinment"}))
+
+
+def test_maps_made_while_labelling_are_the_stage_s_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the refiner at hand the labelling pass makes the maps, and the encoder runs once an image in all."""
+    uncertainty.run(configure(project))
+    alone = contents(OUT)
+    shutil.rmtree("work", ignore_errors=True)
+    shutil.rmtree(OUT)
+    encoded, real = [], SegmenterType.encode
+
+    def counted(*arguments: object) -> object:
+        encoded.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(SegmenterType, "encode", counted)
+    labels = contents(LABELS)
+    pseudo_label.run(configure(project))
+    assert contents(LABELS) == labels
+    uncertainty.run(configure(project))
+    assert len(encoded) == len(SIZES)
+    assert contents(OUT) == alone
+
+
+def test_a_refiner_of_other_weights_makes_no_maps_in_passing(project: Path) -> None:
+    refiner = load_refiner(REFINER, base=load_segmenter(WEIGHTS, backbone="tiny"), origin=fingerprint(WEIGHTS))
+    save_refiner(REFINER, refiner, origin="0" * 64, about={})
+    pseudo_label.run(configure(project))
+    assert not Path("work/uncertainty").exists()

@@ -17,23 +17,30 @@ from tests.data.miniatures.raster_tools import COLOURS, H, W, box, cut, labels, 
 A, B, C, D = box(1, 1, 6, 6), box(10, 1, 6, 6), box(20, 1, 6, 6), box(1, 10, 12, 9)
 
 
-def write_mhp(root: Path) -> Expected:
-    """Version 1: a grey map a person; a list of 4,000 of which the last 1,000 count; 3492.jpg broke off."""
-    train = [f"{number}.jpg" for number in range(10_000, 13_000)]  # photos that are not asked for
-    (root / "train_list.txt").write_text("\n".join([*train, "0007.jpg", "3492.jpg", "4000.jpg", "4001.jpg"]) + "\n")
-    for name in ("0007", "3492", "4000", "0001"):
-        photo(root / "images" / f"{name}.jpg")
-    cut(root / "images" / "3492.jpg")
-    save(root / "annotations" / "0007_02_01.png", labels((2, A), (4, B)))
-    save(root / "annotations" / "0007_02_02.png", labels((4, C), (18, D)))
-    save(root / "annotations" / "4000_02_01.png", labels((1, D)))
-    save(root / "annotations" / "4000_02_02.png", labels((11, C), (19, A)))  # no such class
-    save(root / "annotations" / "3492_01_01.png", labels((1, A)))
-    save(root / "annotations" / "0001_01_01.png", labels((1, A)))
-    save(root / "global_seg" / "0007.png", labels((2, A), (4, B | C), (18, D)))
-    found = Expected(masks={"0007": [A, B, C, D], "4000": [D, C]}, problems={"images/4001"})
-    found.notes.update({EXCLUDED: 1, UNASKED: 1})
-    return found
+def mhp_writer(per_image: bool) -> Writer:
+    def write(root: Path) -> Expected:
+        """Version 1: a grey map a person and one an image; the last 1,000 of a list of 4,000; 3492.jpg broke off."""
+        train = [f"{number}.jpg" for number in range(10_000, 13_000)]  # photos that are not asked for
+        (root / "train_list.txt").write_text("\n".join([*train, "0007.jpg", "3492.jpg", "4000.jpg", "4001.jpg"]) + "\n")
+        for name in ("0007", "3492", "4000", "0001"):
+            photo(root / "images" / f"{name}.jpg")
+        cut(root / "images" / "3492.jpg")
+        save(root / "annotations" / "0007_02_01.png", labels((2, A), (4, B)))
+        save(root / "annotations" / "0007_02_02.png", labels((4, C), (18, D)))
+        save(root / "annotations" / "4000_02_01.png", labels((1, D)))
+        save(root / "annotations" / "4000_02_02.png", labels((11, C), (19, A)))  # no such class
+        save(root / "annotations" / "3492_01_01.png", labels((1, A)))
+        save(root / "annotations" / "0001_01_01.png", labels((1, A)))
+        save(root / "global_seg" / "0007.png", labels((2, A), (4, B | C), (18, D)))
+        save(root / "global_seg" / "4000.png", labels((1, D), (11, C), (19, A)))
+        save(root / "global_seg" / "3492.png", labels((1, A)))
+        whole = {"0007": [A, B | C, D], "4000": [D, C]}  # both persons' shirts are one mask
+        found = Expected(masks=whole if per_image else {"0007": [A, B, C, D], "4000": [D, C]})
+        found.problems = {"images/4001"}
+        found.notes.update({EXCLUDED: 1, UNASKED: 1})
+        return found
+
+    return write
 
 
 def write_mhp_2(root: Path) -> Expected:
@@ -91,36 +98,45 @@ def write_cityscapes(root: Path) -> Expected:
     return found
 
 
-def write_egohos(root: Path) -> Expected:
-    """`image`, `label`, `contact`; labels 0..8; a label of another size; equal and unequal channels."""
-    found = Expected()
-    for name in ("ego4d_1", "thu_2", "ego4d_3", "ego4d_4"):
-        photo(root / "train" / "image" / f"{name}.jpg")
-        save(root / "train" / "contact" / f"{name}.png", labels((1, D)))
-    values = labels((1, A), (2, B), (8, C))
-    save(root / "train" / "label" / "ego4d_1.png", values)
-    save(root / "train" / "label" / "thu_2.png", np.dstack([values] * 3))
-    save(root / "train" / "label" / "ego4d_3.png", labels((1, box(1, 1, 3, 3, hw=(H // 2, W // 2)))))
-    save(root / "train" / "label" / "ego4d_4.png", np.dstack([values, values, values + 1]))
-    found.masks = {"ego4d_1": [A, B, C], "thu_2": [A, B, C]}
-    found.notes.update({MISFIT: 1, BARE: 1})
-    found.problems = {"train/label/ego4d_4.png"}
-    return found
+def egohos_writer(part: str) -> Writer:
+    def write(root: Path) -> Expected:
+        """Labels 0..8; a label of another size; equal and unequal channels; other parts beside this one."""
+        found = Expected()
+        for other in {"train", "val", "test_indomain", "test_outdomain"} - {part}:
+            photo(root / other / "image" / f"{other}.jpg")
+            save(root / other / "label" / f"{other}.png", labels((1, D)))
+        for name in ("ego4d_1", "thu_2", "ego4d_3", "ego4d_4"):
+            photo(root / part / "image" / f"{name}.jpg")
+            save(root / part / "contact" / f"{name}.png", labels((1, D)))
+        values = labels((1, A), (2, B), (8, C))
+        save(root / part / "label" / "ego4d_1.png", values)
+        save(root / part / "label" / "thu_2.png", np.dstack([values] * 3))
+        save(root / part / "label" / "ego4d_3.png", labels((1, box(1, 1, 3, 3, hw=(H // 2, W // 2)))))
+        save(root / part / "label" / "ego4d_4.png", np.dstack([values, values, values + 1]))
+        found.masks = {"ego4d_1": [A, B, C], "thu_2": [A, B, C]}
+        found.notes.update({MISFIT: 1, BARE: 1})
+        found.problems = {f"{part}/label/ego4d_4.png"}
+        return found
+
+    return write
 
 
-def write_dram(root: Path) -> Expected:
-    """The same name with two artists; `unseen` a folder deeper; lists among the photos; 255 to be ignored; palette."""
-    found = Expected()
-    for place in ("realism/courbet", "realism/manet", "unseen/ukiyo_e/hokusai"):
-        photo(root / "test" / place / "1.jpg")
-        values = labels((15, A), (8, B), (20, C), (255, D))  # 20 is VOC's monitor, not among the eleven
-        save(root / "labels" / place / "1.png", values, palette=COLOURS)
-        found.masks[f"{place}/1"] = [B, A]
-        found.notes.update({UNASKED: 1, DROPPED: 1})
-    (root / "test" / "realism.txt").write_text("courbet/1\nmanet/1\n")
-    photo(root / "train" / "realism" / "courbet" / "9.jpg")
-    found.notes[STRAY] += 1
-    return found
+def dram_writer(all_classes: bool) -> Writer:
+    def write(root: Path) -> Expected:
+        """The same name with two artists; `unseen` a folder deeper; lists among the photos; 255 is ignored."""
+        found = Expected()
+        for place in ("realism/courbet", "realism/manet", "unseen/ukiyo_e/hokusai"):
+            photo(root / "test" / place / "1.jpg")
+            values = labels((15, A), (8, B), (20, C), (255, D))  # 20 is VOC's monitor, not among the eleven
+            save(root / "labels" / place / "1.png", values, palette=COLOURS)
+            found.masks[f"{place}/1"] = [B, A, C] if all_classes else [B, A]
+            found.notes.update({DROPPED: 1} if all_classes else {UNASKED: 1, DROPPED: 1})
+        (root / "test" / "realism.txt").write_text("courbet/1\nmanet/1\n")
+        photo(root / "train" / "realism" / "courbet" / "9.jpg")
+        found.notes[STRAY] += 1
+        return found
+
+    return write
 
 
 def write_ishape(root: Path) -> Expected:
@@ -139,14 +155,15 @@ def write_ishape(root: Path) -> Expected:
     return found
 
 
-def gtav_writer(components: bool) -> Writer:
+def gtav_writer(variant: str = "") -> Writer:
     def write(root: Path) -> Expected:
         """Palette PNGs in Cityscapes' colours: the index is the class; void and the own car are no mask."""
         photo(root / "images" / "00001.png")
         values = labels((7, D), (26, A | C), (1, B))
         save(root / "labels" / "00001.png", values, palette=COLOURS)
-        found = Expected(masks={"00001": [D, A, C] if components else [D, A | C]})
-        found.notes.update({UNASKED: 1})
+        masks = {"": [D, A | C], "components": [D, A, C], "all_classes": [B, D, A | C]}[variant]
+        found = Expected(masks={"00001": masks})
+        found.notes.update({} if variant == "all_classes" else {UNASKED: 1})
         return found
 
     return write
@@ -161,17 +178,23 @@ def write_ibd(root: Path) -> Expected:
 
 
 MAPS: dict[str, Writer] = {
-    "mhp": write_mhp,
+    "mhp": mhp_writer(per_image=False),
+    "mhp@per_image": mhp_writer(per_image=True),
     "mhp@v2": write_mhp_2,
     "easyportrait": portrait_writer(tuple(range(1, 9))),
     "easyportrait@face": portrait_writer(tuple(range(2, 9))),
     "easyportrait@background": portrait_writer(tuple(range(9))),
     "cityscapes": write_cityscapes,
     "cityscapes@full": write_cityscapes,
-    "egohos": write_egohos,
-    "dram": write_dram,
+    "egohos": egohos_writer("train"),
+    "egohos@full": egohos_writer("train"),
+    "egohos@val": egohos_writer("val"),
+    "egohos@indomain": egohos_writer("test_indomain"),
+    "dram": dram_writer(all_classes=False),
+    "dram@all_classes": dram_writer(all_classes=True),
     "ishape@id_maps": write_ishape,
-    "gtav": gtav_writer(components=False),
-    "gtav@components": gtav_writer(components=True),
+    "gtav": gtav_writer(),
+    "gtav@components": gtav_writer("components"),
+    "gtav@all_classes": gtav_writer("all_classes"),
     "ibd@index_maps": write_ibd,
 }

@@ -1,0 +1,96 @@
+"""From photos to rows of the label store: SAM's masks, and how far each can be trusted. One encoder call an image.
+
+SAM's probabilities are kept as codes of one byte, and everything behind them starts from the codes: maps made in one
+pass with the labels are the bytes that stage uncertainty makes from the stored labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sum.core.geometry import boxes_to_model, points_to_model
+from sum.core.uncertainty import UncertaintyMethod, logits_of, to_codes
+from sum.data.labels import Codes, PseudoMask, map_rows
+from sum.models.generator import GeneratorSettings, area_at_paper_side, embed, generate
+from sum.models.refiner import Refiner
+from sum.models.segmenter import Segmenter
+
+BATCH = 64  # masks refined at once
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The K masks of an image; codes `[K, L, L]` of SAM's probability; the image's embedding."""
+
+    masks: list[PseudoMask]
+    codes: Codes
+    embedding: Tensor
+
+
+@torch.inference_mode()
+def label(model: Segmenter, photo: NDArray[np.uint8], *, image_id: str, settings: GeneratorSettings) -> Labelled:
+    """SAM's masks of one photo `[H, W, 3]` uint8 RGB."""
+    embedding = embed(model, photo)
+    found = generate(model, photo, settings=settings, embedding=embedding)
+    wanted = [part.name for part in fields(PseudoMask)][2:]
+    masks = [PseudoMask(image_id, n, *(getattr(mask, name) for name in wanted)) for n, mask in enumerate(found)]
+    codes = np.zeros((len(found), model.low_side, model.low_side), dtype=np.uint8)
+    for plane, mask in zip(codes, found, strict=True):
+        plane[:] = to_codes(torch.sigmoid(torch.from_numpy(mask.logits).float())).numpy()
+    return Labelled(masks, codes, embedding)
+
+
+@dataclass(frozen=True, slots=True)
+class MapMaker:
+    """From the masks of an image to rows of an uncertainty shard."""
+
+    method: UncertaintyMethod
+    min_area: float  # px at a 1024 frame; smaller masks get no map
+    refiner: Refiner | None  # of the paper's method; None for methods of SAM's output alone
+
+    @torch.inference_mode()
+    def rows(
+        self, masks: Sequence[PseudoMask], codes: Codes, *, hw: tuple[int, int], embedding: Callable[[], Tensor]
+    ) -> tuple[list[tuple[Any, ...]], dict[str, int]]:
+        """The rows, and what a shard counts: `maps`, and the sum of their `codes`.
+
+        codes `[K, L, L]` of SAM's probability; hw: the image's original size; embedding: makes `[1, C, h, w]`, asked
+        for only when a mask is to be refined.
+        """
+        large = np.array([area_at_paper_side(mask.area, hw) >= self.min_area for mask in masks], dtype=bool)
+        if not large.any():
+            return map_rows(large.tolist(), refined=None, uncertainty=None), {"maps": 0, "codes": 0}
+        filled = np.zeros_like(codes)
+        chosen = [mask for mask, is_large in zip(masks, large.tolist(), strict=True) if is_large]
+        if self.refiner is None:
+            logits = logits_of(torch.from_numpy(codes[large]))
+            filled[large] = to_codes(self.method(logits, logits)).numpy()
+            rows, total = map_rows(large.tolist(), refined=None, uncertainty=filled), int(filled.sum(dtype=np.int64))
+        else:
+            filled[large] = self._refine(chosen, codes[large], hw=hw, embedding=embedding())
+            rows = map_rows(large.tolist(), refined=filled, uncertainty=None)
+            total = int(np.abs(filled[large].astype(np.int16) - codes[large]).sum(dtype=np.int64))
+        return rows, {"maps": len(chosen), "codes": total}
+
+    def _refine(self, masks: Sequence[PseudoMask], codes: Codes, *, hw: tuple[int, int], embedding: Tensor) -> Codes:
+        """Codes `[K, L, L]` of the refined probabilities."""
+        assert self.refiner is not None
+        device, side = embedding.device, self.refiner.core.side
+        box = boxes_to_model(torch.tensor([mask.box for mask in masks]), hw=hw, side=side)
+        point = points_to_model(torch.tensor([mask.point for mask in masks]), hw=hw, side=side)
+        pieces = []
+        for start in range(0, len(masks), BATCH):
+            part = slice(start, start + BATCH)
+            sam = logits_of(torch.from_numpy(codes[part]).to(device))[:, None]
+            corners, xy = box[part].to(device), point[part].to(device)
+            index = torch.zeros(len(sam), dtype=torch.int64, device=device)
+            refined = self.refiner(embedding, index, sam_logits=sam, box=corners, point=xy)
+            pieces.append(to_codes(torch.sigmoid(refined.float()))[:, 0].cpu().numpy())
+        return np.concatenate(pieces)

@@ -1,0 +1,64 @@
+"""Shards of uncertainty maps on their way to the disk: of stored labels, or beside labels that are being made.
+
+A shard of maps lies in its work folder under the digest of the labels it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sum.data.labels import Codes, PseudoMask
+from sum.data.records import ImageRecord
+from sum.data.shards import PENDING, UNCERTAINTY, ShardInfo, ShardWriter, write_shard
+from sum.labelling import MapMaker
+from sum.shares import Share
+
+AddMaps = Callable[[ImageRecord, Sequence[PseudoMask], Codes, Callable[[], Tensor]], None]
+
+
+def map_name(labels: ShardInfo) -> str:
+    """File name of the maps about a shard of labels."""
+    return f"{labels.digest}.arrow"
+
+
+@dataclass(frozen=True, slots=True)
+class MapShards:
+    """Who makes maps, and where they are kept."""
+
+    maker: MapMaker
+    share: Share
+
+    @contextmanager
+    def write(self, labels: ShardInfo) -> Iterator[AddMaps]:
+        """Maps about a finished shard of labels; yields what takes an image with its masks, codes and embedding."""
+        with write_shard(
+            self.share.folder / map_name(labels), kind=UNCERTAINTY, side=labels.side, shards=labels.shards
+        ) as shard:
+            yield self._adder(shard)
+            shard.about(labels)
+
+    @contextmanager
+    def beside(self, labels: ShardWriter, *, name: str) -> Iterator[AddMaps]:
+        """The same while the labels are being made; name: of their file. Shown to others when complete."""
+        pending, info = self.share.folder / f"{PENDING}{name}", labels.info
+        with write_shard(pending, kind=UNCERTAINTY, side=info.side, shards=info.shards) as shard:
+            yield self._adder(shard)
+            shard.about(labels.info)
+        final = map_name(labels.info)
+        pending.replace(self.share.folder / final)
+        self.share.show(final)
+
+    def _adder(self, shard: ShardWriter) -> AddMaps:
+        def add(
+            record: ImageRecord, masks: Sequence[PseudoMask], codes: Codes, embedding: Callable[[], Tensor]
+        ) -> None:
+            rows, counts = self.maker.rows(masks, codes, hw=(record.height, record.width), embedding=embedding)
+            shard.add(record.image_id, rows)
+            for total, value in counts.items():
+                shard.count(total, value)
+
+        return add

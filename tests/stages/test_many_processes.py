@@ -1,0 +1,111 @@
+"""The labelling stages in several processes, killed here and there, over a folder and a bucket: the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sum.models.checkpoint import fingerprint, load_segmenter
+from sum.models.refiner import Refiner, save_refiner
+from sum.stages import pseudo_label, uncertainty
+from tests.s3_store import BUCKET, bucket
+from tests.stages.label_world import ROOT, WEIGHTS, configure, contents, make_project
+
+LABELS, MAPS = Path("data/pseudo_labels"), Path("data/uncertainty")
+STAGES = ("pseudo_label", "uncertainty")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a refiner, labelled by one process; without its work folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = configure(folder)
+        pseudo_label.run(config)
+        save_refiner(
+            Path("data/refiner/model.safetensors"),
+            Refiner(load_segmenter(WEIGHTS, backbone="tiny")),
+            origin=fingerprint(WEIGHTS),
+            about={},
+        )
+        uncertainty.run(config)
+    shutil.rmtree(folder / "work")
+    return folder
+
+
+@pytest.fixture
+def project(whole: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / LABELS)
+    shutil.rmtree(folder / MAPS)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
+
+
+def torchrun(project: Path, stage: str, *, processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    done = subprocess.run(
+        [*command, "-m", "sum", stage], cwd=project, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_torchrun_gives_the_bytes_of_one_process(project: Path, whole: Path, processes: int) -> None:
+    for stage in STAGES:
+        torchrun(project, stage, processes=processes)
+    for folder in (LABELS, MAPS):
+        assert contents(project / folder) == contents(whole / folder)
+
+
+def test_machines_that_share_a_bucket(project: Path, whole: Path, tmp_path: Path) -> None:
+    """Two projects that see no common folder; one of them has RANK 1, as the second machine of a torchrun."""
+    helper = tmp_path / "helper"
+    shutil.copytree(project, helper)
+    with bucket(tmp_path) as variables:
+        shared = variables | {"SUM_SHARE": f"s3://{BUCKET}/run"}
+        for stage in STAGES:
+            if stage == "uncertainty":  # the second machine needs the labels to make maps of
+                shutil.copytree(project / LABELS, helper / LABELS)
+            command = [sys.executable, "-m", "sum", stage]
+            second = subprocess.Popen(command, cwd=helper, env=environment(**shared, RANK="1", WORLD_SIZE="2"))
+            first = subprocess.run(command, cwd=project, env=environment(**shared), check=False, capture_output=True)
+            assert first.returncode == 0, first.stderr
+            assert second.wait(timeout=120) == 0
+    for folder in (LABELS, MAPS):
+        assert contents(project / folder) == contents(whole / folder)
+
+
+def test_kills_at_random_moments(project: Path, whole: Path) -> None:
+    """benchmarks/kills.py does this fifty times; here two workers of each stage, a few kills."""
+    rng = np.random.default_rng(0)
+    for stage in STAGES:
+        command = [sys.executable, "-m", "sum", stage]
+        for _ in range(2):
+            workers = [
+                subprocess.Popen(command, cwd=project, env=environment(RANK=rank, WORLD_SIZE="2")) for rank in "01"
+            ]
+            for worker in workers:
+                try:
+                    worker.wait(timeout=float(rng.uniform(2, 6)))
+                except subprocess.TimeoutExpired:
+                    worker.send_signal(signal.SIGKILL)
+                worker.wait()
+        done = subprocess.run(command, cwd=project, env=environment(), check=False, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    for folder in (LABELS, MAPS):
+        assert contents(project / folder) == contents(whole / folder)
