@@ -53,7 +53,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_report_is_a_group_by_and_the_discrepancies_are_made_when_asked_for(project: Path) -> None:
     refine.run(configured())
     assert not [name for name in OTHERS.values() if (OUT / f"{name}.safetensors").exists()]
@@ -83,7 +82,6 @@ def test_report_is_a_group_by_and_the_discrepancies_are_made_when_asked_for(proj
     assert methods >= {"discrepancy_teacher", "discrepancy_decoders", "refinement", "confidence", "none"}
 
 
-@pytest.mark.slow
 def test_without_a_held_out_mask_that_passes_there_is_a_report_and_no_figure(project: Path) -> None:
     tree = configured()
     object.__setattr__(tree.refine, "pred_iou_thresh", 9.0)  # nothing is predicted to be so good
@@ -107,6 +105,7 @@ def test_a_method_wants_its_refiner_in_the_settings() -> None:
         check_config(tree, source="params.yaml")
 
 
+@pytest.mark.slow  # imports torch once more
 def test_the_stage_needs_none_of_the_platform() -> None:
     code = "import sys\nfrom sum.stages import refine\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
