@@ -229,6 +229,12 @@ class Config:
         require(self.seed < 2**31, f"seed must be below 2**31, got {self.seed}")  # seed and step share 64 bits
         names(self.budgets, where="budgets", taken=BUDGETS_TAKEN)
         names(self.datasets, where="datasets", taken={"all": "where MLflow keeps the means over all data sets"})
+        for made in ("teacher", "decoders"):
+            asked = self.uncertainty.method == f"discrepancy_{made}"
+            require(
+                not asked or made in self.refine.discrepancy,
+                f"uncertainty.method is discrepancy_{made}: refine.discrepancy must name {made}",
+            )
         for where, rounds in (
             ("evaluate.report_rounds", self.evaluate.report_rounds),
             ("register.rounds", self.register.rounds),

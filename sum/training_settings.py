@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -99,10 +99,19 @@ class RefineConfig:
     pred_iou_thresh: float = 0.88  # SAM's own filters
     stability_thresh: float = 0.95
     holdout_share: float = 0.1  # of the images, by hash of the id; measured, never trained on
+    discrepancy: list[Literal["teacher", "decoders"]] = field(  # what uncertainty.method discrepancy_* compares
+        default_factory=list
+    )
+    resamples: int = 1000  # of the bootstrap over held-out images
+    pictures: int = 6  # a task
     optim: OptimConfig
 
     def __post_init__(self) -> None:
         share(self, "min_iou", "stability_thresh", "holdout_share")
+        at_least(self, 1, "resamples")
+        at_least(self, 0, "pictures")
+        averaged = "teacher" not in self.discrepancy or self.optim.ema > 0
+        require(averaged, "discrepancy names teacher, the average of the weights: optim.ema must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

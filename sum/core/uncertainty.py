@@ -1,35 +1,61 @@
 """How far a pseudo-label can be trusted at each pixel: u, 0 certain .. 1 uncertain; certainty is 1 - u.
 
-A method takes SAM's logits and the refined logits, of one shape, and returns u of that shape, float32. A new method is
-a function and an entry of UNCERTAINTY. Source: Liu et al., NeurIPS 2024, section 3.2.3 and Table 4.
+A method takes SAM's logits, the refined logits and, where OTHERS says so, those of another refiner, all of one shape,
+and returns u of that shape, float32. A new method is a function and an entry of UNCERTAINTY. Source: Liu et al.,
+NeurIPS 2024, section 3.2.3, Table 4 and Appendix E.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-UncertaintyMethod = Callable[[Tensor, Tensor], Tensor]
+
+class UncertaintyMethod(Protocol):
+    """A row of UNCERTAINTY."""
+
+    def __call__(self, sam_logits: Tensor, refined_logits: Tensor, other_logits: Tensor | None = None) -> Tensor:
+        """u of logits of one shape; other_logits: of the refiner that OTHERS names, for the methods that it has."""
 
 
-def refinement(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
+def refinement(sam_logits: Tensor, refined_logits: Tensor, other_logits: Tensor | None = None) -> Tensor:
     """The method of the paper: how far refinement moved the probability, `|sigmoid(s) - sigmoid(r)|`."""
     return (torch.sigmoid(sam_logits.float()) - torch.sigmoid(refined_logits.float())).abs()
 
 
-def confidence(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
+def confidence(sam_logits: Tensor, refined_logits: Tensor, other_logits: Tensor | None = None) -> Tensor:
     """SAM's own doubt, `1 - |2p - 1|`: 1 at p = 0.5, 0 at p = 0 or 1. The refined logits are not looked at."""
     return 2 * torch.sigmoid(-sam_logits.float().abs())
 
 
-def none(sam_logits: Tensor, refined_logits: Tensor) -> Tensor:
+def none(sam_logits: Tensor, refined_logits: Tensor, other_logits: Tensor | None = None) -> Tensor:
     """No doubt anywhere: pseudo-labels are trained on as if they were human masks (Vanilla)."""
     return torch.zeros_like(sam_logits, dtype=torch.float32)
 
 
-UNCERTAINTY: dict[str, UncertaintyMethod] = {"refinement": refinement, "confidence": confidence, "none": none}
+def discrepancy(sam_logits: Tensor, refined_logits: Tensor, other_logits: Tensor | None = None) -> Tensor:
+    """How far two refiners disagree, `|sigmoid(r) - sigmoid(o)|`; SAM's logits are not looked at.
+
+    Raises ValueError without the other's logits: refinement would look like an answer.
+    """
+    if other_logits is None:
+        raise ValueError("discrepancy compares two refiners: it wants other_logits, of the refiner that OTHERS names")
+    return refinement(other_logits, refined_logits)
+
+
+UNCERTAINTY: dict[str, UncertaintyMethod] = {
+    "refinement": refinement,
+    "confidence": confidence,
+    "discrepancy_teacher": discrepancy,
+    "discrepancy_decoders": discrepancy,
+    "none": none,
+}
+OTHERS: dict[str, str] = {  # method -> the refiner it compares with the one of data/refiner/model.safetensors
+    "discrepancy_teacher": "student",  # the weights after the last step, beside their running average (the teacher)
+    "discrepancy_decoders": "decoder",  # trained from the same SAM, the masks in another order and under other clicks
+}
 OF_SAM_ALONE = frozenset({"none", "confidence"})  # do not look at the refined logits
 
 

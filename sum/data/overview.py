@@ -35,11 +35,11 @@ def bars(title: str, subtitle: str, rows: Sequence[tuple[str, float, str]]) -> s
         y, length = TOP + number * LINE, (WIDTH - left - right) * value / top
         short = name if len(name) <= 26 else f"{name[:25]}…"
         parts.append(
-            _text(left - 8, y + 13, short, "end")
+            text(left - 8, y + 13, short, "end")
             + f'<rect x="{left}" y="{y + 2}" width="{length:.1f}" height="{LINE - 5}" fill="{colour}"/>'
-            + _text(left + length + 6, y + 13, f"{value:,.0f}", "start")
+            + text(left + length + 6, y + 13, f"{value:,.0f}", "start")
         )
-    return _figure(title, subtitle, parts, height=TOP + len(rows) * LINE + 8)
+    return figure(title, subtitle, parts, height=TOP + len(rows) * LINE + 8)
 
 
 def histograms(title: str, subtitle: str, counts: Mapping[str, np.ndarray], ticks: Sequence[tuple[float, str]]) -> str:
@@ -61,14 +61,14 @@ def histograms(title: str, subtitle: str, counts: Mapping[str, np.ndarray], tick
         ]
         peak = left + (int(values.argmax()) + 0.5) * step
         axis = f'<path d="M{left} {y + high + 0.5}H{WIDTH - right}" stroke="#888"/>'
-        names = _text(left - 8, y + high / 2, name, "end") + _text(
+        names = text(left - 8, y + high / 2, name, "end") + text(
             left - 8, y + high / 2 + 15, f"{values.sum():,}", "end"
         )
-        parts += [*columns, axis, names, _text(peak, y - 4, f"{top:,}", "middle")]
+        parts += [*columns, axis, names, text(peak, y - 4, f"{top:,}", "middle")]
         y += high + gap
     step = (WIDTH - left - right) / len(next(iter(counts.values())))
-    parts += [_text(left + place * step, y - gap + 16, text, "middle") for place, text in ticks]
-    return _figure(title, subtitle, parts, height=y + 6)
+    parts += [text(left + place * step, y - gap + 16, words, "middle") for place, words in ticks]
+    return figure(title, subtitle, parts, height=y + 6)
 
 
 def _sets(images: pd.DataFrame, masks: pd.DataFrame) -> str:
@@ -134,7 +134,8 @@ def _tasks(masks: pd.DataFrame) -> list[str]:
     return [*(task for task in COLOURS if task in found), *sorted(found - set(COLOURS))]
 
 
-def _figure(title: str, subtitle: str, parts: Sequence[str], *, height: float) -> str:
+def figure(title: str, subtitle: str, parts: Sequence[str], *, height: float) -> str:
+    """An SVG element with a title; parts: what it holds; height: px."""
     head = f'<text x="0" y="17" font-size="16" font-weight="600">{html.escape(title)}</text>'
     below = f'<text x="0" y="35" fill="#555">{html.escape(subtitle)}</text>'
     size = f'width="{WIDTH}" height="{height:.0f}" viewBox="0 0 {WIDTH} {height:.0f}"'
@@ -143,5 +144,6 @@ def _figure(title: str, subtitle: str, parts: Sequence[str], *, height: float) -
     return f"{opening}{head}{below}{''.join(parts)}</svg>"
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+def text(x: float, y: float, words: str, anchor: str) -> str:
+    """Words at a place; anchor: start, middle or end."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'

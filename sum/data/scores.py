@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,33 @@ KEY = ["dataset", "task", "image_id", "mask_id"]
 def write_table(path: Path, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
     """Rows to one Parquet file, the same bytes for the same rows."""
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+
+
+class TableWriter:
+    """A Parquet file written row by row, `GROUP` of them held at a time; whole when the block ends."""
+
+    GROUP = 2048
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema, self._waiting = schema, list[Mapping[str, object]]()
+        self._file = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._file.close()
+
+    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Append rows."""
+        self._waiting += rows
+        if len(self._waiting) >= self.GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
+        self._waiting = []
 
 
 def join_tables(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from sum.core.uncertainty import OTHERS
 from sum.errors import CheckpointError
 from sum.models.checkpoint import fill, read_tensors, save_tensors
 from sum.models.segmenter import POSITIVE, Prompts, Segmenter
@@ -103,6 +104,24 @@ def load_refiner(path: Path, *, base: Segmenter, origin: str) -> Refiner:
     owner = f"the refiner of backbone '{base.backbone}'"
     fill(refiner.core.sam, tensors, path=path, owner=owner, only=set(refiner.weights()))
     return refiner.eval()
+
+
+def load_other(folder: Path, *, method: str, base: Segmenter, origin: str) -> Refiner | None:
+    """The refiner that an uncertainty method compares with `folder`/model.safetensors, as `load_refiner` loads it.
+
+    None when the method compares none. Raises CheckpointError as `load_refiner`, and when stage refine was not told to
+    make it.
+    """
+    if method not in OTHERS:
+        return None
+    path = folder / f"{OTHERS[method]}.safetensors"
+    if not path.is_file():
+        key = method.removeprefix("discrepancy_")
+        raise CheckpointError(
+            f"{path} is missing: uncertainty.method '{method}' compares it with model.safetensors. Add '{key}' to "
+            "refine.discrepancy in params.yaml, then run `dvc repro refine`."
+        )
+    return load_refiner(path, base=base, origin=origin)
 
 
 def _refused(path: Path, why: str) -> CheckpointError:

@@ -1,40 +1,67 @@
-"""Train the mask-refinement module (paper 3.2.3, Appendix D); measure on held-out images what it does to masks."""
+"""Train the mask-refinement module (paper 3.2.3, Appendix D); measure on held-out images what it does to masks, and
+whether what it doubts is wrong.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sum.config import Config
+from sum.core.evidence import CUTS
 from sum.core.losses import LossWeights, mask_losses
-from sum.core.metrics import boundary_iou, iou
-from sum.core.prompts import sample_points
-from sum.core.uncertainty import refinement
-from sum.data.batches import Mixture, TrainBatch, collate
+from sum.core.uncertainty import OTHERS
+from sum.data.batches import Mixture, TrainBatch
+from sum.data.pictures import to_jpeg
 from sum.data.records import Manifest, read_manifest
+from sum.data.refined import (
+    CURVES,
+    FIGURES,
+    MASK_SCHEMA,
+    MASKS,
+    PIXEL_SCHEMA,
+    PIXELS,
+    mask_figures,
+    nested,
+    pixel_figures,
+    read_tables,
+)
+from sum.data.refined_pages import PICTURES, charts, write_charts
 from sum.data.samples import HumanImages
+from sum.data.scores import TableWriter
+from sum.data.showcase import KINDS, choose_masks
 from sum.data.splits import held_out
 from sum.engine import Loop
 from sum.errors import DataError
 from sum.models.checkpoint import fingerprint as file_fingerprint
 from sum.models.checkpoint import load_segmenter
-from sum.models.pairs import Pairs, propose
 from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import TASKS, Segmenter
-from sum.progress import track
-from sum.rounds import valid_pixels
+from sum.refinements import Trial, images_of, mask_row, pairs_of, picture, pixel_rows, prompts_of, trials
 from sum.stages.common import base_weights, fingerprint, loop_options, require_valid
 from sum.storage import replace_folder, write_json
 
 log = logging.getLogger(__name__)
-MANIFEST, OUT = Path("data/manifest"), Path("data/refiner")
+TOLD = (("certain", "share"), ("certain", "accuracy"), ("uncertain", "accuracy"))  # at every cut
+MANIFEST, OUT, WORK = Path("data/manifest"), Path("data/refiner"), Path("work/refine")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """SAM, its refiner, and those that the discrepancies compare with it, by their names in OTHERS."""
+
+    base: Segmenter
+    refiner: Refiner
+    others: Mapping[str, Refiner]
 
 
 def run(config: Config) -> Path:
@@ -51,28 +78,23 @@ def run(config: Config) -> Path:
         raise DataError(
             "refine: no human mask in any data set of split 'train'; the refinement module learns from those"
         )
-    work = Path("work/refine") / fingerprint(settings, config.seed, config.model, base_hash, learn.fingerprint)
-    loop = Loop(Refiner(base), options=loop_options(settings.optim, config), folder=work)
-    base.to(loop.accelerator.device)
-    optim = settings.optim
-    mixture = Mixture([images], [1], optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks)
-    thresholds = (settings.min_iou, settings.pred_iou_thresh, settings.stability_thresh)
-
-    def batches(start: int) -> Iterator[TrainBatch]:
-        return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)
-
-    def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        return refine_step(state, batch, generator, base=base, thresholds=thresholds)
-
-    loop.run(batches, step, title="refine")
-    refiner = loop.finish()
-    assert isinstance(refiner, Refiner)
-    rows = measure_refiner(refiner.eval(), base, measure, thresholds=thresholds, seed=config.seed)
+    recipe = replace(settings, discrepancy=[], resamples=1, pictures=0)  # what the weights hang on
+    work = WORK / fingerprint(recipe, config.seed, config.model, base_hash, learn.fingerprint)
+    others = {}
+    if "decoders" in settings.discrepancy:
+        second = train(config, base, images, folder=work / "decoder", seed=(config.seed + 1) % 2**31)
+        others[OTHERS["discrepancy_decoders"]] = _eval(second.finish())
+    loop = train(config, base, images, folder=work, seed=config.seed)
+    if "teacher" in settings.discrepancy:
+        others[OTHERS["discrepancy_teacher"]] = _eval(deepcopy(loop.model))
+    models = Models(base, _eval(loop.finish()), others)
     if loop.rank == 0:
         with replace_folder(OUT) as folder:
-            about = {"steps": str(optim.steps)}
-            save_refiner(folder / "model.safetensors", refiner, origin=base_hash, about=about)
-            write_json(folder / "report.json", summarise(rows, loop.history))
+            about = {"steps": str(settings.optim.steps)}
+            for name, refiner in {"model": models.refiner, **others}.items():
+                save_refiner(folder / f"{name}.safetensors", refiner, origin=base_hash, about=about)
+            report = {**summarise(loop.history), **prove(config, models, measure, folder=folder)}
+            write_json(folder / "report.json", report)
     return OUT
 
 
@@ -85,6 +107,24 @@ def divide(manifest: Manifest, *, share: float) -> tuple[Manifest, Manifest]:
         return Manifest(images, [mask for mask in manifest.masks if out[mask.image_id] == wanted])
 
     return part(False), part(True)
+
+
+def train(config: Config, base: Segmenter, images: HumanImages, *, folder: Path, seed: int) -> Loop:
+    """A refiner of `base` in a loop at its last step. seed: draws images, masks and points."""
+    settings, optim = config.refine, config.refine.optim
+    loop = Loop(Refiner(base), options=replace(loop_options(optim, config), seed=seed), folder=folder)
+    base.to(loop.accelerator.device)
+    mixture = Mixture([images], [1], optim.images_per_batch, optim.masks_per_image, seed, loop.rank, loop.ranks)
+    thresholds = (settings.min_iou, settings.pred_iou_thresh, settings.stability_thresh)
+
+    def batches(start: int) -> Iterator[TrainBatch]:
+        return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)
+
+    def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        return refine_step(state, batch, generator, base=base, thresholds=thresholds)
+
+    loop.run(batches, step, title="refine")
+    return loop
 
 
 def refine_step(
@@ -105,13 +145,7 @@ def refine_step(
     if not len(kept):
         return scalars
     with loop.autocast():
-        refined = refiner(
-            embedding,
-            batch.image_index[kept],
-            sam_logits=pairs.logits[kept],
-            box=pairs.box[kept],
-            point=pairs.point[kept],
-        )
+        refined = refiner(embedding, batch.image_index[kept], **prompts_of(pairs, kept))
     side = batch.mask.shape[-1]
     fine = F.interpolate(refined.float(), (side, side), mode="bilinear", align_corners=False)
     loss = mask_losses(fine, batch.mask[kept], batch.certainty[kept], LossWeights()).mean()
@@ -119,115 +153,84 @@ def refine_step(
     return scalars | {"loss": loss.detach()}
 
 
-def pairs_of(
-    base: Segmenter,
-    embedding: Tensor,
-    batch: TrainBatch,
-    *,
-    generator: torch.Generator,
-    thresholds: tuple[float, float, float],
-) -> Pairs:
-    """SAM's proposals for the masks of a batch, each from one point drawn uniformly over the mask."""
-    xy, found = sample_points(batch.mask * batch.certainty, generator=generator)
-    scale = base.side / batch.mask.shape[-1]
-    point = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
-    return propose(
-        base,
-        embedding,
-        batch.image_index,
-        point=point,
-        target=batch.mask,
-        valid=valid_pixels(batch),
-        thresholds=thresholds,
-    )
+def prove(config: Config, models: Models, manifest: Manifest, *, folder: Path) -> dict[str, Any]:
+    """Measure the held-out masks; write tables, figures, charts and pictures into `folder`; returns report figures.
 
-
-@torch.inference_mode()
-def measure_refiner(
-    refiner: Refiner, base: Segmenter, manifest: Manifest, *, thresholds: tuple[float, float, float], seed: int
-) -> pd.DataFrame:
-    """One row a held-out mask whose proposal passes the filters; metrics in the model frame.
-
-    Columns: task, iou_sam, iou_refined, boundary_sam, boundary_refined, and for c in (0.6, 0.8) all image
-    pixels above c and not (certain_C, uncertain_C) and how many of each are right (certain_right_C,
-    uncertain_right_C).
+    Without a held-out mask that SAM's filters pass there is nothing to tell: empty tables, and nothing else is there.
     """
-    images = HumanImages(manifest, side=base.side, loss_side=base.side, tasks=TASKS)
-    names = {number: name for name, number in TASKS.items()}
-    device = base.task_prompt.device
-    rows = []
-    for index in track(range(len(images)), title="measure refinement", unit="image"):
-        batch = collate([images.sample(index, masks=10**6, rng=np.random.default_rng([seed, index]))]).to(device)
-        embedding = base.encode(batch.image, batch.hw)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        pairs = pairs_of(base, embedding, batch, generator=generator, thresholds=thresholds)
-        kept = pairs.good.nonzero().flatten()
-        if not len(kept):
-            continue
-        refined = refiner(
-            embedding,
-            batch.image_index[kept],
-            sam_logits=pairs.logits[kept],
-            box=pairs.box[kept],
-            point=pairs.point[kept],
-        )
-        fine = F.interpolate(refined.float(), pairs.fine.shape[-2:], mode="bilinear", align_corners=False)
-        certainty = 1 - refinement(pairs.fine[kept], fine)
-        valid = valid_pixels(batch)[kept]
-        for k, number in enumerate(kept.tolist()):
-            parts = [
-                t[k, 0].cpu().numpy()
-                for t in (batch.mask[kept] > 0.5, pairs.fine[kept] > 0, fine > 0, certainty, valid)
-            ]
-            rows.append({"task": names[int(batch.task[number])], **compare(*parts)})
-    return pd.DataFrame(rows)
+    settings, options = config.refine, {"resamples": config.refine.resamples, "seed": config.seed}
+    with (
+        TableWriter(folder / MASKS, MASK_SCHEMA) as masks,
+        TableWriter(folder / PIXELS, PIXEL_SCHEMA) as pixels,
+    ):
+        for trial in _trials(config, models, manifest):
+            masks.add([mask_row(trial)])
+            pixels.add(pixel_rows(trial))
+    table, counts = read_tables(folder, reader="refine")
+    pairs = table[table["iou_sam"] >= settings.min_iou]
+    report: dict[str, Any] = {"held_out_masks": len(pairs), "held_out_filtered": len(table)}
+    if len(table):
+        figures, curves = pixel_figures(table, counts, min_iou=settings.min_iou, **options)
+        figures.to_csv(folder / FIGURES, index=False)
+        curves.to_csv(folder / CURVES, index=False, float_format="%.6g")
+        write_json(folder / "evidence.json", nested(figures))
+        write_charts(folder, charts(table, figures, curves, min_iou=settings.min_iou))
+        report |= mask_figures(pairs, **options) if len(pairs) else {}
+        report |= _accuracies(figures)
+    _write_pictures(config, models, images_of(manifest, set(pairs["image_id"])), pairs, folder=folder)
+    return report
 
 
-def compare(
-    truth: np.ndarray, sam: np.ndarray, refined: np.ndarray, certainty: np.ndarray, valid: np.ndarray
-) -> dict[str, float]:
-    """Figures of one mask; all `[T, T]`, bool but for certainty."""
-    truth, sam, refined = truth & valid, sam & valid, refined & valid
-    row = {
-        "iou_sam": iou(sam, truth),
-        "iou_refined": iou(refined, truth),
-        "boundary_sam": boundary_iou(sam, truth),
-        "boundary_refined": boundary_iou(refined, truth),
-    }
-    right = sam == truth
-    for cut in (0.6, 0.8):
-        sure = certainty > cut
-        for name, part in (("certain", sure & valid), ("uncertain", ~sure & valid)):
-            row[f"{name}_{cut}"] = float(part.sum())
-            row[f"{name}_right_{cut}"] = float((part & right).sum())
-    return row
-
-
-def summarise(rows: pd.DataFrame, history: list[dict[str, float]]) -> dict[str, object]:
-    """The report (Fig. 7, Fig. 9, Table 3 of the paper): means a task, share made worse, accuracy of certain and
-    uncertain pixels.
-    """
+def summarise(history: list[dict[str, float]]) -> dict[str, Any]:
+    """What the report says of the training."""
     last = pd.DataFrame(history).tail(20)
-    report: dict[str, object] = {
+    return {
         "steps": len(history),
         "pairs_kept_share": round(float(last["kept"].mean()), 4),
         "final_loss": round(float(last["loss"].mean()), 5),
-        "held_out_masks": len(rows),
     }
-    groups = {"all": rows, **dict(iter(rows.groupby("task")))} if len(rows) else {}
-    for name, part in groups.items():
-        figures = {
-            column: float(part[column].mean())
-            for column in ("iou_sam", "iou_refined", "boundary_sam", "boundary_refined")
-        }
-        figures["worse_share"] = float((part["iou_refined"] < part["iou_sam"]).mean())
-        for cut in (0.6, 0.8):
-            for kind in ("certain", "uncertain"):
-                count = float(part[f"{kind}_{cut}"].sum())
-                figures[f"{kind}_pixel_share_{cut}"] = count / float(
-                    part[f"certain_{cut}"].sum() + part[f"uncertain_{cut}"].sum()
-                )
-                if count:
-                    figures[f"{kind}_accuracy_{cut}"] = float(part[f"{kind}_right_{cut}"].sum()) / count
-        report[str(name)] = {"masks": len(part), **{key: round(value, 5) for key, value in figures.items()}}
-    return report
+
+
+def _trials(config: Config, models: Models, manifest: Manifest) -> Iterator[Trial]:
+    filters = (config.refine.pred_iou_thresh, config.refine.stability_thresh)
+    return trials(models.refiner, models.base, manifest, others=models.others, filters=filters, seed=config.seed)
+
+
+def _accuracies(figures: pd.DataFrame) -> dict[str, Any]:
+    """Accuracy of certain and uncertain pixels by method, of the pairs, all tasks, whole images: as the paper does."""
+    chosen = figures[
+        (figures["masks"] == "pairs") & (figures["region"] == "image") & (figures["task"] == "all")
+        & (figures["kind"] == "uncertainty")
+    ]  # fmt: skip
+    names = [f"{side}_{what}_{cut}" for cut in CUTS for side, what in TOLD] + ["aurc", "ece"]
+    return {
+        f"uncertainty {row['method']}": {name: round(row[name], 5) for name in names if not pd.isna(row[name])}
+        for row in chosen.to_dict("records")
+    }
+
+
+def _write_pictures(config: Config, models: Models, manifest: Manifest, pairs: pd.DataFrame, *, folder: Path) -> None:
+    """Masks that gained most, lost most and some by lot, and a list of what they are."""
+    known = pairs.set_index("mask_id")
+    chosen = choose_masks(known[["task", "iou_sam", "iou_refined"]], count=config.refine.pictures) if len(known) else []
+    images = {str(known.loc[mask_id, "image_id"]) for _, _, mask_id in chosen}
+    wanted = {mask_id: (task, kind) for task, kind, mask_id in chosen}
+    (folder / PICTURES).mkdir()
+    found = []
+    for trial in _trials(config, models, images_of(manifest, images)):
+        name = trial.mask.mask_id
+        if name in wanted:
+            task, kind = wanted[name]
+            before, after = (
+                100 * float(value) for value in known.loc[[name], ["iou_sam", "iou_refined"]].to_numpy()[0]
+            )
+            words = f"SAM {before:.1f}, refined {after:.1f} ({after - before:+.1f})"
+            file = f"{task}-{kind}-{[*wanted].index(name):02d}.jpg"
+            (folder / PICTURES / file).write_bytes(to_jpeg(picture(trial, method="refinement")))
+            found.append({"file": file, "task": task, "kind": KINDS[kind], "mask_id": name, "iou": words})
+    write_json(folder / f"{PICTURES}.json", sorted(found, key=lambda entry: entry["file"].rsplit("-", 1)[-1]))
+
+
+def _eval(model: nn.Module) -> Refiner:
+    assert isinstance(model, Refiner)
+    return model.eval()

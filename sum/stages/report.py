@@ -15,6 +15,8 @@ from sum.data.charts import curves
 from sum.data.grids import Grid, make_grid, to_csv, to_markdown
 from sum.data.pictures import ADDED, LONGEST, MISSED, RIGHT, strip, to_jpeg
 from sum.data.records import Manifest, read_manifest
+from sum.data.refined_pages import evidence_files, tracked
+from sum.data.refined_pages import page as evidence_page
 from sum.data.scores import (
     MAP_SCHEMA,
     MAPS,
@@ -37,10 +39,11 @@ from sum.storage import replace_folder, sha256_file
 MANIFEST = Path("data/manifest")
 EVALUATION = Path("data/evaluation")
 MODELS = Path("data/models")
+REFINER = Path("data/refiner")
 OUT = Path("data/report")
 BASE = "base"
 STAGES = {  # title -> what a stage said about itself
-    "Refinement module (held-out masks)": Path("data/refiner/report.json"),
+    "Refinement module (held-out masks)": REFINER / "report.json",
     "Pseudo-labels": Path("data/pseudo_labels/summary.json"),
     "Uncertainty maps": Path("data/uncertainty/summary.json"),
 }
@@ -67,6 +70,7 @@ def run(config: Config) -> Path:
         "verdicts": verdicts,
         "curves": base64.b64encode(chart).decode(),
         "examples": examples,
+        "evidence": evidence_page(REFINER),
         "outputs": _outputs(config, rows, table),
         "datasets": _datasets(config, manifest),
         "training": _training([*config.budgets]),
@@ -238,7 +242,7 @@ def _markdown(grid: Grid, verdicts: list[dict[str, Any]], *, unit: str) -> str:
 
 
 def _log_to_mlflow(config: Config, chart: bytes, examples: list[Example]) -> None:
-    """The page, the curves and the pictures to the run of every tuned model."""
+    """The page, the pictures and the evidence on the uncertainty to the run of every tuned model."""
     settings = config.tracking
     for budget in config.budgets:
         weights = MODELS / budget / "model.safetensors"
@@ -252,6 +256,10 @@ def _log_to_mlflow(config: Config, chart: bytes, examples: list[Example]) -> Non
             fingerprint=sha256_file(weights),
         )
         logged.log_file(OUT / "index.html", folder="report")
+        for path in evidence_files(REFINER):
+            logged.log_file(path, folder="refiner")
+        logged.log_metrics(tracked(REFINER), step=0)
+        logged.flush()
         for number, example in enumerate(examples):
             tiles = [tile.picture for tile in example.tiles if tile.title not in set(config.budgets) - {budget}]
             logged.log_image(strip(tiles), name=f"pictures/{example.task}-{number:02d}-{example.kind}.png")

@@ -5,26 +5,36 @@ import math
 import pytest
 import torch
 
-from sum.core.uncertainty import UNCERTAINTY, confidence, from_codes, refinement, to_codes
+from sum.core.uncertainty import OTHERS, UNCERTAINTY, confidence, discrepancy, from_codes, refinement, to_codes
 
 
-def two_logits():
-    first, second = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
-    return first, second
+def three_logits():
+    return (torch.randn(3, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3).unbind(0)
 
 
 @pytest.mark.parametrize("name", sorted(UNCERTAINTY))
 def test_every_method_keeps_the_contract(name):
-    first, second = two_logits()
-    out = UNCERTAINTY[name](first, second)
+    first, second, third = three_logits()
+    out = UNCERTAINTY[name](first, second, third)
     assert out.shape == (2, 1, 8, 8)
     assert out.dtype == torch.float32
     assert out.min() >= 0
     assert out.max() <= 1
     sure = torch.full_like(first, 20.0)
-    assert UNCERTAINTY[name](sure, sure).max() < 0.01  # sure and agreed: nothing to doubt
-    assert UNCERTAINTY[name](first.bfloat16(), second.bfloat16()).dtype == torch.float32
-    assert UNCERTAINTY[name](first * 1e9, -second * 1e9).isfinite().all()
+    assert UNCERTAINTY[name](sure, sure, sure).max() < 0.01  # sure and agreed: nothing to doubt
+    assert UNCERTAINTY[name](first.bfloat16(), second.bfloat16(), third.bfloat16()).dtype == torch.float32
+    assert UNCERTAINTY[name](first * 1e9, -second * 1e9, third * 1e9).isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(UNCERTAINTY))
+def test_another_refiner_is_asked_for_where_one_is_compared_and_nowhere_else(name):
+    first, second, third = three_logits()
+    if name in OTHERS:
+        with pytest.raises(ValueError, match="wants other_logits"):  # refinement would look like an answer
+            UNCERTAINTY[name](first, second)
+        assert torch.equal(UNCERTAINTY[name](first, second, third), UNCERTAINTY[name](-first, second, third))
+    else:
+        assert torch.equal(UNCERTAINTY[name](first, second, third), UNCERTAINTY[name](first, second))
 
 
 @pytest.mark.parametrize(
@@ -46,8 +56,9 @@ def test_values(name, sam, refined, want):
 
 
 def test_the_methods_are_their_formulas():
-    first, second = two_logits()
-    p, q = (1 / (1 + (-plane.double()).exp()) for plane in (first, second))
+    first, second, third = three_logits()
+    p, q, o = (1 / (1 + (-plane.double()).exp()) for plane in (first, second, third))
+    torch.testing.assert_close(discrepancy(first, second, third), (q - o).abs().float())
     torch.testing.assert_close(refinement(first, second), (p - q).abs().float())
     torch.testing.assert_close(confidence(first, second), (1 - (2 * p - 1).abs()).float())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sum.errors import CheckpointError
 from sum.models.backbones import build_tiny
 from sum.models.checkpoint import save_segmenter
-from sum.models.refiner import Refiner, load_refiner, save_refiner
+from sum.models.refiner import Refiner, load_other, load_refiner, save_refiner
 from sum.models.segmenter import Segmenter
 
 SIDE = 64
@@ -164,3 +164,24 @@ def test_a_truncated_file_is_refused(base: Segmenter, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"r\.safetensors: truncated"):
         load_refiner(path, base=base, origin=ORIGIN)
+
+
+@pytest.mark.parametrize(("method", "name"), [("discrepancy_teacher", "student"), ("discrepancy_decoders", "decoder")])
+def test_a_discrepancy_brings_its_other_refiner(base: Segmenter, tmp_path: Path, method: str, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors is missing: .*'{method}'.*refine\.discrepancy"):
+        load_other(tmp_path, method=method, base=base, origin=ORIGIN)
+    refiner = Refiner(base)
+    with torch.no_grad():
+        for value in refiner.parameters():
+            value.add_(0.02)
+    save_refiner(tmp_path / f"{name}.safetensors", refiner, origin=ORIGIN, about={})
+    found = load_other(tmp_path, method=method, base=base, origin=ORIGIN)
+    assert found is not None
+    assert all(torch.equal(found.weights()[key], value) for key, value in refiner.weights().items())
+    with pytest.raises(CheckpointError, match="another SAM"):
+        load_other(tmp_path, method=method, base=base, origin="f" * 64)
+
+
+def test_other_methods_compare_no_other(base: Segmenter, tmp_path: Path) -> None:
+    for method in ("refinement", "confidence", "none"):
+        assert load_other(tmp_path, method=method, base=base, origin=ORIGIN) is None

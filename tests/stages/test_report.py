@@ -18,6 +18,8 @@ from sum.config import check_config
 from sum.core.metrics import iou
 from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
+from sum.data.refined import CURVES, FIGURES
+from sum.data.refined_pages import NUMBERS
 from sum.data.scores import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, ROW_SCHEMA, ROWS, write_table
 from sum.errors import DataError, MissingInput
 from sum.settings import Config
@@ -44,6 +46,15 @@ class FakeRun:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.metrics: dict[str, float] = {}
+        self._waiting: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
+        assert step == 0
+        self._waiting |= metrics
+
+    def flush(self) -> None:
+        self.metrics |= self._waiting
 
     def log_file(self, path: Path, *, folder: str) -> None:
         assert path.is_file()
@@ -197,8 +208,28 @@ def test_mlflow_gets_page_and_pictures_of_each_budget(project: Path, mlflow: dic
     report.run(configured())
     assert sorted(mlflow) == ["sum-ft-large", "sum-ft-small"]
     for run in mlflow.values():
-        assert run.names[0] == "report/index.html"
+        assert run.names[:2] == ["report/index.html", "refiner/report.json"]
         assert any(re.fullmatch(r"pictures/part-\d\d-worse.png", name) for name in run.names)
+
+
+def test_the_evidence_on_uncertainty_is_shown_and_logged(project: Path, mlflow: dict[str, FakeRun]) -> None:
+    folder = Path("data/refiner")
+    figures = {"masks": "pairs", "region": "image", "task": "all", "kind": "uncertainty", "method": "refinement"}
+    pd.DataFrame([{**figures, **dict.fromkeys(NUMBERS, 0.987654)}]).to_csv(folder / FIGURES, index=False)
+    (folder / CURVES).write_text("masks\n")
+    (folder / "change.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><text>changed here</text></svg>')
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.jpg").write_bytes(b"jpeg")
+    entry = {"file": "a.jpg", "task": "part", "kind": "Where it got worse", "mask_id": "<m>", "iou": "SAM 80.0"}
+    write_json(folder / "pictures.json", [entry])
+    report.run(configured())
+    page = PAGE.read_text()
+    for text in ("changed here", "98.77 %", "part, where it got worse: SAM 80.0; &lt;m&gt;", "risk-coverage"):
+        assert text in page
+    assert not re.search(r"https?://", page)
+    for run in mlflow.values():
+        assert {"refiner/change.svg", "refiner/evidence.csv", "refiner/report.json"} <= set(run.names)
+        assert run.metrics["refiner/refinement/aurc"] == 0.987654
 
 
 def test_without_maps_and_verdicts(project: Path) -> None:
