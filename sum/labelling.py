@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ class MapMaker:
 
     method: UncertaintyMethod
     min_area: float  # px at a 1024 frame; smaller masks get no map
-    refiner: Refiner | None  # of the paper's method; None for methods of SAM's output alone
+    refiner: Refiner | None  # None for methods of SAM's output alone
+    other: Refiner | None = None  # that a discrepancy compares with `refiner`
 
     def large(self, areas: Sequence[int], *, hw: tuple[int, int]) -> list[bool]:
         """Which masks of these areas in an image of hw get a map."""
@@ -87,23 +89,30 @@ class MapMaker:
             filled[large] = to_codes(self.method(logits, logits)).numpy()
             rows, total = map_rows(large.tolist(), refined=None, uncertainty=filled), int(filled.sum(dtype=np.int64))
         else:
-            filled[large] = self._refine(chosen, codes[large], hw=hw, embedding=embedding())
-            rows = map_rows(large.tolist(), refined=filled, uncertainty=None)
-            total = int(np.abs(filled[large].astype(np.int16) - codes[large]).sum(dtype=np.int64))
+            image, u, against = embedding(), None, codes
+            filled[large] = _refined(self.refiner, chosen, codes[large], hw=hw, embedding=image)
+            if self.other is not None:
+                against = np.zeros_like(codes)
+                against[large] = _refined(self.other, chosen, codes[large], hw=hw, embedding=image)
+                u = np.asarray(cv2.absdiff(filled, against), dtype=np.uint8)
+            rows = map_rows(large.tolist(), refined=filled, uncertainty=u)
+            total = int(cv2.absdiff(filled[large], against[large]).sum(dtype=np.int64))
         return rows, {"maps": len(chosen), "codes": total}
 
-    def _refine(self, masks: Sequence[PseudoMask], codes: Codes, *, hw: tuple[int, int], embedding: Tensor) -> Codes:
-        """Codes `[K, L, L]` of the refined probabilities."""
-        assert self.refiner is not None
-        device, side = embedding.device, self.refiner.core.side
-        box = boxes_to_model(torch.tensor([mask.box for mask in masks]), hw=hw, side=side)
-        point = points_to_model(torch.tensor([mask.point for mask in masks]), hw=hw, side=side)
-        pieces = []
-        for start in range(0, len(masks), BATCH):
-            part = slice(start, start + BATCH)
-            sam = logits_of(torch.from_numpy(codes[part]).to(device))[:, None]
-            corners, xy = box[part].to(device), point[part].to(device)
-            index = torch.zeros(len(sam), dtype=torch.int64, device=device)
-            refined = self.refiner(embedding, index, sam_logits=sam, box=corners, point=xy)
-            pieces.append(to_codes(torch.sigmoid(refined.float()))[:, 0].cpu().numpy())
-        return np.concatenate(pieces)
+
+def _refined(
+    refiner: Refiner, masks: Sequence[PseudoMask], codes: Codes, *, hw: tuple[int, int], embedding: Tensor
+) -> Codes:
+    """Codes `[K, L, L]` of the refined probabilities."""
+    device, side = embedding.device, refiner.core.side
+    box = boxes_to_model(torch.tensor([mask.box for mask in masks]), hw=hw, side=side)
+    point = points_to_model(torch.tensor([mask.point for mask in masks]), hw=hw, side=side)
+    pieces = []
+    for start in range(0, len(masks), BATCH):
+        part = slice(start, start + BATCH)
+        sam = logits_of(torch.from_numpy(codes[part]).to(device))[:, None]
+        corners, xy = box[part].to(device), point[part].to(device)
+        index = torch.zeros(len(sam), dtype=torch.int64, device=device)
+        refined = refiner(embedding, index, sam_logits=sam, box=corners, point=xy)
+        pieces.append(to_codes(torch.sigmoid(refined.float()))[:, 0].cpu().numpy())
+    return np.concatenate(pieces)

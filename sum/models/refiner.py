@@ -112,8 +112,11 @@ def load_other(folder: Path, *, method: str, base: Segmenter, origin: str) -> Re
     None when the method compares none. Raises CheckpointError as `load_refiner`, and when stage refine was not told to
     make it.
     """
-    if method not in OTHERS:
-        return None
+    return load_refiner(other_path(folder, method=method), base=base, origin=origin) if method in OTHERS else None
+
+
+def other_path(folder: Path, *, method: str) -> Path:
+    """The weights that a method of OTHERS compares with `folder`/model.safetensors. CheckpointError without them."""
     path = folder / f"{OTHERS[method]}.safetensors"
     if not path.is_file():
         key = method.removeprefix("discrepancy_")
@@ -121,7 +124,7 @@ def load_other(folder: Path, *, method: str, base: Segmenter, origin: str) -> Re
             f"{path} is missing: uncertainty.method '{method}' compares it with model.safetensors. Add '{key}' to "
             "refine.discrepancy in params.yaml, then run `dvc repro refine`."
         )
-    return load_refiner(path, base=base, origin=origin)
+    return path
 
 
 def _refused(path: Path, why: str) -> CheckpointError:

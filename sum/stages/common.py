@@ -13,10 +13,11 @@ import torch
 
 from sum.config import Config
 from sum.core.losses import LossWeights
-from sum.core.uncertainty import OF_SAM_ALONE
+from sum.core.uncertainty import OF_SAM_ALONE, OTHERS
 from sum.data import verdicts
 from sum.engine import LoopOptions
 from sum.errors import ConfigError
+from sum.models.refiner import other_path
 from sum.rounds import Rounds
 from sum.settings import UncertaintyConfig
 from sum.storage import S3, fetch, sha256_file
@@ -46,7 +47,9 @@ def code_hash() -> str:
 
 def maps_work(settings: UncertaintyConfig, *, backbone: str, precision: str, weights: Path) -> Path:
     """The work folder of uncertainty maps made with these settings by this refiner and the SAM of `weights`."""
-    files = () if settings.method in OF_SAM_ALONE else (REFINER, weights)
+    files = [] if settings.method in OF_SAM_ALONE else [REFINER, weights]
+    if settings.method in OTHERS:
+        files.append(other_path(REFINER.parent, method=settings.method))
     return MAPS_WORK / fingerprint(settings, backbone, precision, [sha256_file(path) for path in files])
 
 

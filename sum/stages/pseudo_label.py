@@ -35,7 +35,7 @@ from sum.models.checkpoint import fingerprint as weights_fingerprint
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import GeneratorSettings
 from sum.models.halving import PromptBatch
-from sum.models.refiner import load_refiner
+from sum.models.refiner import load_other, load_refiner
 from sum.models.segmenter import Segmenter
 from sum.progress import counting
 from sum.settings import Config
@@ -105,12 +105,14 @@ def _open_maps(config: Config, model: Segmenter, weights: Path) -> MapShards | N
     method = UNCERTAINTY.get(config.uncertainty.method)
     if method is None or config.uncertainty.method in OF_SAM_ALONE or not REFINER.is_file():
         return None
+    origin, name = sha256_file(weights), config.uncertainty.method
     try:
-        refiner = load_refiner(REFINER, base=model, origin=sha256_file(weights))
+        refiner = load_refiner(REFINER, base=model, origin=origin)
+        other = load_other(REFINER.parent, method=name, base=model, origin=origin)
     except CheckpointError as error:
         log.info("pseudo_label: no uncertainty maps on the side: %s", error)
         return None
-    maker = MapMaker(method, config.uncertainty.min_refine_area, refiner)
+    maker = MapMaker(method, config.uncertainty.min_refine_area, refiner, other)
     precision = config.pseudo_label.precision
     folder = maps_work(config.uncertainty, backbone=config.model.backbone, precision=precision, weights=weights)
     return MapShards(maker, open_share(folder))

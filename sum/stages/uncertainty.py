@@ -27,7 +27,7 @@ from sum.labelling import MapMaker, embedding_of
 from sum.map_shards import MapShards, map_name
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import Precision
-from sum.models.refiner import load_refiner
+from sum.models.refiner import load_other, load_refiner
 from sum.models.segmenter import Segmenter
 from sum.progress import counting
 from sum.settings import Config
@@ -66,8 +66,12 @@ def run(config: Config) -> Path:
     if waiting:
         refines = name not in OF_SAM_ALONE
         encoder = _load(config, weights) if refines else None
-        refiner = load_refiner(REFINER, base=encoder.model, origin=sha256_file(weights)) if encoder else None
-        shards = MapShards(MapMaker(method, config.uncertainty.min_refine_area, refiner), share)
+        refiner = other = None
+        if encoder:
+            base, origin = encoder.model, sha256_file(weights)
+            refiner = load_refiner(REFINER, base=base, origin=origin)
+            other = load_other(REFINER.parent, method=name, base=base, origin=origin)
+        shards = MapShards(MapMaker(method, config.uncertainty.min_refine_area, refiner, other), share)
         _map({file: labels[file] for file in waiting}, shards, encoder, store=store, images=images)
     if process_rank()[0]:
         return OUT

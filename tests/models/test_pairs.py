@@ -64,7 +64,9 @@ def test_the_output_closest_to_the_truth_is_taken_whatever_the_model_thinks(best
     predicted = [0.99, 0.99, 0.99]
     predicted[best] = 0.1
     pairs = ask(*planes, predicted=(predicted[0], predicted[1], predicted[2]), low=NONE)
-    assert torch.equal(pairs.logits[0, 0], TRUTH)
+    assert torch.equal(pairs.logits[0, 0] > 0, TRUTH > 0)
+    share = pairs.logits[0, 0].double().sigmoid()
+    torch.testing.assert_close(share, TRUTH.double().sigmoid(), atol=0.5 / 255 + 1e-6, rtol=0)  # as stored, in a byte
     assert pairs.iou.item() > 0.95
     assert pairs.good.all()
     # pixels 10..40 of 64 are 20..81 of 128

@@ -289,3 +289,28 @@ def test_a_refiner_of_other_weights_makes_no_maps_in_passing(project: Path) -> N
     save_refiner(REFINER, refiner, origin="0" * 64, about={})
     pseudo_label.run(configure(project))
     assert not Path("work/uncertainty").exists()
+
+
+@pytest.mark.parametrize(("method", "other"), [("discrepancy_teacher", "student"), ("discrepancy_decoders", "decoder")])
+def test_a_discrepancy_is_the_distance_of_two_refiners(project: Path, method: str, other: str) -> None:
+    """Each of them asked alone as the paper's method gives what is compared."""
+    config = configure(project, uncertainty={"method": method}, refine={"discrepancy": ["teacher", "decoders"]})
+    with pytest.raises(CheckpointError, match=rf"{other}\.safetensors is missing.*refine\.discrepancy"):
+        uncertainty.run(config)
+    refined = []
+    first = REFINER.read_bytes()
+    second = load_refiner(REFINER, base=load_segmenter(WEIGHTS, backbone="tiny"), origin=fingerprint(WEIGHTS))
+    with torch.no_grad():
+        for value in second.parameters():
+            value.add_(0.1 * torch.randn_like(value, generator=None))
+    save_refiner(REFINER, second, origin=fingerprint(WEIGHTS), about={})
+    for weights in (REFINER.read_bytes(), first):
+        REFINER.write_bytes(weights)
+        uncertainty.run(configure(project))
+        refined.append([LabelStore(LABELS, OUT).refined(f"u/{n}").astype(int) for n in range(len(SIZES))])
+    save_refiner(REFINER.with_name(f"{other}.safetensors"), second, origin=fingerprint(WEIGHTS), about={})
+    uncertainty.run(config)
+    store = LabelStore(LABELS, OUT)
+    for number, (far, near) in enumerate(zip(*refined, strict=True)):
+        assert np.array_equal(store.uncertainty(f"u/{number}"), np.abs(near - far))
+        assert np.array_equal(store.refined(f"u/{number}"), near)
