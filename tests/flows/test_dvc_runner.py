@@ -78,7 +78,7 @@ def test_what_is_out_of_date_is_told(project):
 
 def test_a_hard_kill_of_the_parent_stops_the_stage(project):
     """kill -9 of the process that runs the stage: guard, DVC and the stage's command are gone within seconds."""
-    (project / "out" / "uncertainty").touch()
+    (project / "out" / "check_labels").touch()
     code = (
         "from pathlib import Path\nfrom flows.dvc import run_stage\n"
         "run_stage('report', project=Path('.'), tell=lambda line: print(line, flush=True))"
@@ -104,7 +104,7 @@ def test_an_exception_in_the_parent_stops_the_stage_too(project):
         if line == "started":
             raise KeyboardInterrupt
 
-    (project / "out" / "uncertainty").touch()
+    (project / "out" / "check_labels").touch()
     with pytest.raises(KeyboardInterrupt):
         run_stage("report", project=project, tell=tell)
     assert not processes_with("sleep 300.25")
