@@ -4,13 +4,14 @@
 
 --masks 0 leaves the last part out. --project: a project after stage uncertainty, whose shards are measured too.
 
-Size: synthetic masks at L = 256 (the blobs of benchmarks/generator.py; refined: the same blob moved, smoothly, by about
-a pixel), 60 an image of 1024 x 1024. All bytes of both shards count; decoded, every code is what went in. Reading: 30
-of the 60 masks of an image, chosen at random, with uncertainty, against two tars of PNGs, the layout of the official
-SUM loader, read with tarfile and PIL. Of each mask both sides end with two `[256, 256]` uint8 maps, of SAM's and of the
-refined probability; the store gives the records too, after their checksum. The official layout has the label at full size, which is read and
-shrunk; a kinder one has both at 256. The files are in the page cache, the store is open, as in training, a tar is opened for every image.
-One process, one thread, in turn, CPU time, the ratio of medians.
+Size: synthetic masks at L = 256 (the blobs of benchmarks/generator.py; refined: the same blob moved, smoothly, by
+about a pixel), 60 an image of 1024 x 1024. All bytes of both shards count; decoded, every code is what went in.
+Reading: 30 of the 60 masks of an image, chosen at random, with uncertainty, against two tars of PNGs, the layout of
+the official SUM loader, read with tarfile and PIL. Of each mask both sides end with two `[256, 256]` uint8 maps, of
+SAM's and of the refined probability; the store gives the records too, after their checksum. The official layout has
+the label at full size, which is read and shrunk; a kinder one has both at 256. The files are in the page cache, the
+store is open, as in training, a tar is opened for every image. One process, one thread, in turn, CPU time, the ratio
+of medians.
 
 Scale: the masks of 500 rows over and over through write_shard and LabelStore, 100 an image, 256 images a shard, each
 step in a process of its own, whose peak memory is told at a tenth and at the end. Its CPU time a mask, times 100 masks
