@@ -42,9 +42,9 @@ SIDE, LOW = 1024, 256  # S and L of SAM
 Rows = list[tuple[str, float, float]]  # RLE counts, predicted IoU, stability
 
 
-def candidates(count: int, *, inner: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def candidates(count: int, *, inner: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
     """Decoder outputs of `count` points: logits `[count, 3, L, L]` of blobs, scores `[count, 3]`."""
-    chance = torch.Generator().manual_seed(0)
+    chance = torch.Generator().manual_seed(seed)
     height, width = (size * LOW / SIDE for size in inner)
     at = torch.arange(LOW) + 0.5
     share = 10 ** (torch.rand(count, 3, generator=chance) * 2.54 - 3)  # 0.1 % .. 35 %
