@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sum.data.code_maps import Packed, compress, decompress, pack, unpack
-from sum.data.shards import LABELS, PLACE, UNCERTAINTY, Shard, ShardInfo, damaged, shard_names
+from sum.data.code_maps import Packed, compress, decompress, pack, unpack, unpack_distance
+from sum.data.shards import LABELS, UNCERTAINTY, Shard, ShardInfo, damaged, shard_names
 from sum.errors import DataError, MissingInput
 
 OPEN_FILES = 16  # shards a store keeps open
-NUMBERS = ("area", "x0", "y0", "x1", "y1", "point_x", "point_y", "predicted_iou", "stability", "rle_size")
+NOWHERE = (0, 0, 0, 0)
 Codes = NDArray[np.uint8]
 
 
@@ -45,7 +45,7 @@ def label_rows(masks: Sequence[PseudoMask], codes: Codes) -> list[tuple[Any, ...
     for mask, plane in zip(masks, codes, strict=True):
         scores = mask.predicted_iou, mask.stability
         rle = mask.rle.encode("ascii")
-        rows.append((mask.area, *mask.box, *mask.point, *scores, len(rle), compress(rle), *pack(plane)))
+        rows.append((mask.area, mask.box, mask.point, *scores, len(rle), compress(rle), *pack(plane)))
     return rows
 
 
@@ -58,7 +58,7 @@ def map_rows(has_map: Sequence[bool], *, refined: Codes | None, uncertainty: Cod
     """
     rows = []
     for k, has in enumerate(has_map):
-        packed = [pack(maps[k]) if has and maps is not None else (None, 0, 0, 0, 0) for maps in (refined, uncertainty)]
+        packed = [pack(maps[k]) if has and maps is not None else (None, NOWHERE) for maps in (refined, uncertainty)]
         rows.append((bool(has), *packed[0], *packed[1]))
     return rows
 
@@ -111,12 +111,16 @@ class LabelStore:
         batch = self._batch(LABELS, image_id)
         if batch is None:
             return []
-        numbers = {name: batch.column(name).to_numpy().tolist() for name in NUMBERS}
+        area, iou, stability, size = (
+            _numbers(batch, name) for name in ("area", "predicted_iou", "stability", "rle_size")
+        )
+        box, point = _numbers(batch, "box", 4), _numbers(batch, "point", 2)
         texts, found = batch.column("rle"), []
-        for k in self._chosen(image_id, only):
-            area, x0, y0, x1, y1, x, y, iou, stability, size = (numbers[name][k] for name in NUMBERS)
-            rle = self._decoded(LABELS, image_id, decompress, texts[k].as_buffer(), size).decode("ascii")
-            found.append(PseudoMask(image_id, k, rle, area, (x0, y0, x1, y1), (x, y), iou, stability))
+        with self._decoding(LABELS, image_id):
+            for k in self._chosen(image_id, only):
+                rle = decompress(texts[k].as_buffer(), size[k]).to_pybytes().decode("ascii")
+                place = tuple(box[k]), tuple(point[k])
+                found.append(PseudoMask(image_id, k, rle, area[k], *place, iou[k], stability[k]))
         return found
 
     def areas(self, image_id: str) -> list[int]:
@@ -126,29 +130,39 @@ class LabelStore:
 
     def sam(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
         """`[K, L, L]` codes of SAM's probabilities, model frame, in the order of `masks`."""
-        return self._maps(LABELS, image_id, "sam", self._chosen(image_id, only))[0]
+        chosen = self._chosen(image_id, only)
+        codes = self._blank(chosen)
+        with self._decoding(LABELS, image_id):
+            for plane, packed in zip(codes, self._packed(LABELS, image_id, "sam", chosen), strict=True):
+                unpack(packed or Packed(b"", NOWHERE), plane)
+        return codes
 
     def refined(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
         """`[K, L, L]` codes of the probabilities of the refined masks; SAM's own where a mask was not refined."""
         chosen = self._chosen(image_id, only)
-        codes, there = self._maps(UNCERTAINTY, image_id, "refined", chosen)
-        rest = [k for k, has in zip(chosen, there, strict=True) if not has]
-        if rest:
-            codes[~there] = self.sam(image_id, rest)
+        codes = self._blank(chosen)
+        refined = self._packed(UNCERTAINTY, image_id, "refined", chosen)
+        with self._decoding(UNCERTAINTY, image_id):
+            for plane, own, sam in zip(codes, refined, self._packed(LABELS, image_id, "sam", chosen), strict=True):
+                unpack(own or sam or Packed(b"", NOWHERE), plane)
         return codes
 
     def uncertainty(self, image_id: str, only: Sequence[int] | None = None) -> Codes:
         """`[K, L, L]` codes of u, 0 certain .. 255 uncertain, in the order of `masks`; 0 in a store without maps."""
         chosen = self._chosen(image_id, only)
+        codes = self._blank(chosen)
         if UNCERTAINTY not in self._folders:
-            return np.zeros((len(chosen), self.side, self.side), dtype=np.uint8)
-        codes, there = self._maps(UNCERTAINTY, image_id, "uncertainty", chosen)
-        if not there.all():
-            refined, differs = self._maps(UNCERTAINTY, image_id, "refined", chosen)
-            places = np.flatnonzero(differs & ~there)
-            sam = self.sam(image_id, [chosen[place] for place in places])
-            for place, plane in zip(places, sam, strict=True):
-                cv2.absdiff(refined[place], plane, dst=codes[place])
+            return codes
+        own, refined = (self._packed(UNCERTAINTY, image_id, name, chosen) for name in ("uncertainty", "refined"))
+        with self._decoding(UNCERTAINTY, image_id):
+            for plane, u, r, sam in zip(
+                codes, own, refined, self._packed(LABELS, image_id, "sam", chosen), strict=True
+            ):
+                if u:
+                    unpack(u, plane)
+                elif r and sam:
+                    unpack(r, plane)
+                    unpack_distance(sam, plane)
         return codes
 
     def has_map(self, image_id: str) -> NDArray[np.bool_]:
@@ -156,26 +170,23 @@ class LabelStore:
         batch = self._batch(UNCERTAINTY, image_id)
         return np.array([] if batch is None else batch.column("has_map").to_pylist(), dtype=bool)
 
-    def _maps(self, kind: str, image_id: str, name: str, chosen: Sequence[int]) -> tuple[Codes, NDArray[np.bool_]]:
-        """The maps of these masks, 0 where there is none, and `[K]` whether there is one."""
-        codes = np.zeros((len(chosen), self.side, self.side), dtype=np.uint8)
-        there = np.zeros(len(chosen), dtype=bool)
-        batch = self._batch(kind, image_id)
-        if batch is None or not chosen:
-            return codes, there
-        data = batch.column(name)
-        box = np.stack([batch.column(f"{name}_{part}").to_numpy() for part in PLACE], 1).tolist()
-        for place, k in enumerate(chosen):
-            if data[k].is_valid:
-                there[place] = True
-                packed = Packed(data[k].as_buffer(), *box[k])
-                self._decoded(kind, image_id, unpack, packed, codes[place])
-        return codes, there
+    def _blank(self, chosen: Sequence[int]) -> Codes:
+        return np.zeros((len(chosen), self.side, self.side), dtype=np.uint8)
 
-    def _decoded(self, kind: str, image_id: str, decode: Any, *arguments: Any) -> Any:
-        """What `decode` gives; its ValueError names the shard."""
+    def _packed(self, kind: str, image_id: str, name: str, chosen: Sequence[int]) -> list[Packed | None]:
+        """The maps of these masks as they are stored; None where there is none."""
+        batch = self._batch(kind, image_id)
+        if batch is None:
+            return [None] * len(chosen)
+        data, places = batch.column(name), _numbers(batch, f"{name}_place", 4)
+        found = [data[k].as_buffer() for k in chosen]
+        return [None if one is None else Packed(one, places[k]) for k, one in zip(chosen, found, strict=True)]
+
+    @contextmanager
+    def _decoding(self, kind: str, image_id: str) -> Iterator[None]:
+        """A ValueError of what is decoded names the shard."""
         try:
-            return decode(*arguments)
+            yield
         except ValueError as error:
             raise damaged(self._folders[kind] / self._place(image_id)[0], kind, error) from error
 
@@ -220,3 +231,11 @@ class LabelStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict(), "_last": {}}  # open files stay behind
+
+
+def _numbers(batch: pa.RecordBatch, name: str, width: int = 0) -> list[Any]:
+    """A column of numbers as a list; of `width` numbers a row, as a list of lists."""
+    column = batch.column(name)
+    if not width:
+        return list(column.to_numpy().tolist())
+    return list(column.values.to_numpy().reshape(-1, width)[column.offset :].tolist())

@@ -31,19 +31,18 @@ LABELS, UNCERTAINTY = "pseudo_label", "uncertainty"  # what a shard holds, which
 SUMMARY = "summary.json"
 PATTERN = "shard-*.arrow"
 PENDING = "pending-"  # begins the name of a work file that is not yet under its own
-PLACE: Mapping[str, pa.DataType] = {name: pa.uint16() for name in ("left", "top", "width", "height")}
 
 
 def _map(name: str) -> dict[str, pa.DataType]:
     """The columns of one map (sum.data.code_maps.Packed); no data: no such map."""
-    return {name: pa.binary(), **{f"{name}_{part}": type_ for part, type_ in PLACE.items()}}
+    return {name: pa.binary(), f"{name}_place": pa.list_(pa.uint16(), 4)}
 
 
 COLUMNS: Mapping[str, Mapping[str, pa.DataType]] = {
     LABELS: {
         "area": pa.int64(),
-        **{name: pa.int32() for name in ("x0", "y0", "x1", "y1")},
-        **{name: pa.float64() for name in ("point_x", "point_y")},
+        "box": pa.list_(pa.int32(), 4),
+        "point": pa.list_(pa.float64(), 2),
         **{name: pa.float32() for name in ("predicted_iou", "stability")},
         "rle_size": pa.int32(),
         "rle": pa.binary(),
