@@ -67,20 +67,17 @@ class Victims:
 
     def __init__(self, stage: str, folder: Path, workers: int, dice: random.Random) -> None:
         self._stage, self._folder, self._count, self._dice = stage, folder, workers, dice
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}  # by rank
 
     def kill_one(self) -> int | None:
         """Start what is missing, wait for a random moment of their work, kill one; None when the stage completed."""
-        while len(self._workers) < self._count:
-            number = len(self._workers)  # any of them may be process 0, which publishes
-            self._workers.append(
-                subprocess.Popen(
-                    command(self._stage),
-                    cwd=self._folder,
-                    env=environment(number, self._count),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
+        for rank in set(range(self._count)) - set(self._workers):  # 0 publishes, and may be killed too
+            self._workers[rank] = subprocess.Popen(
+                command(self._stage),
+                cwd=self._folder,
+                env=environment(rank, self._count),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
         while not self._at_work():
             if self.complete():
@@ -89,7 +86,9 @@ class Victims:
         time.sleep(self._dice.uniform(0, 4))
         if self.complete():
             return None
-        victim = self._workers.pop(self._dice.randrange(len(self._workers)))
+        if not self._workers:
+            return None
+        victim = self._workers.pop(self._dice.choice(sorted(self._workers)))
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         if victim.returncode != -signal.SIGKILL:  # it was done already
@@ -97,21 +96,21 @@ class Victims:
         return victim.pid
 
     def _at_work(self) -> bool:
-        """Whether every worker has a shard under way: its number is in the name of the file."""
+        """Whether a worker has a shard under way: its number is in the name of the file."""
         under_way = [path.name for path in (self._folder / "work" / self._stage).glob("*/.*.partial")]
-        return all(any(f".{worker.pid}." in name for name in under_way) for worker in self._workers)
+        return any(f".{worker.pid}." in name for name in under_way for worker in self._workers.values())
 
     def complete(self) -> bool:
         """Whether the stage has published; a worker that failed stops everything."""
-        for worker in list(self._workers):
+        for rank, worker in list(self._workers.items()):
             if worker.poll() is not None:
                 if worker.returncode:
                     raise SystemExit(f"{self._stage}: a worker failed with {worker.returncode}")
-                self._workers.remove(worker)
+                del self._workers[rank]
         return (self._folder / OUT[self._stage]).exists()
 
     def let_finish(self) -> None:
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.wait()
 
 

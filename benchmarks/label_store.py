@@ -6,16 +6,16 @@
 
 Size: synthetic masks at L = 256 (the blobs of benchmarks/generator.py; refined: the same blob moved, smoothly, by
 about a pixel), 60 an image of 1024 x 1024. All bytes of both shards count; decoded, every code is what went in.
-Reading: 30 of the 60 masks of an image, chosen at random, with uncertainty, against two tars of PNGs, the layout of
-the official SUM loader, read with tarfile and PIL. Of each mask both sides end with two `[256, 256]` uint8 maps, of
-SAM's and of the refined probability; the store gives the records too, after their checksum. The official layout has
-the label at full size, which is read and shrunk; a kinder one has both at 256. The files are in the page cache, the
-store is open, as in training, a tar is opened for every image. One process, one thread, in turn, CPU time, the ratio
-of medians.
+Reading: 30 of the 60 masks of an image, chosen at random, with their refined masks, against two tars of PNGs, the
+layout of the official SUM loader, read with tarfile and PIL. Of each mask both sides end with two `[256, 256]` uint8
+maps, of SAM's and of the refined probability; the store gives the records too, after their checksum. The official
+layout has the label at full size, which is read and shrunk; a kinder one has both at 256. The files are in the page
+cache, the store is open, as in training, a tar is opened for every image. One process, one thread, in turn, CPU time,
+the ratio of medians.
 
 Scale: the masks of 500 rows over and over through write_shard and LabelStore, 100 an image, 256 images a shard, each
-step in a process of its own, whose peak memory is told at a tenth and at the end. Its CPU time a mask, times 100 masks
-of 250,000 images, is the extrapolation; making the rows (compression) is timed apart, on the pool.
+step in a process of its own; what it holds in memory, mapped files apart, is told at a tenth and at the end. Its CPU
+time a mask, times 100 masks of 250,000 images, is the extrapolation; making the rows (compression) is timed apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import argparse
 import io
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import sys
@@ -162,13 +161,13 @@ def small(table: Table, folder: Path, *, images: int, repeats: int) -> None:
     """Rows on size and on reading."""
     layouts = Layouts(folder, images=images)
     masks, same = images * AN_IMAGE, layouts.check()
-    held = sum(path.stat().st_size for path in (*layouts.labels.iterdir(), *layouts.maps.iterdir())) / masks
+    ours = sum(path.stat().st_size for path in (*layouts.labels.iterdir(), *layouts.maps.iterdir())) / masks
     sizes = {kind: sum(layouts.tar(kind, name).stat().st_size for name in layouts.names) / masks
              for kind in ("full", "small", "refined")}  # fmt: skip
     texts = {"full": "1024 and 256 px PNG, two tars", "small": "256 px PNG, two tars"}
     for kind, text in texts.items():
         other = sizes[kind] + sizes["refined"]
-        table.add_row(f"bytes a mask: {text}", f"{other:,.0f}", f"{held:,.0f}", f"{other / held:.1f}", same)
+        table.add_row(f"bytes a mask: {text}", f"{other:,.0f}", f"{ours:,.0f}", f"{other / ours:.1f}", same)
     chosen = sorted(np.random.default_rng(0).permutation(AN_IMAGE)[:CHOSEN].tolist())
     sides: dict[str, Callable[[], list[tuple[Codes, Codes]]]] = {
         "ours": lambda: [layouts.ours(name, chosen) for name in layouts.names],
@@ -226,8 +225,8 @@ def write_all(folder: Path, masks: int) -> dict[str, float]:
                 other.add(f"sa/{image:09d}", maps[at : at + DENSE])
             other.about(one.info)
         if number == shards // 10:
-            early = peak()
-    return {"seconds": time.process_time() - began, "early": early, "end": peak(), "making": making}
+            early = held()
+    return {"seconds": time.process_time() - began, "early": early, "end": held(), "making": making}
 
 
 def read_all(folder: Path, masks: int) -> dict[str, float]:
@@ -240,16 +239,17 @@ def read_all(folder: Path, masks: int) -> dict[str, float]:
         total += len(store.masks(name, chosen)) + 0 * store.uncertainty(name, chosen).shape[0]
         images += 1
         if images == len(store) // 10:
-            early = peak()
+            early = held()
     return {
-        "seconds": time.process_time() - began, "opening": opening, "early": early, "end": peak(),
-        "held": sum(store.count(name) for name in store.image_ids), "read": total, "images": images,
+        "seconds": time.process_time() - began, "opening": opening, "early": early, "end": held(),
+        "kept": sum(store.count(name) for name in store.image_ids), "read": total, "images": images,
     }  # fmt: skip
 
 
-def peak() -> float:
-    """MB of this process at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def held() -> float:
+    """MB that this process holds for itself, without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 def large(table: Table, folder: Path, *, masks: int) -> None:
@@ -259,15 +259,15 @@ def large(table: Table, folder: Path, *, masks: int) -> None:
         wrote = workers.apply(write_all, (folder, masks))
         read = workers.apply(read_all, (folder, masks))
     size = sum(path.stat().st_size for path in folder.glob("*/*.arrow"))
-    held, hours = int(read["held"]), PAPER / masks / 3600
+    kept, hours = int(read["kept"]), PAPER / masks / 3600
     paper = f"{PAPER:,} masks"
-    flat = "MB peak at 10 %, at the end"
-    table.add_row(f"{held:,} masks written", "", f"{wrote['seconds']:.0f} s, {size / 1e9:.2f} GB", "", "")
+    flat = "MB held at 10 %, at the end"
+    table.add_row(f"{kept:,} masks written", "", f"{wrote['seconds']:.0f} s, {size / 1e9:.2f} GB", "", "")
     table.add_row(f"  {flat}", f"{wrote['early']:.0f}", f"{wrote['end']:.0f}", "", "")
     found = f"{CHOSEN} of {DENSE} of {int(read['images']):,} images read"
     table.add_row(found, "", f"{read['seconds']:.0f} s, opened in {read['opening']:.1f} s", "", "")
     table.add_row(f"  {flat}", f"{read['early']:.0f}", f"{read['end']:.0f}", "", "")
-    table.add_row(f"{paper}, size", "", f"{size / held * PAPER / 1e9:.1f} GB", "", "")
+    table.add_row(f"{paper}, size", "", f"{size / kept * PAPER / 1e9:.1f} GB", "", "")
     table.add_row(f"{paper}, rows made and written", "", f"{PAPER * wrote['making'] / 3600:.1f} + "
                   f"{wrote['seconds'] * hours:.2f} h", "", "")  # fmt: skip
     table.add_row(f"{paper}, one epoch read", "", f"{read['seconds'] * hours:.2f} h", "", "")

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -36,7 +36,7 @@ class FolderClaims:
     """Among processes that see one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: of the locks; it goes with the last of them."""
+        """folder: of the locks."""
         self._folder = folder
 
     @contextmanager
@@ -78,19 +78,19 @@ class BucketClaims:
         finally:
             over.set()
             renewing.join()
-            delete(uri)
+            with suppress(StorageError):  # it runs out by itself
+                if self._own(uri):  # else it was taken over, and is the other's to let go
+                    delete(uri)
 
     def _acquire(self, uri: str, name: str) -> str | None:
         """The ETag of our lease, or None when another's is alive."""
         etag = put(uri, self._sign(0), replacing="")
         if etag:
             return etag
-        try:
-            reply = s3.get(uri)
-        except NotFound:
+        reply = self._look(uri)
+        if reply is None:
             return None  # let go of just now: the next round gets it
-        assert reply is not None
-        if reply.body and json.loads(reply.body)["worker"] == self._worker:
+        if self._is_ours(reply):
             return reply.head.etag  # the answer to our own write was lost
         etag, since = self._seen.get(name, ("", 0.0))
         if etag != reply.head.etag:
@@ -109,11 +109,28 @@ class BucketClaims:
         while not over.wait(self._lease / 4):
             beat += 1
             try:
-                etag = put(uri, self._sign(beat), replacing=etag) or ""
+                etag = put(uri, self._sign(beat), replacing=etag) or self._own(uri)
+            except NotFound:
+                return
             except StorageError:
                 continue  # the next beat tries again; the lease is four beats long
             if not etag:
                 return  # taken over
+
+    def _own(self, uri: str) -> str:
+        """The ETag of the lease if it is ours, as when the answer to a renewal was lost; else ''."""
+        reply = self._look(uri)
+        return reply.head.etag if reply and self._is_ours(reply) else ""
+
+    @staticmethod
+    def _look(uri: str) -> s3.Reply | None:
+        try:
+            return s3.get(uri)
+        except NotFound:
+            return None
+
+    def _is_ours(self, reply: s3.Reply) -> bool:
+        return bool(reply.body) and json.loads(reply.body or b"")["worker"] == self._worker
 
     def _sign(self, beat: int) -> bytes:
         return json.dumps({"worker": self._worker, "beat": beat}).encode()

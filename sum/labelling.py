@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from sum.core.geometry import boxes_to_model, points_to_model
-from sum.core.uncertainty import UncertaintyMethod, logits_of, to_codes
+from sum.core.uncertainty import UncertaintyMethod, logits_of, map_codes, refinement, to_codes
 from sum.data.ahead import Photo
 from sum.data.labels import Codes, PseudoMask, map_rows
 from sum.models.generator import GeneratorSettings, Precision, area_at_paper_side, embed, generate
@@ -82,22 +81,24 @@ class MapMaker:
         large = np.array(self.large([mask.area for mask in masks], hw=hw), dtype=bool)
         if not large.any():
             return map_rows(large.tolist(), refined=None, uncertainty=None), {"maps": 0, "codes": 0}
-        filled = np.zeros_like(codes)
+        filled, doubt = np.zeros_like(codes), np.zeros_like(codes)
         chosen = [mask for mask, is_large in zip(masks, large.tolist(), strict=True) if is_large]
+        sam, other = codes[large], None
         if self.refiner is None:
-            logits = logits_of(torch.from_numpy(codes[large]))
-            filled[large] = to_codes(self.method(logits, logits)).numpy()
-            rows, total = map_rows(large.tolist(), refined=None, uncertainty=filled), int(filled.sum(dtype=np.int64))
+            refined = sam
         else:
-            image, u, against = embedding(), None, codes
-            filled[large] = _refined(self.refiner, chosen, codes[large], hw=hw, embedding=image)
+            image = embedding()
+            refined = _refined(self.refiner, chosen, sam, hw=hw, embedding=image)
             if self.other is not None:
-                against = np.zeros_like(codes)
-                against[large] = _refined(self.other, chosen, codes[large], hw=hw, embedding=image)
-                u = np.asarray(cv2.absdiff(filled, against), dtype=np.uint8)
-            rows = map_rows(large.tolist(), refined=filled, uncertainty=u)
-            total = int(cv2.absdiff(filled[large], against[large]).sum(dtype=np.int64))
-        return rows, {"maps": len(chosen), "codes": total}
+                other = torch.from_numpy(_refined(self.other, chosen, sam, hw=hw, embedding=image))
+        u = map_codes(self.method, torch.from_numpy(sam), torch.from_numpy(refined), other).numpy()
+        filled[large], doubt[large] = refined, u
+        rows = map_rows(
+            large.tolist(),
+            refined=None if self.refiner is None else filled,
+            uncertainty=None if self.method is refinement else doubt,
+        )
+        return rows, {"maps": len(chosen), "codes": int(u.sum(dtype=np.int64))}
 
 
 def _refined(

@@ -18,7 +18,7 @@ from torch import Tensor
 from sum.core.evidence import count_codes
 from sum.core.metrics import boundary_iou, iou
 from sum.core.prompts import sample_points
-from sum.core.uncertainty import OTHERS, UNCERTAINTY, from_codes, to_codes
+from sum.core.uncertainty import OTHERS, UNCERTAINTY, from_codes, map_codes, to_codes
 from sum.data.batches import TrainBatch, collate
 from sum.data.frames import load_frame
 from sum.data.pictures import Window, compared, heat, prompted, strip
@@ -106,11 +106,14 @@ def _answers(
     if not len(kept):
         return []
     index, prompts = batch.image_index[kept], prompts_of(pairs, kept)
-    sam, refined = prompts["sam_logits"], refiner(embedding, index, **prompts).float()
-    further = {name: other(embedding, index, **prompts).float() for name, other in others.items()}
+    refined = refiner(embedding, index, **prompts).float()
+    sam, first_codes = (to_codes(torch.sigmoid(logits)) for logits in (prompts["sam_logits"], refined))
+    further = {
+        name: to_codes(torch.sigmoid(other(embedding, index, **prompts).float())) for name, other in others.items()
+    }
     side = batch.mask.shape[-1]
     doubts = {
-        name: _as_read(method(sam, refined, further.get(OTHERS.get(name, ""))), side=side)
+        name: _as_read(map_codes(method, sam, first_codes, further.get(OTHERS.get(name, ""))), side=side)
         for name, method in UNCERTAINTY.items()
         if name not in OTHERS or OTHERS[name] in further
     }
@@ -218,10 +221,9 @@ def _place(trial: Trial) -> Row:
     return {"dataset": mask.dataset, "task": mask.task, "image_id": mask.image_id, "mask_id": mask.mask_id}
 
 
-def _as_read(values: Tensor, *, side: int) -> Tensor:
-    """Low-resolution uncertainty as the store keeps it and training reads it: bytes, enlarged, in bytes again."""
-    kept = from_codes(to_codes(values))
-    return to_codes(F.interpolate(kept, (side, side), mode="bilinear", align_corners=False))
+def _as_read(codes: Tensor, *, side: int) -> Tensor:
+    """Uncertainty as the store keeps it, enlarged as training reads it, in bytes again."""
+    return to_codes(F.interpolate(from_codes(codes), (side, side), mode="bilinear", align_corners=False))
 
 
 def _plane(stack: Tensor, k: int) -> NDArray[Any]:

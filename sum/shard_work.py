@@ -30,6 +30,8 @@ def open_shards(names: Sequence[str], *, share: Share, is_done: Callable[[str, P
         left = []
         for name in waiting:
             if _done(name, share, is_done):
+                if not share.shown(name):  # made before there was a share, or killed before it was shown
+                    share.show(name)
                 continue
             with share.claims.take(name) as mine:
                 if not mine:

@@ -30,6 +30,9 @@ class Share(Protocol):
     def has(self, name: str) -> bool:
         """Whether somebody has finished it; then it lies in `folder`."""
 
+    def shown(self, name: str) -> bool:
+        """Whether the others see it."""
+
     def show(self, name: str) -> None:
         """Let the others see what was finished in `folder`."""
 
@@ -50,6 +53,10 @@ class FolderShare:
 
     def show(self, name: str) -> None:
         """It is there already."""
+
+    def shown(self, name: str) -> bool:
+        """What is there is seen."""
+        return self.has(name)
 
 
 class BucketShare:
@@ -78,6 +85,11 @@ class BucketShare:
     def show(self, name: str) -> None:
         """Upload it."""
         put(join(self._uri, "shards", name), (self.folder / name).read_bytes())
+        self._there |= {name}
+
+    def shown(self, name: str) -> bool:
+        """See Share: at the last look."""
+        return name in self._there
 
 
 def open_share(folder: Path) -> Share:

@@ -61,7 +61,7 @@ def proxy(moto: tuple[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     }
     for name in ("AWS_MAX_ATTEMPTS", "SUM_CACHE_GB", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(s3, "TIMEOUT", 0.6)
+    monkeypatch.setattr(s3, "TIMEOUT", 2.0)  # s: a busy machine answers late too
     monkeypatch.setattr(s3, "PAUSE", 0.01)
     backend = s3_backends["123456789012"]["aws"]
     backend.reset()

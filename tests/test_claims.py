@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sum import claims as claims_module
 from sum import s3, uploads
 from sum.claims import BucketClaims, Claims, FolderClaims
 from sum.errors import NotFound, StorageError
@@ -98,6 +99,55 @@ def test_a_lease_whose_answer_was_lost_is_known_as_ones_own(uri: str) -> None:
     uploads.put(f"{uri}/a", claims._sign(0))  # arrived; the answer did not, and the write was tried again
     with claims.take("a") as mine:
         assert mine
+
+
+def test_a_holder_whose_renewal_got_no_answer_keeps_the_lease(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write arrived and its answer did not: the next try meets the holder's own lease."""
+    one, other = BucketClaims(uri, lease=LEASE), BucketClaims(uri, lease=LEASE)
+    lost, real = [], claims_module.put
+
+    def put_and_lose(where: str, data: bytes, *, replacing: str | None = None) -> str | None:
+        etag = real(where, data, replacing=replacing)
+        if replacing and not lost and b'"beat": 1' in data:
+            lost.append(etag)
+            return None
+        return etag
+
+    monkeypatch.setattr(claims_module, "put", put_and_lose)
+    with one.take("a") as mine:
+        assert mine
+        until = time.monotonic() + 4 * LEASE
+        while time.monotonic() < until:
+            with other.take("a") as too:
+                assert not too
+            time.sleep(LEASE / 8)
+    assert lost
+
+
+def test_a_late_holder_does_not_end_the_lease_of_its_successor(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BucketClaims, "_renew", lambda *_: None)  # as in a pause longer than the lease
+    one, other, third = (BucketClaims(uri, lease=LEASE / 4) for _ in range(3))
+    with one.take("a") as mine:
+        assert mine
+        with other.take("a"):
+            pass  # seen for the first time
+        time.sleep(LEASE / 2)
+        successor = other.take("a")
+        assert successor.__enter__()
+    with third.take("a") as too:
+        assert not too
+    successor.__exit__(None, None, None)
+    with third.take("a") as now:
+        assert now
+
+
+def test_what_was_made_alone_is_shown_when_there_is_a_share(uri: str, tmp_path: Path) -> None:
+    work(FolderShare(tmp_path / "one"), [])
+    made = list[str]()
+    work(BucketShare(tmp_path / "one", uri, lease=LEASE), made)
+    work(BucketShare(tmp_path / "two", uri, lease=LEASE), made)
+    assert made == []
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == NAMES
 
 
 def test_a_killed_holder_lets_go_of_a_folder_at_once(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ NEUTRAL |= {
     "sum.downloads",
     "sum.cache",
     "sum.licences",
+    "sum.claims",
+    "sum.shares",
+    "sum.shard_work",
+    "sum.uploads",
 }  # see test_defaults_of_settings_are_params_too
 NEUTRAL_PARAMS = {"tracking", "device"}  # where runs are kept, what computes: no reason to compute again
 ONLY_WORDS = {

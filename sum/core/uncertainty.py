@@ -59,6 +59,16 @@ OTHERS: dict[str, str] = {  # method -> the refiner it compares with the one of 
 OF_SAM_ALONE = frozenset({"none", "confidence"})  # do not look at the refined logits
 
 
+def map_codes(method: UncertaintyMethod, sam: Tensor, refined: Tensor, other: Tensor | None = None) -> Tensor:
+    """u of stored probabilities, as it is stored: uint8 codes of one shape -> uint8.
+
+    Of `refinement` the distance of the codes themselves: the store derives it from them.
+    """
+    if method is refinement:
+        return (sam.short() - refined.short()).abs().to(torch.uint8)
+    return to_codes(method(logits_of(sam), logits_of(refined), None if other is None else logits_of(other)))
+
+
 def to_codes(values: Tensor) -> Tensor:
     """Probabilities or uncertainties, 0..1, to one byte a pixel, rounded to the nearest. Any shape -> uint8."""
     return (values.float() * 255).round().clamp(0, 255).to(torch.uint8)

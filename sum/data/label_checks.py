@@ -76,7 +76,12 @@ def _unreadable(labels: Path) -> dict[str, str]:
     path = labels / "summary.json"
     if not path.is_file():
         raise MissingInput(path, reader=READER, maker="pseudo_label")
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")).get("unreadable", {})
+    try:
+        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["unreadable"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not what stage 'pseudo_label' writes ({error}). Run `dvc repro pseudo_label`."
+        ) from error
     return found
 
 

@@ -194,20 +194,37 @@ class Shard:
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged(path, kind, error) from error
 
+    def check(self) -> None:
+        """Raises DataError when the bytes of any image are not those written."""
+        for image_id in self.info.images:
+            self._block(image_id)
+
     def rows(self, image_id: str) -> pa.RecordBatch | None:
         """The masks of an image; None when it has none. Raises DataError when its bytes are not those written."""
-        place = self.info.images[image_id]
-        if not place.count:
+        block = self._block(image_id)
+        if not block.size:
             return None
+        return pa.ipc.read_record_batch(pa.ipc.read_message(block), shard_schema(self._kind))
+
+    def _block(self, image_id: str) -> pa.Buffer:
+        """The bytes of an image, checked; none without masks."""
+        place = self.info.images[image_id]
         block = self._bytes.slice(place.offset, place.size)
         if zlib.crc32(block) != place.crc:
             raise damaged(self._path, self._kind, f"the checksum of image '{image_id}' is another")
-        return pa.ipc.read_record_batch(pa.ipc.read_message(block), shard_schema(self._kind))
+        return block
 
 
 def read_info(path: Path, *, kind: str) -> ShardInfo:
     """The index of a shard. Raises DataError when the file is missing, truncated, damaged or something else."""
     return Shard(path, kind=kind).info
+
+
+def read_whole(path: Path, *, kind: str) -> ShardInfo:
+    """The same, when every byte of the masks is as it was written too."""
+    shard = Shard(path, kind=kind)
+    shard.check()
+    return shard.info
 
 
 def publish(work: Mapping[str, Path], out: Path, *, summary: Mapping[str, object]) -> None:

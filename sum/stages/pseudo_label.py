@@ -1,7 +1,8 @@
 """Stage pseudo_label: SAM's automatic mask generation over every unlabelled image -> data/pseudo_labels.
 
 An image belongs to the shard that its content hash names. Finished shards stay in work/pseudo_label/FINGERPRINT: a
-killed run goes on after them, with the same bytes, and new images only change the shards they fall into. Processes of
+killed run goes on after them, with the same bytes, and new images only change the shards they fall into, until there
+are twice as many shards. Processes of
 `torchrun -m sum pseudo_label` share the work (docs/platform.md). Where the refinement module is there already, this
 pass makes the uncertainty maps too, while it has an image's embedding; stage uncertainty then finds them.
 """
@@ -26,7 +27,7 @@ from sum.data.ahead import read_ahead
 from sum.data.frames import load_photo
 from sum.data.labels import label_rows
 from sum.data.records import ImageRecord, read_manifest
-from sum.data.shards import LABELS, ShardInfo, publish, read_info, shard_name, write_shard
+from sum.data.shards import LABELS, ShardInfo, publish, read_info, read_whole, shard_name, write_shard
 from sum.data.splits import bucket
 from sum.errors import CheckpointError, DataError
 from sum.labelling import MapMaker, label
@@ -154,7 +155,7 @@ def _same(embedding: Tensor) -> Tensor:
 def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:
     """Whether a shard of an earlier run is whole, and what it could not read still cannot be read."""
     try:
-        info = read_info(path, kind=LABELS)
+        info = read_whole(path, kind=LABELS)
     except DataError as error:
         log.warning("%s Making the shard again.", error)
         return False

@@ -20,7 +20,7 @@ from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
 from sum.data.ahead import read_ahead
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, read_manifest
-from sum.data.shards import LABELS, SUMMARY, ShardInfo, publish, read_info
+from sum.data.shards import LABELS, SUMMARY, ShardInfo, publish, read_info, read_whole
 from sum.data.shards import UNCERTAINTY as MAPS
 from sum.errors import DataError, MissingInput, choose
 from sum.labelling import MapMaker, embedding_of
@@ -145,7 +145,7 @@ def _embeddings(
 def _is_done(path: Path, labels: ShardInfo) -> bool:
     """Whether a shard of an earlier run is whole and about these labels."""
     try:
-        return read_info(path, kind=MAPS).source == labels.digest
+        return read_whole(path, kind=MAPS).source == labels.digest
     except DataError as error:
         log.warning("%s Making the shard again.", error)
         return False

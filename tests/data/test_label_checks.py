@@ -18,7 +18,7 @@ from sum.data.labels import PseudoMask, label_rows, map_rows
 from sum.data.records import ImageRecord, encode_mask, write_manifest
 from sum.data.reports import Report
 from sum.data.shards import LABELS, UNCERTAINTY, read_info, shard_name, write_shard
-from sum.errors import MissingInput
+from sum.errors import DataError, MissingInput
 from sum.models.generator import area_at_paper_side
 from sum.storage import write_json
 from tests.data.coded import code
@@ -252,3 +252,10 @@ def test_the_area_is_that_of_the_stage() -> None:
         gathered = LabelRows()
         gathered.add("u/0", [mask("u/0", 0, area=77)], [True], hw=(height, width))
         assert gathered.table(min_refine_area=0)["paper_area"].tolist() == [area_at_paper_side(77, (height, width))]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_summary_is_named(sound: Path, text: str) -> None:
+    (sound / LABELS / "summary.json").write_text(text)
+    with pytest.raises(DataError, match=r"summary\.json: not what stage 'pseudo_label' writes.*dvc repro pseudo_label"):
+        check(sound)

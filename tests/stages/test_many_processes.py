@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sum.models.checkpoint import fingerprint, load_segmenter
 from sum.models.refiner import Refiner, save_refiner
 from sum.stages import pseudo_label, uncertainty
 from tests.s3_store import BUCKET, bucket
-from tests.stages.label_world import ROOT, WEIGHTS, configure, contents, make_project
+from tests.stages.label_world import ROOT, WEIGHTS, configure, contents, kill, make_project
 
 LABELS, MAPS = Path("data/pseudo_labels"), Path("data/uncertainty")
 STAGES = ("pseudo_label", "uncertainty")
@@ -90,22 +88,14 @@ def test_machines_that_share_a_bucket(project: Path, whole: Path, tmp_path: Path
         assert contents(project / folder) == contents(whole / folder)
 
 
-def test_kills_at_random_moments(project: Path, whole: Path) -> None:
-    """benchmarks/kills.py does this fifty times; here two workers of each stage, a few kills."""
-    rng = np.random.default_rng(0)
-    for stage in STAGES:
-        command = [sys.executable, "-m", "sum", stage]
-        for _ in range(2):
-            workers = [
-                subprocess.Popen(command, cwd=project, env=environment(RANK=rank, WORLD_SIZE="2")) for rank in "01"
-            ]
-            for worker in workers:
-                try:
-                    worker.wait(timeout=float(rng.uniform(2, 6)))
-                except subprocess.TimeoutExpired:
-                    worker.send_signal(signal.SIGKILL)
-                worker.wait()
-        done = subprocess.run(command, cwd=project, env=environment(), check=False, capture_output=True)
-        assert done.returncode == 0, done.stderr
-    for folder in (LABELS, MAPS):
-        assert contents(project / folder) == contents(whole / folder)
+def test_killed_workers_and_then_two_that_end(project: Path, whole: Path) -> None:
+    """Each is killed within a shard; benchmarks/kills.py does it at fifty random moments with two at a time."""
+    for call in (1, 4):
+        kill(project, stage="pseudo_label", function="label", call=call)
+    torchrun(project, "pseudo_label", processes=2)
+    assert contents(project / LABELS) == contents(whole / LABELS)
+    shutil.rmtree(project / "work/uncertainty")  # made in passing: here the stage is to do it
+    for call in (1, 4):
+        kill(project, stage="uncertainty", function="embedding_of", call=call)
+    torchrun(project, "uncertainty", processes=2)
+    assert contents(project / MAPS) == contents(whole / MAPS)

@@ -149,14 +149,17 @@ def test_no_readable_photo_at_all_is_an_error(project: Path) -> None:
     assert not OUT.exists()
 
 
-def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "a byte of the masks"])
+def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path, damage: str) -> None:
     pseudo_label.run(configure(project))
     want = contents(OUT)
     (work,) = Path("work/pseudo_label").iterdir()
     shard = max(work.glob("*.arrow"), key=lambda path: path.stat().st_size)
     data = shard.read_bytes()
     shard.unlink()  # the published one is a link to it
-    shard.write_bytes(data[:-50])
+    middle = len(data) // 2
+    turned = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    shard.write_bytes(data[:-50] if damage == "cut" else turned)
     pseudo_label.run(configure(project))
     assert contents(OUT) == want
     assert read_info(shard, kind=LABELS).images

@@ -189,13 +189,17 @@ def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uncertainty, "embedding_of", last)
 
 
-def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "a byte of the maps"])
+def test_a_damaged_shard_of_an_earlier_run_is_made_again(project: Path, damage: str) -> None:
     uncertainty.run(configure(project))
     want = contents(OUT)
     (work,) = Path("work/uncertainty").iterdir()
     largest = max(work.glob("*.arrow"), key=lambda path: path.stat().st_size)
+    data = largest.read_bytes()
+    middle = len(data) // 2
+    turned = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
     largest.unlink()
-    largest.write_bytes(b"ARROW1")
+    largest.write_bytes(b"ARROW1" if damage == "cut" else turned)
     uncertainty.run(configure(project))
     assert contents(OUT) == want
 
