@@ -92,8 +92,8 @@ def test_training_again_to_the_same_weights_evaluates_nothing_again(small):
     ("stage", "out", "left"),
     [
         ("refine", "data/refiner", "checkpoint-*"),
-        ("pseudo_label", "data/pseudo_labels", "*"),
-        ("uncertainty", "data/uncertainty", "*"),
+        ("pseudo_label", "data/pseudo_labels", "[0-9a-f]*.arrow"),
+        ("uncertainty", "data/uncertainty", "[0-9a-f]*.arrow"),
         ("finetune@small", "data/models/small", "checkpoint-*"),  # its first file is a note for MLflow
         ("evaluate@small", "data/evaluation/small", "*"),
     ],
@@ -186,7 +186,7 @@ def tree(path: Path) -> dict[str, bytes]:
 
 # What a resumed stage must give again to the last bit; run.json and the like tell times and ids.
 SAME = {"model.safetensors", "report.json", "rows.parquet", "predictions.parquet", "history.csv"} | {
-    f"shard-{number:05d}.parquet" for number in range(20)
+    f"shard-{number:05d}.arrow" for number in range(20)
 }
 
 
