@@ -10,14 +10,15 @@ import argparse
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from sum.commands.dry_run import WORDS, Reading, add_options, explain, line, read_best
+from sum.commands.dry_run import WORDS, Reading, add_options, explain, line, read_best, unread
 from sum.commands.use import PARAMS, check
 from sum.data.detect import detect
+from sum.data.listing import Found
 from sum.dvc_command import run_dvc
 from sum.errors import ConfigError, DataError, StorageError
 from sum.storage import S3, write_atomic
@@ -53,8 +54,9 @@ def run(options: argparse.Namespace) -> str:
     readings = read_best(found, options, name=name)
     good = [reading for reading in readings if reading.useful]
     said = explain(path, found, readings)
-    if not good:
-        raise DataError(f"add: nothing was added.\n{said}")
+    why = _refusal(found, good, task=options.task)
+    if why is not None:
+        raise DataError(f"add: nothing was added{why}.\n{said}")
     root = path if path.startswith(S3) else (RAW / name).as_posix()
     before = PARAMS.read_bytes()
     after = insert(before, name, [reading_at(reading, root) for reading in good])
@@ -65,6 +67,18 @@ def run(options: argparse.Namespace) -> str:
     names = ", ".join(reading.name for reading in good)
     done = f"{names}: in params.yaml, and under DVC as {RAW / name}.dvc. `python -m sum remove {name}` undoes it."
     return f"{said}\n{done}{twice}\n"
+
+
+def _refusal(found: Found, good: Sequence[Reading], *, task: str | None) -> str | None:
+    """Why what was found is not what was meant; None when it may be."""
+    if not good:
+        return ""
+    lost = unread(found, good)
+    if lost:
+        return f": {len(lost)} file(s) that may be of the set cannot be read; mend or remove them"
+    if task and not any(reading.areas for reading in good):
+        return f": --task {task} says that there are masks and none was found; photos alone are added by --unlabelled"
+    return None
 
 
 def reading_at(reading: Reading, root: str) -> str:

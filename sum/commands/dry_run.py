@@ -7,12 +7,13 @@ import json
 import re
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from sum.data.detect import LOOKED_FOR, detect
-from sum.data.listing import Candidate, Found
+from sum.data.listing import UNREADABLE, Candidate, Found
 from sum.data.sources import Note, Problem, Sample
 from sum.errors import ConfigError, DataError, StorageError
 
@@ -169,18 +170,28 @@ def explain(path: str, found: Found, readings: list[Reading]) -> str:
     lines = list[str]()
     for reading in good:
         lines += [*_told(reading), ""]
+    lost = unread(found, good)
+    lines += [f"NOT READ: {reason}" for reason in lost[:SHOWN]]
+    lines += [f"NOT READ: {len(lost)} files in all"] if len(lost) > SHOWN else []
+    lines += [""] if lost else []
     read = {id(reading.candidate) for reading in readings}
     others = [reading for reading in readings if not reading.useful]
     rest = [candidate for candidate in found.candidates if id(candidate) not in read]
-    if others or rest or found.refused:
+    refused = [(kind, reason) for kind, reason in found.refused if kind != UNREADABLE]
+    if others or rest or refused:
         lines.append("Other readings, not taken:" if good else "What was tried:")
         lines += [f"  {reading.candidate.kind}: {_why_not(reading)}" for reading in others]
         lines += [f"  {candidate.kind}: {candidate.why}; keys {_flow(candidate.keys)}" for candidate in rest]
-        lines += [f"  {kind}: {reason}" for kind, reason in found.refused[: 4 * SHOWN]]
+        lines += [f"  {kind}: {reason}" for kind, reason in refused[: 4 * SHOWN]]
         lines.append("")
     if not good:
         return "\n".join([f"{path}: nothing that can be used was found. Looked for {LOOKED_FOR}.", *lines])
     return "\n".join([*lines, *paste(good), ""])
+
+
+def unread(found: Found, good: Sequence[Reading]) -> list[str]:
+    """Annotation files that cannot be read and that nobody tells of; with a file a photo the reader itself does."""
+    return [] if any(reading.candidate.kind in ("labelme", "sa1b") for reading in good) else found.unreadable
 
 
 def _why_not(reading: Reading) -> str:

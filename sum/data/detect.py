@@ -10,7 +10,7 @@ from typing import Any
 from sum.data.detect_rasters import rasters
 from sum.data.documents import read_document, read_json
 from sum.data.label_studio import photo_path
-from sum.data.listing import Candidate, Found, Listing, part_of, place_of, stems
+from sum.data.listing import UNREADABLE, Candidate, Found, Listing, part_of, place_of, stems
 from sum.data.photo_index import PhotoIndex
 from sum.errors import DataError
 
@@ -85,7 +85,7 @@ def _documents(listing: Listing) -> Reading:
             try:
                 tree = read_json(listing.path(name), max_mb=JSON_MB, shrink=_thin)
             except DataError as error:
-                yield "JSON", str(error)
+                yield UNREADABLE, str(error)
                 continue
             kind = kind_of_json(tree)
             if not kind:

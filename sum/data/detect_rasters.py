@@ -78,7 +78,8 @@ def _candidates(
             below = {"images": _full(photos, folder), "masks": _full(masks, folder)}
             yield Candidate("raster", listing.root, why, base | below, part, split, rank)
         return
-    yield Candidate("raster", listing.root, why, base, "", part_of(photos)[1], rank)
+    part, split = part_of(photos)
+    yield Candidate("raster", listing.root, why, base, part, split, rank)
 
 
 def _class_names(listing: Listing, masks: str) -> dict[str, object]:
@@ -102,6 +103,8 @@ def _pairs(listing: Listing) -> Iterator[tuple[int, str, str, str]]:
             same = photos == masks
             if not same and (_within(photos, masks) or _within(masks, photos)):
                 continue
+            if "" not in (part_of(photos)[0], part_of(masks)[0]) and part_of(photos)[0] != part_of(masks)[0]:
+                continue  # masks of test/ are not of the photos of train/, whatever they are called
             count, tail = _match(names[photos], names[masks], same=same)
             small = min(len(listing.folders[photos]), len(listing.folders[masks])) / (2 if same else 1)
             # photos hold more colours than masks, by one file of each
@@ -149,14 +152,15 @@ def _colours(path: str) -> int:
 def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
     """(mode or '' when these are no masks, further keys, what was seen) by the pixels of a few mask files."""
     values, depth, colours = set[int](), 0, 0
-    clean = True
+    clean, unreadable = True, list[str]()
     for path in paths:
         try:
             name = PurePosixPath(path).name
             with open_picture(read_bytes(path), name=name, what="mask", max_pixels=PILLOW_LIMIT) as image:
                 pixels = np.asarray(image)
         except DataError as error:
-            return "", {}, str(error)
+            unreadable.append(str(error))  # the others tell what they are; the reader tells of this one
+            continue
         if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
             flat = pixels[..., :3].reshape(-1, 3).astype(np.int64)
             if (flat != flat[:, :1]).any():
@@ -169,6 +173,8 @@ def mode_of(paths: list[str]) -> tuple[str, dict[str, object], str]:
         depth = max(depth, int(pixels.max()))
         clean = clean and int((pixels == 255).sum()) >= _CLEAN * int((pixels > 0).sum())
         values |= set(np.unique(pixels).tolist()[: 4 * FEW])
+    if len(unreadable) == len(paths):
+        return "", {}, unreadable[0] if unreadable else "no file"
     return _meaning(values, depth=depth, colours=colours, clean=clean)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from sum.data.sources import is_image_name, stem_of
 from sum.errors import DataError
-from sum.storage import NotFound, join, list_files
+from sum.storage import S3, NotFound, join, list_files
 
+UNREADABLE = "unreadable"  # the kind of what may be an annotation file, and cannot be read
 DEPTH = 4  # folders below the root that may be the place of a set: exports are nested one or two levels
 _PARTS = {"train": "train", "training": "train", "val": "test", "valid": "test", "validation": "test", "test": "test"}
 
@@ -39,6 +40,11 @@ class Found:
 
     candidates: list[Candidate]
     refused: list[tuple[str, str]]
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Why files that may be of the set could not be read."""
+        return [reason for kind, reason in self.refused if kind == UNREADABLE]
 
 
 class Listing:
@@ -87,6 +93,8 @@ def place_of(path: str) -> tuple[str, str]:
     except NotFound:
         folder, _, name = path.rstrip("/").rpartition("/")
         folder = folder or ("/" if path.startswith("/") else ".")
+        if not path.startswith(S3) and not Path(path).is_file():  # before all of the folder is looked through
+            raise
         if name not in list_files(folder):
             raise
         return folder, name
