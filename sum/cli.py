@@ -70,6 +70,12 @@ COMMANDS: Mapping[str, Command] = {
     "data-diff": Command(
         "data-diff REV1 REV2", "what changed between two versions of the data, and the models of either"
     ),
+    "export-labels": Command(
+        "export-labels FOLDER [--images N]", "write pseudo-labels as COCO JSON, and their uncertainty as PNGs"
+    ),
+    "contact-sheet": Command(
+        "contact-sheet FILE.jpg [--images N]", "draw photos beside their pseudo-labels and uncertainty"
+    ),
 }
 QUIET = {  # no tool phones home
     "DO_NOT_TRACK": "true",

@@ -28,6 +28,7 @@ class Window:
     y1: int
     x0: int
     x1: int
+    longest: int = LONGEST  # px of the picture's longest side
 
     @classmethod
     def around(cls, box: Box, *, hw: tuple[int, int]) -> Window:
@@ -40,7 +41,7 @@ class Window:
     @property
     def zoom(self) -> float:
         """Shown pixels a pixel of the photo."""
-        return LONGEST / max(self.y1 - self.y0, self.x1 - self.x0)
+        return self.longest / max(self.y1 - self.y0, self.x1 - self.x0)
 
     def photo(self, image: Image) -> Image:
         """The part of `[H, W, 3]`, enlarged or shrunk."""
@@ -112,6 +113,14 @@ def to_jpeg(picture: Image) -> bytes:
     done, data = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 90, *full))
     if not done:
         raise ValueError(f"to_jpeg: cannot encode a picture of shape {picture.shape}")
+    return bytes(data)
+
+
+def to_png(picture: Image) -> bytes:
+    """`[h, w, 3]` RGB or `[h, w]` grey as a PNG."""
+    done, data = cv2.imencode(".png", picture[..., ::-1] if picture.ndim == 3 else picture)
+    if not done:
+        raise ValueError(f"to_png: cannot encode a picture of shape {picture.shape}")
     return bytes(data)
 
 
