@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sum.data.rules import REMEDIES
+
 REMOTE = re.compile(r"<script\b.*?</script>|<link\b[^>]*>|<img\b[^>]*>|url\('https?://[^)]*'\)", re.DOTALL)
 """What the pages of Great Expectations load from elsewhere, and scripts that need it."""
 
@@ -61,6 +63,8 @@ class Outcome:
         lines = [f"{self.table}: {self.rule}: {found}", *(f"  {row}" for row in self.rows)]
         if self.unexpected > len(self.rows):
             lines.append(f"  and {self.unexpected - len(self.rows)} more")
+        if self.unexpected and self.rule in REMEDIES:
+            lines.append(f"  Remedy: {REMEDIES[self.rule]}.")
         return "\n".join(lines)
 
 

@@ -10,6 +10,9 @@ Severity = Literal["error", "warning"]
 HASH = "[0-9a-f]"
 COPIED = "no train or unlabelled image in a test set"
 LIKE = "no train or unlabelled image looks like one of a test set"
+REMEDIES = dict.fromkeys(
+    (COPIED, LIKE), "leave it out of one of them by `exclude`, or name it in validate.allowed_copies"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

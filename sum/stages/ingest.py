@@ -137,3 +137,8 @@ def _print(tallies: dict[str, Tally]) -> None:
         notes = "; ".join(f"{count} x {reason}" for reason, count in sorted(tally.notes.items()))
         table.add_row(name, f"{tally.images:,}", f"{tally.masks:,}", f"{len(tally.problems):,}", notes)
     Console().print(table)
+    skipped = sum(len(tally.problems) for tally in tallies.values())
+    if skipped:
+        Console(soft_wrap=True, highlight=False).print(
+            f"{skipped} file(s) or annotation(s) were left out; {PROBLEMS} names each with the reason."
+        )
