@@ -193,6 +193,7 @@ def test_every_rule_names_the_row_that_breaks_it(rule: str, broken: tuple[Report
     others = {"mask ids are unique": 2, "image ids are unique": 2, "no train or unlabelled image in a test set": 2}
     assert (outcome.state == "warning") == (rule in WARNINGS)
     assert outcome.unexpected <= others.get(rule, 1) + ("<" in rule)
+    assert ("`exclude`" in outcome.text) == ("test set" in rule)  # where the rule does not say itself what to do
 
 
 FIGURES = ["Masks by data set", "Class balance", "Size of masks", "Masks in an image"]

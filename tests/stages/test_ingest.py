@@ -118,7 +118,7 @@ def test_a_message_stays_short(config: Config) -> None:
     assert "and 3 more" in str(caught.value)
 
 
-def test_bad_files_are_skipped_and_listed_on_request(config: Config) -> None:
+def test_bad_files_are_skipped_and_listed_on_request(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(config)
     grey(Path("raw/salient/masks/deep/3.png"), MASKS[3])  # 0 and 1
     ingest.run(replace(config, ingest=IngestConfig(on_bad="skip")))
@@ -126,6 +126,10 @@ def test_bad_files_are_skipped_and_listed_on_request(config: Config) -> None:
     assert [mask.image_id for mask in manifest.masks] == ["salient/deep/3"]
     assert manifest.masks[0].area == MASKS[3].sum()
     skipped = json.loads(Path("data/manifest/skipped.json").read_text())
+    assert (
+        f"{len(skipped)} file(s) or annotation(s) were left out; {ingest.PROBLEMS} names each"
+        in capsys.readouterr().out
+    )
     assert {row["dataset"] for row in skipped} == {"salient"}
     assert all(row["file"] and row["reason"] and row["remedy"] for row in skipped)
     salient = json.loads(Path("data/manifest/summary.json").read_text())["datasets"]["salient"]
