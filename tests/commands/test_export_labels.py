@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pycocotools.coco import COCO
 
 from sum.cli import main
 from sum.data.shards import shard_name
+from tests.commands import stored
 from tests.commands.stored import HW, LOW, SIDE, draw, make_store, pseudo
 
 OUT = Path("out/here")
@@ -171,6 +173,16 @@ def test_a_photo_of_another_size_is_noticed(capsys: pytest.CaptureFixture[str], 
     assert main(["export-labels", str(OUT)]) == 1
     told = capsys.readouterr().err
     assert "of image 's/b' covers 24000 pixels, the manifest's photo has 200 x 121" in told
+    assert not OUT.exists()
+
+
+def test_a_score_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """JSON has no NaN."""
+    monkeypatch.setattr(stored, "pseudo", lambda *words: replace(pseudo(*words), stability=float("nan")))
+    shutil.rmtree("data")
+    make_store(Path())
+    assert main(["export-labels", str(OUT)]) == 1
+    assert "pseudo-label 0 of image 's/a#1/x' has a score or point that is not finite" in capsys.readouterr().err
     assert not OUT.exists()
 
 
