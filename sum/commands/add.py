@@ -28,7 +28,7 @@ RAW = Path("data/raw")
 MARK = "# added by `python -m sum add {name}`"
 PLACE = "# <-"  # ends the line of an entry in examples/own.yaml that `add` takes the place of
 HIDDEN = "#- "  # before such a line while it is out of use
-COPY = "meta:\n  copied: true\n"  # in the .dvc file: data/raw/NAME was made by `add`, the user's files lie elsewhere
+COPY = "meta:\n  copied: {md5}\n"  # in the .dvc file: what `add` put into data/raw/NAME; the user's files lie elsewhere
 LINKS = "reflink,hardlink,copy"  # the cache and the folder share their bytes where the file system can
 
 
@@ -170,7 +170,8 @@ def tracked(name: str, path: str) -> Iterator[None]:
         else:
             with linked():
                 dvc("add", "--out", str(target), str(Path(path).resolve()))
-            write_atomic(file, file.read_bytes() + COPY.encode())
+            md5 = yaml.safe_load(file.read_bytes())["outs"][0]["md5"]
+            write_atomic(file, file.read_bytes() + COPY.format(md5=md5).encode())
         yield
     except BaseException:  # Ctrl-C as well
         file.unlink(missing_ok=True)

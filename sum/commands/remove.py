@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> str:
 def is_copy(file: Path, folder: Path) -> bool:
     """Whether `folder` holds exactly what `add` put there, and the user's files lie elsewhere. file: its .dvc file."""
     tree = yaml.safe_load(file.read_bytes())
-    if not (tree.get("meta") or {}).get("copied") or not folder.is_dir():
+    # `dvc add` after an edit leaves `meta` as it is, so another sum is the user's work
+    if (tree.get("meta") or {}).get("copied") != tree["outs"][0].get("md5", "") or not folder.is_dir():
         return False
     count = sum(not path.is_dir() for path in folder.rglob("*"))  # what .dvcignore names is not seen by DVC
     return bool(count == tree["outs"][0].get("nfiles")) and not json.loads(dvc("status", "--json", str(file)))

@@ -87,6 +87,20 @@ def test_the_readme_s_sequence_can_be_undone(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "set" / "images" / "a.jpg").is_file()
 
 
+def test_work_in_a_copy_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Edited as docs/datasets.md says: DVC then finds nothing changed, but it is no longer what `add` put there."""
+    dvc("init", "--no-scm", "--quiet")
+    write_labelme(tmp_path / "set")
+    assert main(["add", "mine", "set", "--task", "part"]) == 0
+    dvc("unprotect", "data/raw/mine")
+    file = tmp_path / "data/raw/mine/annotations/a.json"
+    file.write_text(mended := file.read_text() + "\n")
+    dvc("add", "data/raw/mine")
+    assert main(["remove", "mine"]) == 0
+    assert file.read_text() == mended
+    assert "The folder data/raw/mine stays" in capsys.readouterr().out
+
+
 def test_add_promises_no_undoing_that_a_budget_is_in_the_way_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +180,7 @@ def test_add_takes_back_what_dvc_did(
 
     def fake(*words: str) -> str:
         if words[0] == "add":
-            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: []\n")
+            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: [{md5: 1.dir, path: mine}]\n")
             (tmp_path / "data" / "raw" / "mine").mkdir(exist_ok=True)
             (tmp_path / "data" / "raw" / ".gitignore").write_text("/mine\n")
         return ""
