@@ -88,6 +88,9 @@ QUIET = {  # no tool phones home
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; argv: without the program's name. Returns the exit code."""
+    if all(word in ("-v", "--verbose") for word in argv):
+        _tell("error: name a stage or a command, such as `ingest`; `python -m sum --help` lists them")
+        return 2
     options, words = _parser().parse_known_args(argv)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

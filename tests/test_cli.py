@@ -84,6 +84,8 @@ def test_evaluate_knows_base_too(fake):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ([], "name a stage or a command, such as `ingest`; `python -m sum --help` lists them"),
+        (["-v"], "`python -m sum --help` lists them"),
         (["ingst"], "stage: unknown 'ingst'. Did you mean 'ingest'?"),
         (["finetune"], "stage 'finetune' wants one budget of small, medium, large; got none"),
         (["finetune", "smal"], "budget: unknown 'smal'. Did you mean 'small'?"),
@@ -175,6 +177,25 @@ def test_an_example_needs_no_backup(project):
     (project / "examples" / "demo.yaml").write_bytes((project / "params.yaml").read_bytes())
     (project / "mine.yaml").write_bytes((project / "params.yaml").read_bytes() + b"# mine\n")
     assert "the old one" not in use.use(Path("mine.yaml"))
+
+
+def test_use_says_what_is_missing_before_the_pipeline_can_run(project):
+    own = PROJECT / "examples" / "own.yaml"
+    first, *told = use.use(own).splitlines()
+    assert first.endswith("Before `make repro`:")
+    places = "mine (data/raw/mine), mine_test (data/raw/mine), shop (data/raw/shop)"
+    assert told[0].startswith(f"- there is no data yet for {places}:")
+    assert told[1:] == ['- put the weights at checkpoints/sam_vit_b_01ec64.pth, see README, "The real SAM"']
+    (project / "data/raw/mine").mkdir(parents=True)
+    assert "no data yet for shop (data/raw/shop):" in use.use(own)  # it is in use already
+    (project / "data/raw/shop").mkdir()
+    (project / "checkpoints").mkdir()
+    (project / "checkpoints/sam_vit_b_01ec64.pth").touch()
+    assert use.use(own).endswith("already. Run `make repro`.\n")
+    weights = project / "sum/models/weights/tiny.safetensors"  # of the demo, whose sets its first stage draws
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert use.use(PROJECT / "examples" / "demo.yaml").endswith("Run `make repro`.\n")
 
 
 def test_results_prints_table_report_and_mlflow(project, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -97,6 +99,20 @@ def test_stages_modules_and_sections_have_the_same_names():
     assert list(DVC["stages"]) == PIPELINE
     sections = set(PARAMS) - {"seed", "device", "model", "tracking", "datasets", "budgets"}
     assert sections == set(STAGES) - {"check_evaluation", "report"}  # these have no numbers of their own: evaluate's
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_git_ignores_what_stages_write(name, tmp_path):
+    """In a fresh clone, before DVC has added lines of its own."""
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    shutil.copy(PROJECT / ".gitignore", tmp_path)
+    written = [entry for kind in ("outs", "metrics") for entry in stage(name).get(kind, [])]
+    paths = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in written]
+    paths = [path.replace("${key}", "small") for path in paths]
+    command = ["git", "check-ignore", *paths]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert paths
+    assert done.stdout.split() == paths
 
 
 @pytest.mark.parametrize("name", PIPELINE)

@@ -10,10 +10,12 @@ import argparse
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import yaml
 
 from sum.commands.dry_run import WORDS, Reading, add_options, explain, line, read_best, unread
 from sum.commands.use import PARAMS, check
@@ -27,7 +29,7 @@ RAW = Path("data/raw")
 MARK = "# added by `python -m sum add {name}`"
 PLACE = "# <-"  # ends the line of an entry in examples/own.yaml that `add` takes the place of
 HIDDEN = "#- "  # before such a line while it is out of use
-COPY = "meta:\n  copied: true\n"  # in the .dvc file: data/raw/NAME was made by `add`, the user's files lie elsewhere
+COPY = "meta:\n  copied: {md5}\n"  # in the .dvc file: what `add` put into data/raw/NAME; the user's files lie elsewhere
 LINKS = "reflink,hardlink,copy"  # the cache and the folder share their bytes where the file system can
 
 
@@ -51,22 +53,23 @@ def run(options: argparse.Namespace) -> str:
     if not path.startswith(S3) and not Path(path).is_dir():
         raise ConfigError(f"add: {path} is no folder; wanted one with photos (and masks), or s3://bucket/prefix")
     found = detect(path)
-    readings = read_best(found, options, name=name)
+    root = path if path.startswith(S3) else (RAW / name).as_posix()
+    readings = [reading_at(reading, root) for reading in read_best(found, options, name=name)]
     good = [reading for reading in readings if reading.useful]
     said = explain(path, found, readings)
     why = _refusal(found, good, task=options.task)
     if why is not None:
         raise DataError(f"add: nothing was added{why}.\n{said}")
-    root = path if path.startswith(S3) else (RAW / name).as_posix()
     before = PARAMS.read_bytes()
-    after = insert(before, name, [reading_at(reading, root) for reading in good])
+    after = insert(before, name, [line(reading) for reading in good])
     check(after, source=str(PARAMS))
     with tracked(name, path):
         write_atomic(PARAMS, after)
     twice = relink(RAW / name) if Path(path).resolve() == (RAW / name).resolve() else ""
-    names = ", ".join(reading.name for reading in good)
-    done = f"{names}: in params.yaml, and under DVC as {RAW / name}.dvc. `python -m sum remove {name}` undoes it."
-    return f"{said}\n{done}{twice}\n"
+    names = [reading.name for reading in good]
+    done = f"{', '.join(names)}: written to params.yaml as above, and under DVC as {RAW / name}.dvc."
+    undo = undoing(name, [new for new in names if new not in (yaml.safe_load(before)["datasets"] or ())], after)
+    return "\n".join([said, f"{done} {undo}{twice}", *unused(good, after), *troubled(good, after), ""])
 
 
 def _refusal(found: Found, good: Sequence[Reading], *, task: str | None) -> str | None:
@@ -81,9 +84,45 @@ def _refusal(found: Found, good: Sequence[Reading], *, task: str | None) -> str 
     return None
 
 
-def reading_at(reading: Reading, root: str) -> str:
-    """The line of params.yaml with the place where the data lies from now on."""
-    return line(replace(reading, entry=reading.entry | {"root": root}))
+def reading_at(reading: Reading, root: str) -> Reading:
+    """With the place where the data lies from now on."""
+    return replace(reading, entry=reading.entry | {"root": root})
+
+
+def users(params: bytes, names: Collection[str]) -> list[str]:
+    """The budgets of params.yaml that use one of the data sets, as `budgets.NAME`."""
+    budgets = yaml.safe_load(params).get("budgets") or {}
+    lists = {name: {*entry.get("human", ()), *entry.get("unlabelled", ())} for name, entry in budgets.items()}
+    return [f"budgets.{name}" for name, used in lists.items() if used & {*names}]
+
+
+def undoing(name: str, new: list[str], params: bytes) -> str:
+    """What `remove` will do. new: the data sets that take no placeholder's place."""
+    if using := users(params, new):
+        return f"Take it out of {', '.join(using)} before `python -m sum remove {name}`."
+    limit = ", as long as no budget uses it" if new else "; the placeholder comes back"
+    return f"`python -m sum remove {name}` undoes it{limit}."
+
+
+def unused(readings: list[Reading], params: bytes) -> list[str]:
+    """A line for each that no budget uses. Only budgets say what is trained on; test sets are always evaluated."""
+    roles = {"train": "human", "unlabelled": "unlabelled"}
+    return [
+        f"no budget uses '{reading.name}' yet: add it to budgets.NAME.{roles[reading.entry['split']]} in params.yaml"
+        for reading in readings
+        if reading.entry["split"] in roles and not users(params, [reading.name])
+    ]
+
+
+def troubled(readings: list[Reading], params: bytes) -> list[str]:
+    """What stage ingest will do about the problems; [] without any."""
+    if any(reading.refused for reading in readings):
+        return ["Reading did not come to its end, see `stopped` above: stage ingest will stop there too; mend it."]
+    if not (count := sum(len(reading.problems) for reading in readings)):
+        return []
+    if (yaml.safe_load(params).get("ingest") or {}).get("on_bad") == "skip":
+        return [f"{count} problem(s): stage ingest goes on without them, as ingest.on_bad is skip."]
+    return [f"{count} problem(s): stage ingest will stop there; mend them or set ingest.on_bad: skip in params.yaml."]
 
 
 def lines_of(params: bytes) -> list[str]:
@@ -145,7 +184,8 @@ def tracked(name: str, path: str) -> Iterator[None]:
         else:
             with linked():
                 dvc("add", "--out", str(target), str(Path(path).resolve()))
-            write_atomic(file, file.read_bytes() + COPY.encode())
+            md5 = yaml.safe_load(file.read_bytes())["outs"][0]["md5"]
+            write_atomic(file, file.read_bytes() + COPY.format(md5=md5).encode())
         yield
     except BaseException:  # Ctrl-C as well
         file.unlink(missing_ok=True)

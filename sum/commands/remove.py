@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from sum.commands.add import HIDDEN, MARK, RAW, dvc, lines_of
+from sum.commands.add import HIDDEN, MARK, RAW, dvc, lines_of, users
 from sum.commands.use import PARAMS, check
 from sum.errors import ConfigError
 from sum.storage import write_atomic
@@ -34,10 +34,12 @@ def run(options: argparse.Namespace) -> str:
     if not mine and not file.is_file():
         raise ConfigError(f"remove: params.yaml has no line that `python -m sum add {name}` wrote")
     names = {text.split(":")[0].strip() for text in mine}
-    for budget, entry in (yaml.safe_load(before).get("budgets") or {}).items():
-        for used in names & {*entry.get("human", ()), *entry.get("unlabelled", ())}:
-            raise ConfigError(f"remove: budgets.{budget} uses '{used}'; take it out of the budget first")
-    hidden = re.compile(rf"^( +){HIDDEN}(?={re.escape(name)}(_\w+)?:)")  # a placeholder that `add` put out of use
+    hidden = re.compile(rf"^( +){HIDDEN}(?=({re.escape(name)}(_\w+)?):)")  # a placeholder that `add` put out of use
+    back = {found[2] for text in lines if (found := hidden.match(text))}  # budgets may go on using their names
+    if using := users(before, names - back):
+        gone = ", ".join(f"'{one}'" for one in sorted(names - back) if users(before, [one]))
+        remedy = "put another set into its place there, or take it out, first"
+        raise ConfigError(f"remove: {gone} is used by {', '.join(using)} of {PARAMS}; {remedy}")
     after = "".join(hidden.sub(r"\1", text) for text in lines if text not in mine).encode()
     check(after, source=str(PARAMS))
     folder = RAW / name
@@ -47,14 +49,17 @@ def run(options: argparse.Namespace) -> str:
     write_atomic(PARAMS, after)
     if ours:
         shutil.rmtree(folder)
-    left = f" The folder {folder} stays: delete it yourself if it is not needed." if Path(folder).exists() else ""
+    left = f" Its copy {folder} is deleted; the folder it was made of stays as it is." if ours else ""
+    if folder.exists():
+        left = f" The folder {folder} stays: delete it yourself if it is not needed."
     return f"{', '.join(sorted(names)) or name}: taken out of params.yaml and of DVC.{left}\n"
 
 
 def is_copy(file: Path, folder: Path) -> bool:
     """Whether `folder` holds exactly what `add` put there, and the user's files lie elsewhere. file: its .dvc file."""
     tree = yaml.safe_load(file.read_bytes())
-    if not (tree.get("meta") or {}).get("copied") or not folder.is_dir():
+    # `dvc add` after an edit leaves `meta` as it is, so another sum is the user's work
+    if (tree.get("meta") or {}).get("copied") != tree["outs"][0].get("md5", "") or not folder.is_dir():
         return False
     count = sum(not path.is_dir() for path in folder.rglob("*"))  # what .dvcignore names is not seen by DVC
     return bool(count == tree["outs"][0].get("nfiles")) and not json.loads(dvc("status", "--json", str(file)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from sum.errors import ConfigError, DataError
-from sum.storage import write_atomic
+from sum.storage import S3, write_atomic
 
 if TYPE_CHECKING:
     from sum.config import Config
@@ -38,13 +38,31 @@ def use(file: Path) -> str:
         shipped = ", ".join(str(path) for path in sorted(Path("examples").glob("*.yaml"))) or "none"
         raise ConfigError(f"{file} does not exist; shipped: {shipped}")
     new = file.read_bytes()
-    check(new, source=str(file))
+    todo = next_step(check(new, source=str(file)))
     old = PARAMS.read_bytes() if PARAMS.is_file() else None
     if old == new:
-        return f"params.yaml is {file} already.\n"
+        return f"params.yaml is {file} already. {todo}\n"
     kept = _keep(old) if old is not None else None
     write_atomic(PARAMS, new)
-    return f"params.yaml is now {file}{f'; the old one is {kept}' if kept else ''}. Run `make repro`.\n"
+    return f"params.yaml is now {file}{f'; the old one is {kept}' if kept else ''}. {todo}\n"
+
+
+def next_step(config: Config) -> str:
+    """What the pipeline lacks on this disk, or that it can run. What lies in a bucket is not asked for here."""
+    steps = []
+    gone = {name: entry.root for name, entry in config.datasets.items() if _is_missing(entry.root)}
+    if config.demo.scenes:  # stage demo draws these
+        gone = {name: root for name, root in gone.items() if not Path(root).is_relative_to("data/raw/demo")}
+    if gone:
+        places = ", ".join(f"{name} ({root})" for name, root in gone.items())
+        steps.append(f"there is no data yet for {places}: put it there, or `python -m sum add NAME PATH`")
+    if _is_missing(config.model.checkpoint):
+        steps.append(f'put the weights at {config.model.checkpoint}, see README, "The real SAM"')
+    return "\n".join(["Before `make repro`:", *(f"- {step}" for step in steps)]) if steps else "Run `make repro`."
+
+
+def _is_missing(uri: str) -> bool:
+    return not uri.startswith(S3) and not Path(uri).exists()
 
 
 def check(content: bytes, *, source: str) -> Config:

@@ -21,7 +21,8 @@ from sum.storage import exists, replace_folder, write_json
 
 OUT = Path("data/manifest")
 PROBLEMS = Path("work/ingest/problems.json")
-DEMO = Path("data/raw/demo")
+RAW = Path("data/raw")
+DEMO = RAW / "demo"
 SHOWN = 10  # problems in a message
 
 
@@ -93,11 +94,20 @@ def _read_set(name: str, entry: DatasetConfig, *, writer: ManifestWriter) -> Tal
 def _complaint(bad: list[dict[str, str]]) -> str:
     rows = [f"  {row['dataset']}: {row['file']}: {row['reason']} ({row['remedy']})" for row in bad[:SHOWN]]
     more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    kept = sorted({kept for row in bad if (kept := _kept_by_dvc(row["file"]))})
+    names = " ".join(kept)
+    open_up = f"\nDVC protects files there: `dvc unprotect {names}` first, then `dvc add {names}`." if kept else ""
     head = f"{len(bad)} file(s) or annotation(s) cannot be used; all are listed in {PROBLEMS}:"
     return (
         "\n".join((head, *rows))
-        + f"{more}\nMend them, or set ingest.on_bad: skip in params.yaml to go on without them."
+        + f"{more}\nMend them, or set ingest.on_bad: skip in params.yaml to go on without them.{open_up}"
     )
+
+
+def _kept_by_dvc(file: str) -> str:
+    """The folder below data/raw that holds a file and has a .dvc file beside it; '' without one."""
+    above = [folder for folder in Path(file).parents if folder.is_relative_to(RAW)]
+    return next((folder.as_posix() for folder in above if Path(f"{folder}.dvc").is_file()), "")
 
 
 def _summary(datasets: dict[str, DatasetConfig], tallies: dict[str, Tally], *, fingerprint: str) -> dict[str, object]:

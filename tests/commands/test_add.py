@@ -42,6 +42,8 @@ def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_labelme(tmp_path / "data" / "raw" / "mine")
     before = all_files(tmp_path)
     assert main(["add", "mine", "data/raw/mine", "--task", "part", "--licence", "own"]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "no budget uses 'mine' yet: add it to budgets.NAME.human in params.yaml"
     text = (tmp_path / "params.yaml").read_text()
     old = before["params.yaml"].decode().splitlines()
     new = text.splitlines()
@@ -64,6 +66,56 @@ def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all_files(tmp_path) == before
     assert main(["remove", "mine"]) == 2
     capsys.readouterr()
+
+
+def test_the_readme_s_sequence_can_be_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All three budgets of own.yaml use `mine`; its placeholder comes back."""
+    dvc("init", "--no-scm", "--quiet")
+    params = (PROJECT / "examples" / "own.yaml").read_bytes()
+    (tmp_path / "params.yaml").write_bytes(params)
+    write_labelme(tmp_path / "set")
+    assert main(["add", "mine", "set", "--task", "part", "--licence", "own"]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines()[-1].endswith("`python -m sum remove mine` undoes it; the placeholder comes back.")
+    (shown,) = [line for line in told.splitlines() if line.startswith("  mine: {")]
+    assert f"\n{shown}" in (tmp_path / "params.yaml").read_text()  # what is printed is what was written
+    assert "root: data/raw/mine" in shown
+    assert main(["remove", "mine"]) == 0
+    assert (tmp_path / "params.yaml").read_bytes() == params
+    assert "Its copy data/raw/mine is deleted; the folder it was made of stays as it is." in capsys.readouterr().out
+    assert not (tmp_path / "data" / "raw" / "mine").exists()
+    assert (tmp_path / "set" / "images" / "a.jpg").is_file()
+
+
+def test_work_in_a_copy_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Edited as docs/datasets.md says: DVC then finds nothing changed, but it is no longer what `add` put there."""
+    dvc("init", "--no-scm", "--quiet")
+    write_labelme(tmp_path / "set")
+    assert main(["add", "mine", "set", "--task", "part"]) == 0
+    dvc("unprotect", "data/raw/mine")
+    file = tmp_path / "data/raw/mine/annotations/a.json"
+    file.write_text(mended := file.read_text() + "\n")
+    dvc("add", "data/raw/mine")
+    assert main(["remove", "mine"]) == 0
+    assert file.read_text() == mended
+    assert "The folder data/raw/mine stays" in capsys.readouterr().out
+
+
+def test_add_promises_no_undoing_that_a_budget_is_in_the_way_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dvc("init", "--no-scm", "--quiet")
+    params = (tmp_path / "params.yaml").read_text().replace("human: [demo_salient", "human: [mine")
+    (tmp_path / "params.yaml").write_text(params)
+    write_labelme(tmp_path / "data" / "raw" / "mine")
+    (tmp_path / "data/raw/mine/images/a.jpg").write_bytes(b"no photo")
+    assert main(["add", "mine", "data/raw/mine", "--task", "part"]) == 0
+    *_, told, last = capsys.readouterr().out.splitlines()
+    assert last == "1 problem(s): stage ingest will stop there; mend them or set ingest.on_bad: skip in params.yaml."
+    assert told.endswith("out of budgets.small, budgets.medium, budgets.large before `python -m sum remove mine`.")
+    assert main(["remove", "mine"]) == 2
+    told = capsys.readouterr().err
+    assert "'mine' is used by budgets.small, budgets.medium, budgets.large of params.yaml; put another" in told
 
 
 def test_add_changes_nothing_when_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,9 +153,9 @@ def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     copies = list((tmp_path / "data" / "raw" / "mine").rglob("*.jpg"))
     assert all(path.stat().st_nlink > 1 for path in copies) or sys.platform != "linux"  # one copy, with DVC's cache
     after = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(after.replace("human: [demo_salient],", "human: [mine],"))
+    (tmp_path / "params.yaml").write_text(after.replace("human: [demo_salient", "human: [mine"))
     assert main(["remove", "mine"]) == 2
-    assert "budgets.small uses 'mine'" in capsys.readouterr().err
+    assert "'mine' is used by budgets.small, budgets.medium, budgets.large of" in capsys.readouterr().err
     (tmp_path / "params.yaml").write_text(after)
     assert main(["remove", "mine"]) == 0
     assert (tmp_path / "params.yaml").read_bytes() == params
@@ -128,7 +180,7 @@ def test_add_takes_back_what_dvc_did(
 
     def fake(*words: str) -> str:
         if words[0] == "add":
-            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: []\n")
+            (tmp_path / "data" / "raw" / "mine.dvc").write_text("outs: [{md5: 1.dir, path: mine}]\n")
             (tmp_path / "data" / "raw" / "mine").mkdir(exist_ok=True)
             (tmp_path / "data" / "raw" / ".gitignore").write_text("/mine\n")
         return ""

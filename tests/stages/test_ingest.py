@@ -240,3 +240,19 @@ def test_nobody_reads_a_manifest_that_is_not_there(config: Config) -> None:
     with pytest.raises(MissingInput, match="dvc repro ingest"):
         read_manifest(ingest.OUT, reader="validate")
     assert config.datasets
+
+
+def test_files_that_dvc_protects_are_to_be_unprotected_first(config: Config) -> None:
+    """Only these: the same set elsewhere is not DVC's."""
+    spoil(config)
+    with pytest.raises(DataError) as caught:
+        ingest.run(config)
+    assert "dvc unprotect" not in str(caught.value)
+    Path("data/raw").mkdir(parents=True)
+    Path("raw/salient").rename("data/raw/salient")
+    Path("data/raw/salient.dvc").write_text("outs:\n- path: salient\n")
+    moved = replace(config.datasets["salient"], root="data/raw/salient")
+    with pytest.raises(DataError) as caught:
+        ingest.run(replace(config, datasets=config.datasets | {"salient": moved}))
+    told = str(caught.value).splitlines()[-1]
+    assert "`dvc unprotect data/raw/salient` first, then `dvc add data/raw/salient`" in told
