@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sum.errors import ConfigError, Refused, StorageError, SumError, TrackingError, choose
 
@@ -91,6 +91,12 @@ def main(argv: Sequence[str]) -> int:
     if all(word in ("-v", "--verbose") for word in argv):
         _tell("error: name a stage or a command, such as `ingest`; `python -m sum --help` lists them")
         return 2
+    named = next((at for at, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    if {"-h", "--help"} & {*argv[named:]}:
+        command = "dry_run" if "--dry-run" in argv else argv[named]
+        if command in COMMANDS:
+            sys.stdout.write(_command_parser(command)[0].format_help())
+            return 0
     options, words = _parser().parse_known_args(argv)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -148,10 +154,16 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
 
 def _run_command(name: str, words: Sequence[str]) -> None:
     """Commands have options of their own: each module of sum.commands says which."""
+    parser, module = _command_parser(name)
+    sys.stdout.write(module.run(parser.parse_args(words)))
+
+
+def _command_parser(name: str) -> tuple[_CommandParser, Any]:
+    """The parser of a command, and its module."""
     module = importlib.import_module(f"sum.commands.{name.replace('-', '_')}")
     parser = _CommandParser(usage=f"python -m sum {COMMANDS[name].usage}", description=COMMANDS[name].about)
     module.add_arguments(parser)
-    sys.stdout.write(module.run(parser.parse_args(words)))
+    return parser, module
 
 
 class _CommandParser(argparse.ArgumentParser):

@@ -236,3 +236,10 @@ def test_ctrl_c_ends_with_130(project):
         assert child.stdout.readline() == "running\n"
         child.send_signal(signal.SIGINT)
         assert child.wait(timeout=20) == 130
+
+
+@pytest.mark.parametrize("words", [["add", "--help"], ["-v", "audit", "-h"], ["ingest", "--dry-run", "--help"]])
+def test_the_help_of_a_command_names_its_options(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert {"add": "--unlabelled", "audit": "--checkpoint"}.get(words[-2], "--task") in said
