@@ -28,6 +28,7 @@ from sum.data.sources import Problem, Sample, Source
 from sum.errors import DataError, NotFound, Refused, StorageError
 from sum.storage import exists, fetch, keep, list_files, open_whole, read_bytes, size_of
 from tests.fault_server import FAULTS, FaultServer, fault_server
+from tests.s3_store import empty_bucket, environment, s3_server
 
 log = logging.getLogger(__name__)
 PROJECT = Path(__file__).parents[1]
@@ -35,39 +36,22 @@ PROJECT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[tuple[str, int]]:
-    """An S3 server with the bucket `photos`."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
+    """An S3 server."""
+    with s3_server() as place:
+        yield place
 
 
 @pytest.fixture
 def proxy(moto: tuple[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultServer]:
     """The server behind a proxy, an empty bucket, an empty cache, quick pauses."""
-    from moto.s3.models import s3_backends
-
     monkeypatch.chdir(tmp_path)
-    settings = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
-        "SUM_CACHE": str(tmp_path / "cache"),
-    }
     for name in ("AWS_MAX_ATTEMPTS", "SUM_CACHE_GB", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(s3, "TIMEOUT", 2.0)  # s: a busy machine answers late too
     monkeypatch.setattr(s3, "PAUSE", 0.01)
-    backend = s3_backends["123456789012"]["aws"]
-    backend.reset()
-    backend.create_bucket("photos", "us-east-1")
+    empty_bucket("photos")
     with fault_server(moto) as server:
-        for name, value in (settings | {"AWS_ENDPOINT_URL_S3": server.url}).items():
+        for name, value in environment(tmp_path, url=server.url).items():
             monkeypatch.setenv(name, value)
         yield server
 

@@ -62,11 +62,15 @@ def test_a_lease_that_is_renewed_is_not_taken_over(uri: str) -> None:
     one, other = BucketClaims(uri, lease=LEASE), BucketClaims(uri, lease=LEASE)
     with one.take("a") as mine:
         assert mine
-        until = time.monotonic() + 3 * LEASE
-        while time.monotonic() < until:
-            with other.take("a") as too:
-                assert not too
-            time.sleep(LEASE / 8)
+        cannot_take(other, seconds=3 * LEASE)
+
+
+def cannot_take(claims: Claims, *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with claims.take("a") as mine:
+            assert not mine
+        time.sleep(LEASE / 8)
 
 
 def test_of_many_that_see_a_dead_holder_one_takes_over(uri: str) -> None:
@@ -116,11 +120,7 @@ def test_a_holder_whose_renewal_got_no_answer_keeps_the_lease(uri: str, monkeypa
     monkeypatch.setattr(claims_module, "put", put_and_lose)
     with one.take("a") as mine:
         assert mine
-        until = time.monotonic() + 4 * LEASE
-        while time.monotonic() < until:
-            with other.take("a") as too:
-                assert not too
-            time.sleep(LEASE / 8)
+        cannot_take(other, seconds=4 * LEASE)
     assert lost
 
 

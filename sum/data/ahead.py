@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sum.data.frames import load_photo, to_square
+from sum.data.frames import load_photo, to_planes, to_square
 from sum.data.records import ImageRecord
 from sum.errors import DataError
 
@@ -36,8 +36,7 @@ def read_photo(record: ImageRecord, *, side: int, device: torch.device) -> Photo
     """A photo of the manifest, as the model sees it. Raises DataError as `frames.load_photo`."""
     image = load_photo(record)
     frame, inner = to_square(Image.fromarray(image), side=side)
-    planes = torch.from_numpy(frame).permute(2, 0, 1).contiguous()  # another layout rounds differently
-    return Photo(image, planes.to(device), inner)
+    return Photo(image, to_planes(frame).to(device), inner)
 
 
 def read_ahead(

@@ -4,9 +4,12 @@ below and right.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from sum.core.geometry import resized_hw
 from sum.data.images import open_image
@@ -43,3 +46,11 @@ def to_square(image: Image.Image, *, side: int) -> tuple[NDArray[np.uint8], tupl
     frame = np.zeros((side, side, 3), dtype=np.uint8)
     frame[: inner[0], : inner[1]] = small
     return frame, inner
+
+
+def to_planes(frame: NDArray[np.uint8]) -> Tensor:
+    """`[S, S, 3]` -> `[3, S, S]`."""
+    planes = np.empty((3, *frame.shape[:2]), dtype=np.uint8)
+    for channel, plane in enumerate(planes):
+        cv2.extractChannel(frame, channel, plane)  # a quarter of the time of permute and contiguous
+    return torch.from_numpy(planes)
