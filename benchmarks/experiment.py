@@ -1,0 +1,174 @@
+"""Does the method hold? Methods x budgets x seeds on one project's data, equal steps, one table with intervals.
+
+    python benchmarks/experiment.py PROJECT --out FOLDER [--budgets small medium] [--methods human_only vanilla ... sum]
+        [--seeds 0 1 2] [--set finetune.optim.steps=120 ...]
+
+PROJECT: a folder after stage check_labels (`make repro` leaves one): its params.yaml, manifest, labels, maps and
+refinement module are used, nothing in it is written. Every run has a folder of its own below FOLDER/runs and is made
+of `python -m sum finetune` and `python -m sum evaluate` with finetune.method, seed and the settings of --set;
+what is done is not done again, and a killed run goes on. FOLDER/table.csv and table.md hold, for each task, budget and
+method, mIoU and boundary IoU after 1, 3 and 5 points and the difference to the base on the same masks, means over
+seeds, with 95 % intervals over seeds and images (both drawn again with replacement); curves.png draws all rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sum.data.charts import curves
+from sum.data.scores import METRICS, read_rows, spread, task_names
+
+METHODS = ("human_only", "vanilla", "mask_refinement", "sum_without_task_prompt", "sum")
+SHARED = ("raw", "manifest", "validation", "refiner", "pseudo_labels", "uncertainty", "checks")
+ROUNDS, TOLD = range(1, 7), (1, 3, 5)
+RESAMPLES = 2000
+CODE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; no method: the base."""
+
+    budget: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.budget}-{self.method}-{self.seed}" if self.method else "base"
+
+    def commands(self) -> Iterator[list[str]]:
+        if not self.method:
+            yield ["evaluate", "base"]
+            return
+        options = [f"finetune.method={self.method}", f"seed={self.seed}"]
+        yield ["finetune", self.budget, *options]
+        yield ["evaluate", self.budget, *options]
+
+
+def make(run: Run, project: Path, out: Path, settings: Sequence[str]) -> Path:
+    """Train and evaluate, unless that is done; returns the folder of the evaluation."""
+    folder = out / "runs" / run.name
+    done = folder / "data/evaluation" / (run.budget or "base")
+    if (done / "summary.json").is_file():
+        return done
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        link = folder / "data" / name
+        if not link.exists() and (project / "data" / name).exists():
+            link.symlink_to((project / "data" / name).resolve())
+    for name in ("params.yaml", "sum/models/weights", "work/photos"):  # the base weights lie in one of these
+        link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists() and (project / name).exists():
+            link.symlink_to((project / name).resolve())
+    environment = os.environ | {"PYTHONPATH": str(CODE), "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db"}
+    for command in run.commands():
+        print(f"{run.name}: {' '.join(command[:2])}", flush=True)
+        with (folder / f"{command[0]}.log").open("w") as log:
+            words = [sys.executable, "-m", "sum", *command, *settings]
+            code = subprocess.run(words, cwd=folder, env=environment, stdout=log, stderr=log, check=False).returncode
+        if code:
+            raise SystemExit(f"{run.name}: `{' '.join(words[2:])}` ended with {code}, see {log.name}")
+    return done
+
+
+def values(folders: Sequence[Path]) -> pd.DataFrame:
+    """A row a mask, a column a (seed, metric, round), oracle of three."""
+    wide = [spread(read_rows(folder, reader="experiment"), rounds=ROUNDS) for folder in folders]
+    return pd.concat(wide, axis=1, keys=range(len(wide)), names=["seed"])
+
+
+def interval(table: NDArray[np.float64], images: Sequence[str], *, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of `[masks, seeds]` and its 95 % interval when seeds and whole images are drawn again."""
+    dice = np.random.default_rng(seed)
+    names, member = np.unique(np.asarray(images), return_inverse=True)
+    sums = np.zeros((len(names), table.shape[1]))
+    np.add.at(sums, member, table)
+    counts = np.bincount(member).astype(float)
+    drawn = dice.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES).astype(float)
+    seeds = dice.multinomial(table.shape[1], np.full(table.shape[1], 1 / table.shape[1]), size=RESAMPLES)
+    means = ((drawn @ sums) * seeds).sum(1) / (drawn @ counts) / table.shape[1]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(table.mean()), float(low), float(high)
+
+
+def rows_of(run: Run, own: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """For every task, metric and round: the value and the difference to the base, each with its interval."""
+    tasks = own.index.get_level_values("task")
+    for task in task_names(tasks):
+        part, stock = own[tasks == task], base[tasks == task]
+        images = part.index.get_level_values("image_id").tolist()
+        for metric in METRICS:
+            for number in ROUNDS:
+                found = part.xs((metric, number), axis=1, level=("metric", "round")).to_numpy()
+                before = stock[(0, metric, number)].to_numpy()[:, None]
+                mean, low, high = interval(found, images)
+                gain, least, most = interval(found - before, images)
+                yield {
+                    "budget": run.budget, "model": run.method or "base", "scope": "task", "name": task,
+                    "metric": metric, "round": number, "mean": mean, "low": low, "high": high,
+                    "gain": gain, "gain_low": least, "gain_high": most, "masks": len(part), "seeds": found.shape[1],
+                }  # fmt: skip
+
+
+def shown(table: pd.DataFrame) -> str:
+    """Markdown, per cent: a row a (budget, method), columns the tasks at 1, 3 and 5 points."""
+    lines = []
+    for metric, label in METRICS.items():
+        part = table[(table["metric"] == metric) & table["round"].isin(TOLD)]
+        heads = [(task, number) for task in task_names(part["name"]) for number in TOLD]
+        lines += [f"**{label}**, per cent; in brackets the difference to the base with its 95 % interval", ""]
+        lines += ["| budget | method | " + " | ".join(f"{task}, {n}" for task, n in heads) + " |"]
+        lines += ["|---|---|" + "---:|" * len(heads)]
+        for (budget, model), group in part.groupby(["budget", "model"], sort=False):
+            cells = []
+            for task, number in heads:
+                row = group[(group["name"] == task) & (group["round"] == number)].iloc[0]
+                gain = f" ({100 * row['gain']:+.1f}: {100 * row['gain_low']:+.1f} to {100 * row['gain_high']:+.1f})"
+                cells.append(f"{100 * row['mean']:.1f}" + (gain if model != "base" else ""))
+            lines.append(f"| {budget} | `{model}` | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budgets", nargs="+", default=["small", "medium"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    settings = options.settings
+    out = options.out.resolve()
+    base = values([make(Run("", "", 0), options.project, out, settings)])
+    found = list(rows_of(Run("", "", 0), base, base))
+    for budget in options.budgets:
+        for method in options.methods:
+            runs = [Run(budget, method, seed) for seed in options.seeds]
+            own = values([make(run, options.project, out, settings) for run in runs])
+            found += rows_of(runs[0], own, base)
+    table = pd.DataFrame(found)
+    table.to_csv(out / "table.csv", index=False, float_format="%.6g")
+    text = shown(table)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+    for budget in options.budgets:
+        chosen = table[table["budget"].isin(["", budget])]
+        (out / f"curves-{budget}.png").write_bytes(curves(chosen))
+
+
+if __name__ == "__main__":
+    main()
