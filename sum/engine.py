@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, TrainingDiverged
 from sum.models.groups import parameter_groups
+from sum.models.mask_chunk import MaskChunk
 from sum.progress import track
 from sum.storage import write_atomic
 
@@ -52,6 +53,7 @@ class LoopOptions:
     checkpoint_every: int
     images_per_batch: int  # over all processes
     seed: int
+    mask_chunk: int | None = None  # masks at work at once to begin with; None: all
     device: str = "auto"
 
 
@@ -83,6 +85,7 @@ class Loop:
         self.average = (
             {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
         )
+        self.chunk = MaskChunk(options.mask_chunk)
         self.history: list[Row] = []
         self.step = 0
 
@@ -189,7 +192,12 @@ class Loop:
         return norm
 
     def save(self) -> None:
-        """Write the checkpoint of this step atomically and keep the one before it."""
+        """Write the checkpoint of this step atomically and keep the one before it.
+
+        From here on all processes have as few masks at work at once as the one that fitted fewest: one number to keep.
+        """
+        sizes = self.accelerator.gather(torch.tensor([self.chunk.size], device=self.accelerator.device))
+        self.chunk.size = int(sizes.min())
         if not self.accelerator.is_main_process:
             return
         tensors = {
@@ -200,6 +208,7 @@ class Loop:
             tensors |= {f"adam.{key}.{self.names[id(value)]}": t for key, t in state.items()}
         tensors = {name: t.contiguous().cpu() for name, t in tensors.items()}
         header = {"step": str(self.step), "history": json.dumps(self.history), "digest": _digest(tensors)}
+        header["mask_chunk"] = str(self.chunk.size)  # another one would round otherwise
         write_atomic(self.folder / f"checkpoint-{self.step:07d}.safetensors", save(tensors, metadata=header))
         for old in sorted(self.folder.glob("checkpoint-*.safetensors"))[:-2]:
             old.unlink()
@@ -240,6 +249,7 @@ class Loop:
         for name, state in moments.items():
             self.optimizer.state[parameters[name]] = state
         self.step, self.history = int(header["step"]), json.loads(header["history"])
+        self.chunk.size = int(header["mask_chunk"])
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

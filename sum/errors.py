@@ -10,7 +10,8 @@
     |       `-- NotFound   a file, folder or object does not exist
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
     |-- TrackingError      the MLflow server does not answer or refuses
-    `-- TrainingDiverged   a gradient is NaN or infinite
+    |-- TrainingDiverged   a gradient is NaN or infinite
+    `-- OutOfMemory        a training step does not fit the device, however few masks it takes at once
 
 Every message says what, where, expected, found, and which command helps.
 """
@@ -72,6 +73,10 @@ class TrackingError(SumError, RuntimeError):
 
 class TrainingDiverged(SumError, ArithmeticError):
     """A gradient is NaN or infinite: going on would spoil the checkpoints."""
+
+
+class OutOfMemory(SumError, MemoryError):
+    """A training step does not fit the device, however few masks it takes at once."""
 
 
 def choose(table: Mapping[str, T], name: str, *, key: str) -> T:

@@ -1,12 +1,12 @@
 """The interactive rounds of one batch (Appendix B.1): prompt, predict, lose, prompt where it was wrong.
 
 Gradients of a round are released before the next one begins; the image encoder is run once and receives the sum of
-all rounds.
+all rounds. Masks do not see each other: they may take turns, a few at a time, and the gradients add up to the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from sum.core.geometry import mask_to_box
 from sum.core.losses import LossWeights, best_of, iou_loss, mask_iou, mask_losses
-from sum.core.prompts import correction_weights, jitter_boxes, point_labels, sample_points
+from sum.core.prompts import correction_weights, jitter_boxes, place_points, point_labels, sample_points, uniform
 from sum.data.batches import TrainBatch
+from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
 
 Backward = Callable[[Tensor], None]
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,46 +47,94 @@ def train_rounds(
     rounds: Rounds,
     generator: torch.Generator,
     backward: Backward,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    autocast: Autocast = nullcontext,
+    chunk: MaskChunk | None = None,
 ) -> dict[str, Tensor]:
     """Run all rounds of a batch and leave the gradients in the model's parameters.
 
-    backward takes a scalar loss; the losses of all rounds add up to the mean over images and rounds.
-    Returns scalars on the model's device: loss, and the IoU with the label after the first and the last round.
+    backward takes a scalar loss; the losses of all rounds and masks add up to the mean over images and rounds. chunk:
+    how many masks are at work at once (default: all); all that is drawn by chance is drawn for all masks before.
+    Returns scalars: loss, the IoU with the label after the first and the last round, how many
+    masks were at work at once, and how often the memory did not suffice for more. Raises OutOfMemory.
     """
-    with autocast():
+    chunk = chunk or MaskChunk()
+    failures = chunk.failures
+    with needs_room("the image encoder"), autocast():
         features = model.encode(batch.image, batch.hw)
-    embedding = features.detach().requires_grad_(features.requires_grad)
-    prompts = first_prompts(batch, side=model.side, rounds=rounds, generator=generator)
-    log: dict[str, Tensor] = {"loss": torch.zeros((), device=features.device)}
+    with needs_room("the first prompts"):
+        prompts = first_prompts(batch, side=model.side, rounds=rounds, generator=generator)
+    chances = [uniform(len(batch.mask), generator=generator) for _ in range(rounds.count - 1)]
+    share = image_shares(batch.image_index, images=len(batch.image))
+
+    def attempt(parts: Sequence[slice]) -> tuple[Tensor, dict[str, Tensor]]:
+        embedding = features.detach().requires_grad_(features.requires_grad)
+        log: dict[str, Tensor] = {}
+        for part in parts:
+            turn = Turn(batch.masks(part), prompts.masks(part), share[part], [chance[part] for chance in chances])
+            found = play(model, embedding, turn, rounds=rounds, backward=backward, autocast=autocast)
+            log = {name: log[name] + value if log else value for name, value in found.items()}
+        return embedding, log
+
+    embedding, log = chunk.over(len(batch.mask), model.parameters(), attempt)
+    if embedding.grad is not None:
+        with needs_room("the image encoder"):
+            features.backward(embedding.grad)  # type: ignore[no-untyped-call]
+    for name in ("iou_first", "iou_last"):
+        log[name] = log[name] / len(batch.mask)
+    at_once = min(chunk.size, len(batch.mask))
+    return {**log, "mask_chunk": torch.tensor(at_once), "out_of_memory": torch.tensor(chunk.failures - failures)}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Masks that are at work at once: `n` of the `N` of a batch."""
+
+    batch: TrainBatch  # with these masks only, and all images
+    prompts: Prompts  # of the first round
+    share: Tensor  # [n] float: what each counts in the loss of the batch
+    chances: Sequence[Tensor]  # [n] float64 in [0, 1) a later round: where its point falls
+
+
+def play(
+    model: Segmenter, embedding: Tensor, turn: Turn, *, rounds: Rounds, backward: Backward, autocast: Autocast
+) -> dict[str, Tensor]:
+    """All rounds of some masks; adds to the gradients of the model and of `embedding` `[B, C, h, w]`.
+
+    Returns scalars: the part of these masks in the batch's loss, and the sums of their IoUs of the first and last
+    round.
+    """
+    batch, prompts = turn.batch, turn.prompts
+    log: dict[str, Tensor] = {"loss": torch.zeros((), device=embedding.device)}
     for number in range(rounds.count):
         with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
         with autocast():
             prediction = model.decode(
                 embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
             )
-        loss, best, fine, iou = round_loss(prediction, batch, rounds=rounds)
+        loss, best, fine, iou = round_loss(prediction, batch, rounds=rounds, share=turn.share)
         backward(loss / rounds.count)
         log["loss"] += loss.detach() / rounds.count
-        if number in (0, rounds.count - 1):
-            log["iou_first" if number == 0 else "iou_last"] = iou.mean()
-        if number + 1 < rounds.count:
+        if number == 0:
+            log["iou_first"] = log["iou_last"] = iou.sum()
+        if number + 1 == rounds.count:
+            log["iou_last"] = iou.sum()
+        else:
             idle = rounds.idle_last and number + 2 == rounds.count
             last = best.logits.detach().float()
             prompts = (
                 prompts.with_logits(last)
                 if idle
-                else correct(prompts, fine, batch, logits=last, side=model.side, generator=generator)
+                else correct(prompts, fine, batch, logits=last, side=model.side, chance=turn.chances[number])
             )
-    if embedding.grad is not None:
-        features.backward(embedding.grad)  # type: ignore[no-untyped-call]
     return log
 
 
 def round_loss(
-    prediction: Prediction, batch: TrainBatch, *, rounds: Rounds
+    prediction: Prediction, batch: TrainBatch, *, rounds: Rounds, share: Tensor | None = None
 ) -> tuple[Tensor, Prediction, Tensor, Tensor]:
     """Loss of a round of the best output of each mask: the mean over images of the mean over an image's masks.
+
+    share: `[N]`, what each mask counts, where `batch` holds only some of the masks of a larger one.
 
     Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and
     its IoU `[N]`.
@@ -102,8 +152,8 @@ def round_loss(
         quality = iou_loss(prediction.iou.float().flatten(), every.flatten()).view_as(every).mean(1)
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
-    every_image = image_shares(batch.image_index, images=len(batch.image))
-    total = (every_image * (losses[rows, index] + rounds.weights.iou * quality)).sum()
+    share = image_shares(batch.image_index, images=len(batch.image)) if share is None else share
+    total = (share * (losses[rows, index] + rounds.weights.iou * quality)).sum()
     return total, prediction.pick(index), chosen, iou
 
 
@@ -146,16 +196,14 @@ def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, generator: to
     return Prompts(torch.where(boxed[:, None, None], box, point), torch.where(boxed[:, None], corners, single))
 
 
-def correct(
-    prompts: Prompts, fine: Tensor, batch: TrainBatch, *, logits: Tensor, side: int, generator: torch.Generator
-) -> Prompts:
+def correct(prompts: Prompts, fine: Tensor, batch: TrainBatch, *, logits: Tensor, side: int, chance: Tensor) -> Prompts:
     """One more point where the prediction is wrong, drawn by certainty, and the logits fed back.
 
-    fine: the prediction's logits `[N, 1, L, L]` at the loss side. Without a certain error the mask's own point is
-    repeated.
+    fine: the prediction's logits `[N, 1, L, L]` at the loss side; chance: `[N]` float64 in [0, 1). Without
+    a certain error the mask's own point is repeated.
     """
     weights = correction_weights(fine, batch.mask, batch.certainty)
-    xy, found = sample_points(weights, generator=generator)
+    xy, found = place_points(weights, chance)
     label = torch.where(found, point_labels(batch.mask, xy), torch.ones_like(found, dtype=torch.int64))
     scale = side / batch.mask.shape[-1]
     xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)

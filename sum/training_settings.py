@@ -22,6 +22,7 @@ class OptimConfig:
     lr: float  # peak
     images_per_batch: int  # over all processes
     masks_per_image: int = 30  # drawn at random a step
+    mask_chunk: int | None = None  # masks that train at once; null: all. Same gradients; out of memory halves it
     layer_decay: float = 1.0  # learning rate of encoder layer i: lr * decay ** (layers - i)
     weight_decay: float = 0.1
     warmup_steps: int = 0  # linear from 0
@@ -35,6 +36,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "images_per_batch", "masks_per_image", "checkpoint_every")
         at_least(self, 0, "weight_decay", "warmup_steps", "decay_steps", "clip_norm", "workers")
+        if self.mask_chunk is not None:
+            at_least(self, 1, "mask_chunk")
         require(self.lr > 0, f"lr must be above 0, got {self.lr}")
         require(0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}")
         require(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
@@ -110,6 +113,8 @@ class RefineConfig:
         share(self, "min_iou", "stability_thresh", "holdout_share")
         at_least(self, 1, "resamples")
         at_least(self, 0, "pictures")
+        whole = self.optim.mask_chunk is None
+        require(whole, "optim.mask_chunk is of interactive training: this module sees every mask once, set it to null")
         averaged = "teacher" not in self.discrepancy or self.optim.ema > 0
         require(averaged, "discrepancy names teacher, the average of the weights: optim.ema must be above 0")
 

@@ -170,7 +170,7 @@ def test_points_never_fall_on_zero_certainty_and_the_backup_is_used_where_nothin
             batch,
             logits=torch.zeros(6, 1, 64, 64),
             side=128,
-            generator=generator,
+            chance=torch.rand(6, generator=generator, dtype=torch.float64),
         )
         for point in (prompts.xy[:, 0], prompts.xy[:, 1]):
             assert (point[[0, 1, 2, 4, 5], 0] >= 60).all()
@@ -182,9 +182,8 @@ def test_correction_labels_follow_the_target() -> None:
     everywhere = torch.full_like(batch.mask, 1.0)
     start = first_prompts(batch, side=128, rounds=Rounds(box_odds=1.0), generator=torch.Generator().manual_seed(0))
     for fine, label in ((everywhere, 0), (-everywhere, 1)):
-        prompts = correct(
-            start, fine, batch, logits=torch.zeros(6, 1, 64, 64), side=128, generator=torch.Generator().manual_seed(0)
-        )
+        chance = torch.linspace(0, 0.9, 6, dtype=torch.float64)
+        prompts = correct(start, fine, batch, logits=torch.zeros(6, 1, 64, 64), side=128, chance=chance)
         assert (prompts.label[:, 0] == label).all()
 
 

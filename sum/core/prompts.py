@@ -25,7 +25,16 @@ def sample_points(weights: Tensor, *, generator: torch.Generator) -> tuple[Tenso
     weights: `[B, 1, H, W]`, 0 or more; a pixel of weight 0 is never drawn. The generator may live on another device.
     Returns xy `[B, 2]` float32 and found `[B]` bool, False (and xy 0, 0) where a mask has no weight at all.
     """
-    chance = torch.rand(len(weights), generator=generator, device=generator.device, dtype=torch.float64)
+    return place_points(weights, uniform(len(weights), generator=generator))
+
+
+def uniform(count: int, *, generator: torch.Generator) -> Tensor:
+    """One number a mask, evenly from [0, 1): float64 `[count]`, on the generator's device."""
+    return torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def place_points(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """As `sample_points`, for numbers drawn before: chance `[B]` float64 in [0, 1), on any device."""
     draw = _draw_sparse if weights.device.type == "cpu" else _draw_dense
     index, found = draw(weights[:, 0], _beside(chance, weights))
     width = weights.shape[-1]

@@ -7,7 +7,7 @@ have seen, and every process of a multi-GPU run can work out its own share.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -58,6 +58,11 @@ class TrainBatch:
             found = tuple(getattr(self, name).shape)
             if found != shape:
                 raise ValueError(f"TrainBatch.{name} has shape {found}, wants {shape} to match image_index and mask")
+
+    def masks(self, part: slice) -> TrainBatch:
+        """The same images with some of the masks."""
+        kept = ("image_index", "mask", "certainty", "point", "task")
+        return replace(self, **{name: getattr(self, name)[part] for name in kept})
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on another device."""

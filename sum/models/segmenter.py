@@ -62,6 +62,10 @@ class Prompts:
         """One more point a mask (`[N, 2]`, `[N]`), and the logits the model gave last."""
         return Prompts(torch.cat([xy[:, None], self.xy], 1), torch.cat([label[:, None].long(), self.label], 1), logits)
 
+    def masks(self, part: slice) -> Prompts:
+        """The prompts of some of the masks."""
+        return Prompts(self.xy[part], self.label[part], None if self.logits is None else self.logits[part])
+
     def with_logits(self, logits: Tensor) -> Prompts:
         """The same points with the logits the model gave last."""
         return Prompts(self.xy, self.label, logits)

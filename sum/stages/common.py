@@ -101,6 +101,7 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
         precision=optim.precision,
         checkpoint_every=optim.checkpoint_every,
         images_per_batch=optim.images_per_batch,
+        mask_chunk=optim.mask_chunk,
         seed=config.seed,
         device=pick_device(config.device).type,
     )

@@ -139,7 +139,13 @@ def train(
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         assert isinstance(state.model, Segmenter)
         return train_rounds(
-            state.model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
+            state.model,
+            batch,
+            rounds=rounds,
+            generator=generator,
+            backward=state.backward,
+            autocast=state.autocast,
+            chunk=state.chunk,
         )
 
     loop.run(batches, step, title="finetune", on_rows=on_rows)

@@ -82,7 +82,13 @@ def run(config: Config) -> Path:
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         rounds = single if state.step < settings.single_round_steps else interactive
         return train_rounds(
-            model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
+            model,
+            batch,
+            rounds=rounds,
+            generator=generator,
+            backward=state.backward,
+            autocast=state.autocast,
+            chunk=state.chunk,
         )
 
     loop.run(batches, step, title="pretrain")
