@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -34,6 +34,8 @@ class Rounds:
     box_noise: float = 0.1  # sd, share of the box's side
     box_noise_limit: float = 20.0  # px of a 1024 frame
     task_prompt: Literal["first", "all", "off"] = "first"  # the rounds in which the task prompt is added
+    weigh_points: bool = True  # points are drawn by certainty; False: evenly
+    weigh_loss: bool = True  # losses count a pixel by its certainty; False: every pixel of the image the same
     iou_of_all: bool = False  # the IoU head learns from all three outputs, as SAM 2's
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -55,7 +57,9 @@ def train_rounds(
     with autocast():
         features = model.encode(batch.image, batch.hw)
     embedding = features.detach().requires_grad_(features.requires_grad)
-    prompts = first_prompts(batch, side=model.side, rounds=rounds, generator=generator)
+    asked = batch if rounds.weigh_points else without_doubt(batch)
+    judged = batch if rounds.weigh_loss else without_doubt(batch)
+    prompts = first_prompts(asked, side=model.side, rounds=rounds, generator=generator)
     log: dict[str, Tensor] = {"loss": torch.zeros((), device=features.device)}
     for number in range(rounds.count):
         with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
@@ -63,7 +67,7 @@ def train_rounds(
             prediction = model.decode(
                 embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
             )
-        loss, best, fine, iou = round_loss(prediction, batch, rounds=rounds)
+        loss, best, fine, iou = round_loss(prediction, judged, rounds=rounds)
         backward(loss / rounds.count)
         log["loss"] += loss.detach() / rounds.count
         if number in (0, rounds.count - 1):
@@ -74,7 +78,7 @@ def train_rounds(
             prompts = (
                 prompts.with_logits(last)
                 if idle
-                else correct(prompts, fine, batch, logits=last, side=model.side, generator=generator)
+                else correct(prompts, fine, asked, logits=last, side=model.side, generator=generator)
             )
     if embedding.grad is not None:
         features.backward(embedding.grad)  # type: ignore[no-untyped-call]
@@ -117,6 +121,11 @@ def image_shares(image_index: Tensor, *, images: int) -> Tensor:
         0, image_index, torch.ones(len(image_index), device=image_index.device)
     )
     return 1 / (counts[image_index] * images)
+
+
+def without_doubt(batch: TrainBatch) -> TrainBatch:
+    """The same batch with certainty 1 on every pixel of the images; padding keeps 0."""
+    return replace(batch, certainty=valid_pixels(batch).to(batch.certainty.dtype))
 
 
 def valid_pixels(batch: TrainBatch) -> Tensor:

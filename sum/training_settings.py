@@ -10,7 +10,18 @@ from pydantic import ConfigDict
 from sum.limits import at_least, require, share
 
 _STRICT = ConfigDict(extra="forbid")
-Method = Literal["sum", "vanilla", "human_only"]
+Method = Literal[  # the keys of sum.methods.METHODS
+    "sum",
+    "vanilla",
+    "human_only",
+    "mask_refinement",
+    "sum_without_task_prompt",
+    "sum_continuous_task_prompt",
+    "sum_without_uncertainty_sampling",
+    "sum_without_uncertainty_loss",
+    "sum_confidence",
+    "sum_discrepancy",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Fine-tune the base model for one budget (paper sections 3.2 and 4, Appendix B.1).
 
-The methods are sets of options of this one path: what makes a batch, whether maps and task prompts are used.
+The methods of the paper's comparison are sets of options of this one path: sum/methods.py.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -29,6 +28,7 @@ from sum.data.verdicts import require_valid
 from sum.engine import Loop, Row
 from sum.errors import DataError, choose
 from sum.licences import summarise
+from sum.methods import METHODS, MethodOptions, doubt_of
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
 from sum.models.segmenter import TASKS, Segmenter
@@ -46,22 +46,6 @@ MANIFEST, LABELS, MAPS, MODELS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """What a method of the paper's comparison switches (method.md section 8)."""
-
-    pseudo_labels: bool = True  # mix in unlabelled images
-    uncertainty: bool = True  # weigh losses and points by certainty
-    task_prompt: Literal["first", "all", "off"] = "first"
-
-
-METHODS: Mapping[str, MethodOptions] = {
-    "sum": MethodOptions(),
-    "vanilla": MethodOptions(uncertainty=False, task_prompt="off"),
-    "human_only": MethodOptions(pseudo_labels=False, uncertainty=False, task_prompt="off"),
-}
-
-
 def run(config: Config, *, budget: str) -> Path:
     """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder.
 
@@ -72,6 +56,7 @@ def run(config: Config, *, budget: str) -> Path:
     manifest = read_manifest(MANIFEST, reader="finetune")
     if method.pseudo_labels:
         require_valid(CHECKED, reader="finetune", maker="check_labels")
+    doubt = doubt_of(method, name=config.finetune.method, maps=MAPS)
     base = base_weights(config)
     model = load_segmenter(base, backbone=config.model.backbone)
     facts = {
@@ -79,7 +64,8 @@ def run(config: Config, *, budget: str) -> Path:
         "method": config.finetune.method,
         "base": file_fingerprint(base),
         "data": manifest.select(datasets={*entry.human, *entry.unlabelled}).fingerprint,
-        "labels": folders_fingerprint(LABELS, MAPS) if method.pseudo_labels else "none",
+        "labels": folders_fingerprint(*label_folders(method)) if method.pseudo_labels else "none",
+        "doubt": doubt,
     }
     work = Path("work/finetune") / f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
     sources = image_sources(config, entry, method=method, manifest=manifest, model=model)
@@ -103,8 +89,14 @@ def image_sources(
         raise DataError(f"budgets: {', '.join(entry.human)} hold no image with a human mask. See `dvc repro ingest`.")
     if not method.pseudo_labels:
         return [human]
-    store = LabelStore(LABELS, MAPS if method.uncertainty else None, reader="finetune")
-    pseudo = PseudoImages(manifest.select(datasets=entry.unlabelled), store, side=side, loss_side=loss_side)
+    pseudo = PseudoImages(
+        manifest.select(datasets=entry.unlabelled),
+        LabelStore(*label_folders(method), reader="finetune"),
+        side=side,
+        loss_side=loss_side,
+        labels=method.labels,
+        doubt=method.doubt,
+    )
     if not len(pseudo):
         raise DataError(
             f"{LABELS}: no pseudo-label for any image of {', '.join(entry.unlabelled)}. "
@@ -114,6 +106,11 @@ def image_sources(
         "%d images with human masks, %d with pseudo-labels (%d without any)", len(human), len(pseudo), pseudo.empty
     )
     return [human, pseudo]
+
+
+def label_folders(method: MethodOptions) -> list[Path]:
+    """The folders that a method with pseudo-labels reads."""
+    return [LABELS, MAPS] if method.reads_maps else [LABELS]
 
 
 def train(
@@ -131,7 +128,12 @@ def train(
     mixture = Mixture(
         sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
     )
-    rounds = round_options(config.finetune.rounds, task_prompt=method.task_prompt)
+    rounds = round_options(
+        config.finetune.rounds,
+        task_prompt=method.task_prompt,
+        weigh_points=method.weigh_points,
+        weigh_loss=method.weigh_loss,
+    )
 
     def batches(start: int) -> Iterator[TrainBatch]:
         return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)
