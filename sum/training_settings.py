@@ -126,10 +126,27 @@ class RefineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in the attention of a part, whose own weights freeze (Hu et al. 2021; SAMed)."""
+
+    __pydantic_config__ = _STRICT
+    encoder: bool = False
+    decoder: bool = False
+    rank: int = 4
+    alpha: float = 4.0  # an adapter is scaled by alpha / rank
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rank")
+        require(self.alpha > 0, f"alpha must be above 0, got {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tuning of one budget."""
 
     __pydantic_config__ = _STRICT
     method: Method = "sum"
+    train: Literal["full", "decoder", "decoder+prompt_encoder"] = "full"  # the parts that learn; the others are frozen
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig
     rounds: RoundsConfig

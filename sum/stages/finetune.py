@@ -31,6 +31,8 @@ from sum.licences import summarise
 from sum.methods import METHODS, MethodOptions, doubt_of
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
+from sum.models.groups import group_table
+from sum.models.parts import Lora, merge_adapters, select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
 from sum.rounds import train_rounds
@@ -69,7 +71,10 @@ def run(config: Config, *, budget: str) -> Path:
     }
     work = Path("work/finetune") / f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
     sources = image_sources(config, entry, method=method, manifest=manifest, model=model)
+    choose_parts(config, model, method=method)
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
+    if loop.rank == 0:
+        log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
     record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
     began = time.perf_counter()
     with record or nullcontext():
@@ -106,6 +111,14 @@ def image_sources(
         "%d images with human masks, %d with pseudo-labels (%d without any)", len(human), len(pseudo), pseudo.empty
     )
     return [human, pseudo]
+
+
+def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> None:
+    """Freeze what `finetune.train` and `finetune.lora` leave out, and task vectors that the method never adds."""
+    lora = Lora(**asdict(config.finetune.lora))
+    select_parts(
+        model, train=config.finetune.train, lora=lora, task_prompt=method.task_prompt != "off", seed=config.seed
+    )
 
 
 def label_folders(method: MethodOptions) -> list[Path]:
@@ -209,6 +222,7 @@ def publish(
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
     summary = {**facts, "steps": loop.step, "trained": sum_parameters(model), "final": tail_means(history)}
+    merge_adapters(model)
     cost = {
         "seconds_this_session": seconds,
         "seconds": float(history["seconds"].sum()),

@@ -144,6 +144,25 @@ def test_maps_of_another_method_are_refused(project: Path, tracking_uri: str) ->
             finetune.run(config, budget="small")
 
 
+def test_a_model_tuned_by_adapters_is_a_plain_one(
+    project: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(project, tracking_uri, train="decoder", lora={"encoder": True, "rank": 2})
+    with caplog.at_level("INFO"):
+        finetune.run(config, budget="small")
+    (table,) = [record.getMessage() for record in caplog.records if "small trains:" in record.getMessage()]
+    assert "layer  5: learning rate x 1.0000, weight decay 0.1" in table  # tiny has four blocks; no decay by layer here
+    base, model = load_file(WEIGHTS), load_segmenter("data/models/small/model.safetensors", backbone="tiny")
+    changed = {name for name, value in model.sam.state_dict().items() if not torch.equal(value, base[name])}
+    assert {name.split(".")[0] for name in changed} == {"image_encoder", "mask_decoder"}
+    encoder = {name for name in changed if name.startswith("image_encoder")}
+    assert encoder == {f"image_encoder.blocks.3.{k}.{layer}.weight" for k in (0, 2) for layer in ("qkv", "out")}
+    decoder = sum(value.numel() for value in model.sam.mask_decoder.parameters())
+    adapters = 2 * 2 * ((192 + 3 * 192) + (192 + 192))  # blocks, rank, qkv and out
+    summary = json.loads(Path("data/models/small/summary.json").read_text())
+    assert summary["trained"] == decoder + adapters + model.task_prompt.numel()
+
+
 def test_certainty_of_the_batch_is_one_minus_the_map(project: Path) -> None:
     manifest = read_manifest(Path("data/manifest"), reader="test").select(datasets=["u"], split="unlabelled")
     with_maps = LabelStore(Path("data/pseudo_labels"), Path("data/uncertainty"))
