@@ -141,6 +141,20 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Changes of training images; the paper has none."""
+
+    __pydantic_config__ = _STRICT
+    flip: float = 0.0  # odds of a horizontal flip
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # lowest and highest factor of the image's size
+
+    def __post_init__(self) -> None:
+        share(self, "flip")
+        good = len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[1] <= 10
+        require(good, f"scale wants a lowest and a highest factor within 0.1..10, got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tuning of one budget."""
 
@@ -148,5 +162,13 @@ class FinetuneConfig:
     method: Method = "sum"
     train: Literal["full", "decoder", "decoder+prompt_encoder"] = "full"  # the parts that learn; the others are frozen
     lora: LoraConfig = field(default_factory=LoraConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
     optim: OptimConfig
     rounds: RoundsConfig
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.accumulate <= self.optim.images_per_batch,
+            f"accumulate must lie in 1..{self.optim.images_per_batch} (optim.images_per_batch), got {self.accumulate}",
+        )

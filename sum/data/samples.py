@@ -114,8 +114,9 @@ def replaced(target: Tensor, xy: Tensor, other: Tensor, *, side: int) -> tuple[T
     target, xy, scale = target.clone(), xy.clone(), side / target.shape[-1]
     for k in other.flatten(1).any(1).nonzero().flatten().tolist():
         target[k] = other[k]
-        x, y = (((xy[k] + 0.5) / scale).long().clamp(0, target.shape[-1] - 1)).tolist()
-        deepest = None if other[k, y, x] else farthest_point(other[k].numpy())
+        x, y = ((xy[k] + 0.5) / scale).floor().long().tolist()
+        on_it = min(x, y) >= 0 and max(x, y) < target.shape[-1] and bool(other[k, y, x])
+        deepest = None if on_it else farthest_point(other[k].numpy())
         if deepest is not None:
             xy[k] = (torch.tensor(deepest) + 0.5) * scale - 0.5
     return target, xy

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from sum import tracking
+from sum.accumulation import train_in_parts
 from sum.config import Config
+from sum.data.augment import Augmented
 from sum.data.batches import ImageSource, Mixture, TrainBatch
 from sum.data.labels import LabelStore
 from sum.data.records import Manifest, read_manifest
@@ -35,10 +37,10 @@ from sum.models.groups import group_table
 from sum.models.parts import Lora, merge_adapters, select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
-from sum.rounds import train_rounds
 from sum.settings import BudgetConfig
 from sum.stages.common import base_weights, fingerprint, loop_options, round_options
 from sum.storage import replace_folder, sha256_file, write_json
+from sum.training_settings import AugmentConfig
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,14 @@ def label_folders(method: MethodOptions) -> list[Path]:
     return [LABELS, MAPS] if method.reads_maps else [LABELS]
 
 
+def augmented(sources: list[ImageSource], settings: AugmentConfig) -> list[ImageSource]:
+    """The sources with the changes of images that are asked for."""
+    low, high = settings.scale
+    if not settings.flip and low == high == 1:
+        return sources
+    return [Augmented(source=source, flip=settings.flip, scale=(low, high)) for source in sources]
+
+
 def train(
     config: Config,
     loop: Loop,
@@ -139,7 +149,13 @@ def train(
     optim = config.finetune.optim
     shares = [entry.human_per_unlabelled, 1][: len(sources)]
     mixture = Mixture(
-        sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
+        augmented(sources, config.finetune.augment),
+        shares,
+        optim.images_per_batch,
+        optim.masks_per_image,
+        config.seed,
+        loop.rank,
+        loop.ranks,
     )
     rounds = round_options(
         config.finetune.rounds,
@@ -153,8 +169,14 @@ def train(
 
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         assert isinstance(state.model, Segmenter)
-        return train_rounds(
-            state.model, batch, rounds=rounds, generator=generator, backward=state.backward, autocast=state.autocast
+        return train_in_parts(
+            state.model,
+            batch,
+            parts=config.finetune.accumulate,
+            rounds=rounds,
+            generator=generator,
+            backward=state.backward,
+            autocast=state.autocast,
         )
 
     loop.run(batches, step, title="finetune", on_rows=on_rows)

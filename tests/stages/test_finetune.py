@@ -192,10 +192,12 @@ def test_enlarged_maps_are_torchs() -> None:
 def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     project: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
-    config = settings(project, tracking_uri)
+    """With every option that draws or keeps something of its own."""
+    options = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "accumulate": 2, "lora": {"decoder": True}}
+    config = settings(project, tracking_uri, **options)
     whole = tmp_path / "whole"
     shutil.copytree(project, whole)
-    kill(project, stage="finetune", function="train_rounds", call=3, budget="small")
+    kill(project, stage="finetune", function="train_in_parts", call=3, budget="small")
     assert not Path("data/models").exists()
     (note,) = Path("work/finetune").glob("*/mlflow.json")
     finetune.run(config, budget="small")
