@@ -82,6 +82,24 @@ def test_the_words_of_params_are_the_methods() -> None:
     assert METHODS["sum"] == MethodOptions()
 
 
+def test_the_table_of_methods_is_what_they_switch() -> None:
+    text = (Path(__file__).parents[1] / "docs/training.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    table = {row[0].strip("`"): row[1:] for row in rows if row[0].strip("`") in METHODS}
+    assert table.keys() == METHODS.keys()
+    doubt = {"stored": "stored maps", "confidence": "SAM's own confidence", "none": "none"}
+    for name, (labels, u, points, loss, task) in table.items():
+        method = METHODS[name]
+        assert labels == {"sam": "SAM's masks", "refined": "refined masks"}[method.labels] or not method.pseudo_labels
+        assert u == ("disagreement of two refiners" if name == "sum_discrepancy" else doubt[method.doubt])
+        used = {True: "yes", False: "no"}
+        for word, weighs in ((points, method.weigh_points), (loss, method.weigh_loss)):
+            assert word == ("-" if method.doubt == "none" else used[weighs])
+        assert task == {"first": "first round", "all": "every round", "off": "off"}[method.task_prompt]
+
+
 def test_confidence_is_derived_from_sam_as_the_stage_stores_it(world: Path) -> None:
     _, derived = samples("refinement", doubt="confidence")
     stored, wanted = samples("confidence")
