@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -36,6 +36,8 @@ class Rounds:
     box_noise: float = 0.1  # sd, share of the box's side
     box_noise_limit: float = 20.0  # px of a 1024 frame
     task_prompt: Literal["first", "all", "off"] = "first"  # the rounds in which the task prompt is added
+    weigh_points: bool = True  # points are drawn by certainty; False: evenly
+    weigh_loss: bool = True  # losses count a pixel by its certainty; False: every pixel of the image the same
     iou_of_all: bool = False  # the IoU head learns from all three outputs, as SAM 2's
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -62,7 +64,8 @@ def train_rounds(
     with needs_room("the image encoder"), autocast():
         features = model.encode(batch.image, batch.hw)
     with needs_room("the first prompts"):
-        prompts = first_prompts(batch, side=model.side, rounds=rounds, generator=generator)
+        asked = batch if rounds.weigh_points else without_doubt(batch)
+        prompts = first_prompts(asked, side=model.side, rounds=rounds, generator=generator)
     chances = [uniform(len(batch.mask), generator=generator) for _ in range(rounds.count - 1)]
     share = image_shares(batch.image_index, images=len(batch.image))
 
@@ -104,6 +107,8 @@ def play(
     round.
     """
     batch, prompts = turn.batch, turn.prompts
+    asked = batch if rounds.weigh_points else without_doubt(batch)
+    judged = batch if rounds.weigh_loss else without_doubt(batch)
     log: dict[str, Tensor] = {"loss": torch.zeros((), device=embedding.device)}
     for number in range(rounds.count):
         with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
@@ -111,7 +116,7 @@ def play(
             prediction = model.decode(
                 embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
             )
-        loss, best, fine, iou = round_loss(prediction, batch, rounds=rounds, share=turn.share)
+        loss, best, fine, iou = round_loss(prediction, judged, rounds=rounds, share=turn.share)
         backward(loss / rounds.count)
         log["loss"] += loss.detach() / rounds.count
         if number == 0:
@@ -124,7 +129,7 @@ def play(
             prompts = (
                 prompts.with_logits(last)
                 if idle
-                else correct(prompts, fine, batch, logits=last, side=model.side, chance=turn.chances[number])
+                else correct(prompts, fine, asked, logits=last, side=model.side, chance=turn.chances[number])
             )
     return log
 
@@ -167,6 +172,11 @@ def image_shares(image_index: Tensor, *, images: int) -> Tensor:
         0, image_index, torch.ones(len(image_index), device=image_index.device)
     )
     return 1 / (counts[image_index] * images)
+
+
+def without_doubt(batch: TrainBatch) -> TrainBatch:
+    """The same batch with certainty 1 on every pixel of the images; padding keeps 0."""
+    return replace(batch, certainty=valid_pixels(batch).to(batch.certainty.dtype))
 
 
 def valid_pixels(batch: TrainBatch) -> Tensor:

@@ -244,6 +244,15 @@ class Config:
                 not asked or made in self.refine.discrepancy,
                 f"uncertainty.method is discrepancy_{made}: refine.discrepancy must name {made}",
             )
+        method, maps = self.finetune.method, self.uncertainty.method  # sum.methods looks at the stored maps themselves
+        require(
+            method != "sum_discrepancy" or maps.startswith("discrepancy_"),
+            f"finetune.method {method} wants uncertainty.method discrepancy_teacher or _decoders, got {maps}",
+        )
+        require(
+            method != "mask_refinement" or maps not in ("none", "confidence"),
+            f"finetune.method {method} learns refined masks: uncertainty.method {maps} makes none, refinement does",
+        )
         for where, rounds in (
             ("evaluate.report_rounds", self.evaluate.report_rounds),
             ("register.rounds", self.register.rounds),

@@ -10,7 +10,18 @@ from pydantic import ConfigDict
 from sum.limits import at_least, require, share
 
 _STRICT = ConfigDict(extra="forbid")
-Method = Literal["sum", "vanilla", "human_only"]
+Method = Literal[  # the keys of sum.methods.METHODS
+    "sum",
+    "vanilla",
+    "human_only",
+    "mask_refinement",
+    "sum_without_task_prompt",
+    "sum_continuous_task_prompt",
+    "sum_without_uncertainty_sampling",
+    "sum_without_uncertainty_loss",
+    "sum_confidence",
+    "sum_discrepancy",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +131,49 @@ class RefineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in the attention of a part, whose own weights freeze (Hu et al. 2021; SAMed)."""
+
+    __pydantic_config__ = _STRICT
+    encoder: bool = False
+    decoder: bool = False
+    rank: int = 4
+    alpha: float = 4.0  # an adapter is scaled by alpha / rank
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rank")
+        require(self.alpha > 0, f"alpha must be above 0, got {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Changes of training images; the paper has none."""
+
+    __pydantic_config__ = _STRICT
+    flip: float = 0.0  # odds of a horizontal flip
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # lowest and highest factor of the image's size
+
+    def __post_init__(self) -> None:
+        share(self, "flip")
+        good = len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[1] <= 10
+        require(good, f"scale wants a lowest and a highest factor within 0.1..10, got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tuning of one budget."""
 
     __pydantic_config__ = _STRICT
     method: Method = "sum"
+    train: Literal["full", "decoder", "decoder+prompt_encoder"] = "full"  # the parts that learn; the others are frozen
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
     optim: OptimConfig
     rounds: RoundsConfig
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.accumulate <= self.optim.images_per_batch,
+            f"accumulate must lie in 1..{self.optim.images_per_batch} (optim.images_per_batch), got {self.accumulate}",
+        )

@@ -220,3 +220,14 @@ def test_uncertain_pixels_give_no_gradient() -> None:
     assert logits.grad is not None
     assert logits.grad[..., 10:20, 10:20].abs().max() == 0
     assert logits.grad[..., :10, :].abs().max() > 0
+
+
+def test_permuting_the_masks_permutes_the_results_of_a_round() -> None:
+    batch, order = square_batch(), torch.tensor([4, 0, 5, 2, 1, 3])
+    answer = Prediction(torch.randn(6, 3, 64, 64), torch.rand(6, 3))
+    parts = {name: getattr(batch, name)[order] for name in ("image_index", "mask", "certainty", "point", "task")}
+    loss, best, fine, iou = round_loss(answer, batch, rounds=Rounds())
+    moved = round_loss(Prediction(answer.logits[order], answer.iou[order]), replace(batch, **parts), rounds=Rounds())
+    torch.testing.assert_close(moved[0], loss)
+    for mine, theirs in ((moved[1].logits, best.logits), (moved[2], fine), (moved[3], iou)):
+        assert torch.equal(mine, theirs[order])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,7 @@ def parameter_groups(model: nn.Module, *, layer_decay: float, weight_decay: floa
     """Groups for AdamW, one a layer and kind; `scale` is the group's share of the learning rate.
 
     Layer l of n has scale `layer_decay ** (n - l)`. Vectors (biases, norms) and embeddings are not decayed.
-    Each group also lists its parameter `names`. Frozen parameters are left out.
+    Each group also tells its `layer` and lists its parameter `names`. Frozen parameters are left out.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     blocks = 1 + max((int(m.group(1)) for m in map(_BLOCK.search, dict(model.named_parameters())) if m), default=-1)
@@ -37,6 +38,7 @@ def parameter_groups(model: nn.Module, *, layer_decay: float, weight_decay: floa
             {
                 "params": [],
                 "names": [],
+                "layer": layer,
                 "scale": layer_decay ** (blocks + 1 - layer),
                 "weight_decay": 0.0 if plain else weight_decay,
             },
@@ -44,3 +46,12 @@ def parameter_groups(model: nn.Module, *, layer_decay: float, weight_decay: floa
         group["params"].append(value)
         group["names"].append(name)
     return [groups[key] for key in sorted(groups)]
+
+
+def group_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a group: its layer, its share of the learning rate, its weight decay, and how much it holds."""
+    return [
+        f"layer {group['layer']:2d}: learning rate x {group['scale']:.4f}, weight decay {group['weight_decay']:g}, "
+        f"{len(group['params'])} tensors, {sum(value.numel() for value in group['params']):,} numbers"
+        for group in groups
+    ]

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from sum.models.mask_chunk import is_out_of_memory
+
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
-CPU_FULL = "DefaultCPUAllocator: "  # torch has no type of its own for a machine without memory
 
 
 class Halving:
@@ -49,8 +50,3 @@ class Halving:
         self.size = tried // 2
         log.warning("Out of memory with %d %s at once: going on with %d.", tried, self._what, self.size)
         torch.cuda.empty_cache()  # nothing where there is no CUDA
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the machine itself, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or CPU_FULL in str(error)

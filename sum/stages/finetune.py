@@ -1,6 +1,6 @@
 """Fine-tune the base model for one budget (paper sections 3.2 and 4, Appendix B.1).
 
-The methods are sets of options of this one path: what makes a batch, whether maps and task prompts are used.
+The methods of the paper's comparison are sets of options of this one path: sum/methods.py.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from sum import tracking
+from sum.accumulation import train_in_parts
 from sum.config import Config
+from sum.data.augment import Augmented
 from sum.data.batches import ImageSource, Mixture, TrainBatch
 from sum.data.labels import LabelStore
 from sum.data.records import Manifest, read_manifest
@@ -29,14 +30,17 @@ from sum.data.verdicts import require_valid
 from sum.engine import Loop, Row
 from sum.errors import DataError, choose
 from sum.licences import summarise
+from sum.methods import METHODS, MethodOptions, doubt_of
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
+from sum.models.groups import group_table
+from sum.models.parts import Lora, merge_adapters, select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
-from sum.rounds import train_rounds
 from sum.settings import BudgetConfig
 from sum.stages.common import base_weights, fingerprint, loop_options, round_options
 from sum.storage import replace_folder, sha256_file, write_json
+from sum.training_settings import AugmentConfig
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +48,6 @@ CHECKED = Path("data/checks/labels.json")
 MANIFEST, LABELS, MAPS, MODELS = (
     Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty", "models")
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """What a method of the paper's comparison switches (method.md section 8)."""
-
-    pseudo_labels: bool = True  # mix in unlabelled images
-    uncertainty: bool = True  # weigh losses and points by certainty
-    task_prompt: Literal["first", "all", "off"] = "first"
-
-
-METHODS: Mapping[str, MethodOptions] = {
-    "sum": MethodOptions(),
-    "vanilla": MethodOptions(uncertainty=False, task_prompt="off"),
-    "human_only": MethodOptions(pseudo_labels=False, uncertainty=False, task_prompt="off"),
-}
 
 
 def run(config: Config, *, budget: str) -> Path:
@@ -72,6 +60,7 @@ def run(config: Config, *, budget: str) -> Path:
     manifest = read_manifest(MANIFEST, reader="finetune")
     if method.pseudo_labels:
         require_valid(CHECKED, reader="finetune", maker="check_labels")
+    doubt = doubt_of(method, name=config.finetune.method, maps=MAPS)
     base = base_weights(config)
     model = load_segmenter(base, backbone=config.model.backbone)
     facts = {
@@ -79,11 +68,15 @@ def run(config: Config, *, budget: str) -> Path:
         "method": config.finetune.method,
         "base": file_fingerprint(base),
         "data": manifest.select(datasets={*entry.human, *entry.unlabelled}).fingerprint,
-        "labels": folders_fingerprint(LABELS, MAPS) if method.pseudo_labels else "none",
+        "labels": folders_fingerprint(*label_folders(method)) if method.pseudo_labels else "none",
+        "doubt": doubt,
     }
     work = Path("work/finetune") / f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
     sources = image_sources(config, entry, method=method, manifest=manifest, model=model)
+    choose_parts(config, model, method=method)
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
+    if loop.rank == 0:
+        log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
     record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
     began = time.perf_counter()
     with record or nullcontext():
@@ -103,8 +96,14 @@ def image_sources(
         raise DataError(f"budgets: {', '.join(entry.human)} hold no image with a human mask. See `dvc repro ingest`.")
     if not method.pseudo_labels:
         return [human]
-    store = LabelStore(LABELS, MAPS if method.uncertainty else None, reader="finetune")
-    pseudo = PseudoImages(manifest.select(datasets=entry.unlabelled), store, side=side, loss_side=loss_side)
+    pseudo = PseudoImages(
+        manifest.select(datasets=entry.unlabelled),
+        LabelStore(*label_folders(method), reader="finetune"),
+        side=side,
+        loss_side=loss_side,
+        labels=method.labels,
+        doubt=method.doubt,
+    )
     if not len(pseudo):
         raise DataError(
             f"{LABELS}: no pseudo-label for any image of {', '.join(entry.unlabelled)}. "
@@ -114,6 +113,27 @@ def image_sources(
         "%d images with human masks, %d with pseudo-labels (%d without any)", len(human), len(pseudo), pseudo.empty
     )
     return [human, pseudo]
+
+
+def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> None:
+    """Freeze what `finetune.train` and `finetune.lora` leave out, and task vectors that the method never adds."""
+    lora = Lora(**asdict(config.finetune.lora))
+    select_parts(
+        model, train=config.finetune.train, lora=lora, task_prompt=method.task_prompt != "off", seed=config.seed
+    )
+
+
+def label_folders(method: MethodOptions) -> list[Path]:
+    """The folders that a method with pseudo-labels reads."""
+    return [LABELS, MAPS] if method.reads_maps else [LABELS]
+
+
+def augmented(sources: list[ImageSource], settings: AugmentConfig) -> list[ImageSource]:
+    """The sources with the changes of images that are asked for."""
+    low, high = settings.scale
+    if not settings.flip and low == high == 1:
+        return sources
+    return [Augmented(source=source, flip=settings.flip, scale=(low, high)) for source in sources]
 
 
 def train(
@@ -129,18 +149,30 @@ def train(
     optim = config.finetune.optim
     shares = [entry.human_per_unlabelled, 1][: len(sources)]
     mixture = Mixture(
-        sources, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
+        augmented(sources, config.finetune.augment),
+        shares,
+        optim.images_per_batch,
+        optim.masks_per_image,
+        config.seed,
+        loop.rank,
+        loop.ranks,
     )
-    rounds = round_options(config.finetune.rounds, task_prompt=method.task_prompt)
+    rounds = round_options(
+        config.finetune.rounds,
+        task_prompt=method.task_prompt,
+        weigh_points=method.weigh_points,
+        weigh_loss=method.weigh_loss,
+    )
 
     def batches(start: int) -> Iterator[TrainBatch]:
         return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)
 
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         assert isinstance(state.model, Segmenter)
-        return train_rounds(
+        return train_in_parts(
             state.model,
             batch,
+            parts=config.finetune.accumulate,
             rounds=rounds,
             generator=generator,
             backward=state.backward,
@@ -213,6 +245,7 @@ def publish(
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
     summary = {**facts, "steps": loop.step, "trained": sum_parameters(model), "final": tail_means(history)}
+    merge_adapters(model)
     cost = {
         "seconds_this_session": seconds,
         "seconds": float(history["seconds"].sum()),

@@ -67,7 +67,12 @@ def test_dice_is_the_formula(theta, eps):
 
 
 @pytest.mark.parametrize(
-    "weights", [LossWeights(), LossWeights(focal=3.0, dice=0.5, alpha=0.7, gamma=1.5, theta=0.2, eps=0.3)]
+    "weights",
+    [
+        LossWeights(),
+        LossWeights(focal=3.0, dice=0.5, alpha=0.7, gamma=1.5, theta=0.2, eps=0.3),
+        LossWeights(theta=-1.0),  # every pixel is kept
+    ],
 )
 def test_mask_losses_is_the_weighted_formula_for_every_output(weights):
     logits, target, certainty = case(outputs=3)
@@ -149,6 +154,28 @@ def test_uncertain_pixels_have_exactly_no_gradient(loss):
     loss(logits, target, certainty).sum().backward()
     assert torch.all(logits.grad[certainty == 0] == 0)
     assert torch.all(logits.grad[certainty > 0.6] != 0)
+
+
+@pytest.mark.parametrize("loss", [focal_loss, dice_loss, fused])
+def test_what_stands_on_uncertain_pixels_changes_no_loss_and_no_gradient(loss):
+    logits, target, certainty = case()
+    unknown = certainty == 0
+    assert unknown.any()
+    results = []
+    for there, label in ((logits, target), (torch.where(unknown, -5 * logits, logits), target.logical_xor(unknown))):
+        leaf = there.clone().requires_grad_()
+        out = loss(leaf, label.double(), certainty)
+        out.sum().backward()
+        results.append((out.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_a_threshold_below_zero_keeps_pixels_of_no_certainty():
+    """Focal still weighs them by 0; Dice counts all of them, as without a map."""
+    logits, target, certainty = case(outputs=3)
+    got = mask_losses(logits, target, certainty, LossWeights(focal=0.0, theta=-0.1))
+    assert torch.equal(got, mask_losses(logits, target, torch.ones_like(certainty), LossWeights(focal=0.0)))
 
 
 def test_gradient_of_mask_losses_is_that_of_its_parts():

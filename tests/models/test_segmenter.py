@@ -102,6 +102,19 @@ def test_row_zero_of_the_task_prompt_gets_no_gradient(model: Segmenter) -> None:
     assert gradient[[1, 3]].abs().max() == 0
 
 
+def test_a_predictor_of_the_unspecified_task_is_stock_sam_bit_for_bit(model: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 128, 3), dtype=np.uint8)
+    found = []
+    for sam in (model.sam, Segmenter(model.sam, backbone="tiny").for_task("unspecified")):
+        predictor = SamPredictor(sam)
+        predictor.set_image(image)
+        found.append(
+            predictor.predict(np.array([[40.0, 30.0]]), np.array([1]), multimask_output=True, return_logits=True)
+        )
+    for stock, ours in zip(*found, strict=True):
+        assert np.array_equal(stock, ours)
+
+
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_predictor_for_a_task_answers_as_the_benchmark_asks(model: Segmenter, task: str) -> None:
     tuned = Segmenter(model.sam, backbone="tiny").eval()

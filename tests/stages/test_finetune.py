@@ -17,12 +17,14 @@ from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
 from sum.errors import ConfigError, MissingInput, TrackingError, ValidationFailed
+from sum.methods import METHODS
 from sum.models.checkpoint import load_segmenter
+from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
 from sum.settings import Config
 from sum.stages import check_labels, finetune, pseudo_label, uncertainty
-from sum.stages.finetune import METHODS
+from sum.stages.common import REFINER
 from sum.storage import sha256_file, write_json
 from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
 
@@ -37,14 +39,15 @@ DATASETS = {
 OPTIM = {"steps": 3, "lr": 1e-3, "images_per_batch": 2, "masks_per_image": 2, "checkpoint_every": 1}
 
 
-def settings(folder: Path, uri: str, *, method: str = "sum") -> Config:
+def settings(folder: Path, uri: str, *, method: str = "sum", maps: str = "confidence", **more: object) -> Config:
     return configure(
         folder,
         budgets=BUDGETS,
         datasets=DATASETS,
         tracking={"uri": uri},
-        uncertainty={"method": "confidence", "min_refine_area": 1},
-        finetune={"method": method, "optim": OPTIM, "rounds": {"rounds": 2}},
+        uncertainty={"method": maps, "min_refine_area": 1},
+        refine={"discrepancy": ["teacher"]},
+        finetune={"method": method, "optim": OPTIM, "rounds": {"rounds": 2}} | more,
     )
 
 
@@ -63,10 +66,22 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = MaskRecord("h/0#0", "h/0", "h", "part", "train", 600, 20, 10, 49, 29, encode_mask(mask), "", "")
         write_manifest(Path("data/manifest"), [*plain.images, human], [row])
         config = settings(folder, "sqlite:///unused.db")
+        make_refiners()
         pseudo_label.run(config)
         uncertainty.run(config)
         check_labels.run(config)
     return folder
+
+
+def make_refiners() -> None:
+    """A refinement module and the other one of discrepancy_teacher, of random changes to SAM's decoder."""
+    for seed, path in enumerate((REFINER, REFINER.with_name("student.safetensors"))):
+        refiner = Refiner(load_segmenter(WEIGHTS, backbone="tiny"))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for value in refiner.core.sam.parameters():
+                value.add_(0.05 * torch.randn(value.shape, generator=generator))
+        save_refiner(path, refiner, origin=sha256_file(WEIGHTS), about={})
 
 
 @pytest.fixture
@@ -81,20 +96,71 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "data/models/small/model.safetensors")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+QUICK = {"sum", "human_only", "mask_refinement"}  # the others differ in options that tests/test_methods.py shows
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in sorted(METHODS)]
+)
 def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, method: str) -> None:
-    if method == "human_only":
-        shutil.rmtree("data/pseudo_labels")
-        shutil.rmtree("data/uncertainty")
-    assert finetune.run(settings(project, tracking_uri, method=method), budget="small") == Path("data/models/small")
+    options = METHODS[method]
+    config = settings(
+        project, tracking_uri, method=method, maps="discrepancy_teacher" if options.maps else "confidence"
+    )
+    if options.maps:  # not the template's
+        uncertainty.run(config)
+        check_labels.run(config)
+    for used, folder in ((options.pseudo_labels, "data/pseudo_labels"), (options.reads_maps, "data/uncertainty")):
+        if not used:
+            shutil.rmtree(folder)
+    assert finetune.run(config, budget="small") == Path("data/models/small")
     found, base = trained(project), load_file(WEIGHTS)
     assert not torch.equal(found["mask_decoder.iou_token.weight"], base["mask_decoder.iou_token.weight"])
     used = sorted(found["task_prompt"].abs().amax(1).nonzero().flatten().tolist())
-    assert used == ([TASKS["part"]] if method == "sum" else [])  # row 0, the pseudo-labels', is never trained
+    assert used == ([] if options.task_prompt == "off" else [TASKS["part"]])  # row 0 is never trained
     names = sorted(path.name for path in Path("data/models/small").iterdir())
     assert names == ["history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
     assert len(Path("data/models/small/history.csv").read_text().splitlines()) == 1 + OPTIM["steps"]
-    assert json.loads(Path("data/models/small/run.json").read_text())["model_id"]
+    about = json.loads(Path("data/models/small/run.json").read_text())
+    assert about["model_id"]
+    tags = tracking.connect(tracking_uri).get_run(about["run_id"]).data.tags
+    assert (tags["method"], tags["doubt"]) == (method, DOUBT[method])
+
+
+DOUBT = {  # where u comes from when the maps are made by confidence, or by discrepancy_teacher where they must be
+    **dict.fromkeys(("vanilla", "human_only", "mask_refinement"), "none"),
+    **dict.fromkeys((name for name in METHODS if name.startswith("sum")), "confidence"),
+    "sum_discrepancy": "discrepancy_teacher",
+}
+
+
+def test_maps_of_another_method_are_refused(project: Path, tracking_uri: str) -> None:
+    """At load when params.yaml says so, and by the maps themselves when they are older than it."""
+    for method, words in (("sum_discrepancy", "discrepancy_teacher or _decoders"), ("mask_refinement", "makes none")):
+        with pytest.raises(ConfigError, match=rf"finetune\.method {method}.*{words}"):
+            settings(project, tracking_uri, method=method)
+        config = settings(project, tracking_uri, method=method, maps="discrepancy_teacher")
+        with pytest.raises(ConfigError, match=rf"'{method}' wants .*found 'confidence'.*`dvc repro check_labels`"):
+            finetune.run(config, budget="small")
+
+
+def test_a_model_tuned_by_adapters_is_a_plain_one(
+    project: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(project, tracking_uri, train="decoder", lora={"encoder": True, "rank": 2})
+    with caplog.at_level("INFO"):
+        finetune.run(config, budget="small")
+    (table,) = [record.getMessage() for record in caplog.records if "small trains:" in record.getMessage()]
+    assert "layer  5: learning rate x 1.0000, weight decay 0.1" in table  # tiny has four blocks; no decay by layer here
+    base, model = load_file(WEIGHTS), load_segmenter("data/models/small/model.safetensors", backbone="tiny")
+    changed = {name for name, value in model.sam.state_dict().items() if not torch.equal(value, base[name])}
+    assert {name.split(".")[0] for name in changed} == {"image_encoder", "mask_decoder"}
+    encoder = {name for name in changed if name.startswith("image_encoder")}
+    assert encoder == {f"image_encoder.blocks.3.{k}.{layer}.weight" for k in (0, 2) for layer in ("qkv", "out")}
+    decoder = sum(value.numel() for value in model.sam.mask_decoder.parameters())
+    adapters = 2 * 2 * ((192 + 3 * 192) + (192 + 192))  # blocks, rank, qkv and out
+    summary = json.loads(Path("data/models/small/summary.json").read_text())
+    assert summary["trained"] == decoder + adapters + model.task_prompt.numel()
 
 
 def test_certainty_of_the_batch_is_one_minus_the_map(project: Path) -> None:
@@ -126,10 +192,12 @@ def test_enlarged_maps_are_torchs() -> None:
 def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     project: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
-    config = settings(project, tracking_uri)
+    """With every option that draws or keeps something of its own."""
+    options = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "accumulate": 2, "lora": {"decoder": True}}
+    config = settings(project, tracking_uri, **options)
     whole = tmp_path / "whole"
     shutil.copytree(project, whole)
-    kill(project, stage="finetune", function="train_rounds", call=3, budget="small")
+    kill(project, stage="finetune", function="train_in_parts", call=3, budget="small")
     assert not Path("data/models").exists()
     (note,) = Path("work/finetune").glob("*/mlflow.json")
     finetune.run(config, budget="small")

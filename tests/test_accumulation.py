@@ -1,0 +1,56 @@
+"""A batch in pieces gives the gradient of the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sum.accumulation import split_images, train_in_parts
+from sum.models.backbones import build_tiny
+from sum.models.segmenter import Segmenter
+from sum.rounds import Rounds
+from tests.models.test_parts import batch
+
+SURE = Rounds(count=2, box_odds=1.0, box_noise=0.0)  # a box, then its logits: nothing is drawn, so prompts are the same
+
+
+def three_images():
+    plain = batch()
+    image = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    index = torch.tensor([0, 1, 1, 2, 2, 2])
+    parts = {name: getattr(plain, name).repeat(2, *[1] * (getattr(plain, name).ndim - 1)) for name in
+             ("mask", "certainty", "point", "task")}  # fmt: skip
+    return replace(plain, image=image, hw=torch.full((3, 2), 64), image_index=index, **parts)
+
+
+def gradients(parts: int):
+    torch.manual_seed(0)
+    model = Segmenter(build_tiny(side=64, channels=32), backbone="tiny")
+    log = train_in_parts(
+        model, three_images(), parts=parts, rounds=SURE, generator=torch.Generator().manual_seed(0),
+        backward=lambda loss: loss.backward(),
+    )  # fmt: skip
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, log
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_pieces_add_up_to_the_whole_batch(parts: int) -> None:
+    (whole, log), (pieces, own) = gradients(1), gradients(parts)
+    assert whole.keys() == pieces.keys()
+    for name, want in whole.items():
+        torch.testing.assert_close(pieces[name], want, rtol=1e-3, atol=2e-6, msg=name)
+    assert own.keys() == log.keys()
+    for name, value in log.items():
+        torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("parts", "images"), [(1, [3]), (2, [2, 1]), (3, [1, 1, 1]), (7, [1, 1, 1])])
+def test_every_image_and_mask_is_in_one_piece(parts: int, images: list[int]) -> None:
+    plain = three_images()
+    pieces = split_images(plain, parts)
+    assert [len(piece.image) for piece in pieces] == images
+    assert torch.equal(torch.cat([piece.image for piece in pieces]), plain.image)
+    assert torch.equal(torch.cat([piece.mask for piece in pieces]), plain.mask)
+    assert all(piece.image_index[0] == 0 and piece.image_index[-1] == len(piece.image) - 1 for piece in pieces)
