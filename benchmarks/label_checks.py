@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from data_scale import records
-from label_store import held
 
 AN_IMAGE, SHARD, SIDE = 100, 256, 32  # masks, images, px of the maps
 PAPER = 25_000_000  # masks
@@ -67,6 +66,12 @@ def write(folder: Path, masks: int) -> None:
                 other.add(name, map_rows([True] * AN_IMAGE, refined=codes, uncertainty=None))
             other.about(one.info)
     write_json(folder / LABELS / "summary.json", {"unreadable": {}})
+
+
+def held() -> float:
+    """MB that this process holds for itself, without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 class Peak:
