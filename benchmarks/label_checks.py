@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -29,9 +30,29 @@ AN_IMAGE, SHARD, SIDE = 100, 256, 32  # masks, images, px of the maps
 PAPER = 25_000_000  # masks
 
 
+def blob() -> np.ndarray:
+    """Codes `[AN_IMAGE, SIDE, SIDE]` of a small square."""
+    codes = np.zeros((AN_IMAGE, SIDE, SIDE), dtype=np.uint8)
+    codes[:, 8:20, 8:20] = 200
+    return codes
+
+
+def rows_of(shapes: Sequence[Any], *, start: int) -> list[tuple[Any, ...]]:
+    """The label rows of an image: every seventh of the shapes."""
+    from sum.data.labels import PseudoMask, label_rows
+
+    found = []
+    for k in range(AN_IMAGE):
+        shape = shapes[(start + 7 * k) % len(shapes)]
+        box = shape.x0, shape.y0, shape.x1, shape.y1
+        point, score = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), 0.99 - k / 1000
+        found.append(PseudoMask("", k, shape.rle, shape.area, box, point, score, 0.97))
+    return label_rows(found, blob())
+
+
 def write(folder: Path, masks: int) -> None:
     """A manifest of unlabelled photos and the shards about them."""
-    from sum.data.labels import PseudoMask, label_rows, map_rows
+    from sum.data.labels import map_rows
     from sum.data.records import manifest_writer
     from sum.data.shards import LABELS, UNCERTAINTY, shard_name, write_shard
     from sum.storage import write_json
@@ -47,8 +68,8 @@ def write(folder: Path, masks: int) -> None:
                 replace(photo, image_id=name, dataset="sa", path=path, sha256=content, task="unspecified",
                         split="unlabelled"), []
             )  # fmt: skip
-    codes = np.zeros((AN_IMAGE, SIDE, SIDE), dtype=np.uint8)
-    codes[:, 8:20, 8:20] = 200
+    labels = [rows_of(shapes, start=start) for start in range(len(shapes) // AN_IMAGE * 10)]
+    maps = map_rows([True] * AN_IMAGE, refined=blob(), uncertainty=None)
     shards = -(-images // SHARD)
     for number in range(shards):
         with (
@@ -56,14 +77,8 @@ def write(folder: Path, masks: int) -> None:
             write_shard(folder / UNCERTAINTY / shard_name(number), kind=UNCERTAINTY, side=SIDE, shards=shards) as other,
         ):
             for image, name in enumerate(names[number * SHARD : (number + 1) * SHARD]):
-                found = []
-                for k in range(AN_IMAGE):
-                    shape = shapes[(image + 7 * k) % len(shapes)]
-                    box = shape.x0, shape.y0, shape.x1, shape.y1
-                    point, score = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), 0.99 - k / 1000
-                    found.append(PseudoMask(name, k, shape.rle, shape.area, box, point, score, 0.97))
-                one.add(name, label_rows(found, codes))
-                other.add(name, map_rows([True] * AN_IMAGE, refined=codes, uncertainty=None))
+                one.add(name, labels[image % len(labels)])
+                other.add(name, maps)
             other.about(one.info)
     write_json(folder / LABELS / "summary.json", {"unreadable": {}})
 
