@@ -88,40 +88,6 @@ def test_training_again_to_the_same_weights_evaluates_nothing_again(small):
     assert stages_run(small.dvc("repro")) == ["register@small", "report"]
 
 
-@pytest.fixture
-def bucket(monkeypatch) -> Iterator[str]:
-    """An S3 server on loopback with a bucket; the environment points there."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
-    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="project")
-    yield "s3://project/dvc"
-    server.stop()
-
-
-def test_push_to_s3_and_pull_into_a_copy_without_data(small, bucket, tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.setitem(small.env, name, os.environ[name])
-    small.dvc("remote", "add", "--default", "--force", "store", bucket)
-    small.dvc("remote", "modify", "--local", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL_S3"])
-    small.dvc("push")
-    other = copy(small)
-    other.folder = tmp_path / "other"
-    absent = {small.folder: {"data", "work"}, small.folder / ".dvc": {"cache", "tmp"}}
-    shutil.copytree(small.folder, other.folder, ignore=lambda place, names: absent.get(Path(place), set()) & {*names})
-    other.dvc("pull")
-    assert stages_run(other.dvc("repro", "--dry")) == []
-    for out in ("data/raw/demo", "data/models/large", "data/report"):
-        assert tree(other.folder / out) == tree(small.folder / out)
-    small.dvc("remote", "remove", "store")  # its server ends here
-
-
 @pytest.mark.parametrize(
     ("stage", "out", "left"),
     [
@@ -165,7 +131,7 @@ def test_kill_9_then_repro_goes_on_and_gives_the_same(small, stage, out, left):
     ],
 )
 def test_kill_9_of_a_quick_stage_leaves_nothing_half_done(small, stage, out):
-    """Killed late in its life, twice; afterwards it gives the same files, and register no second version."""
+    """Killed late in its life; afterwards it gives the same files, and register no second version."""
     command = small.command("sum", *stage.split("@"))
     options = {"cwd": small.folder, "env": small.env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     began = time.monotonic()
@@ -178,9 +144,38 @@ def test_kill_9_of_a_quick_stage_leaves_nothing_half_done(small, stage, out):
             child.kill()
         left = tree(small.folder / out)
         assert not left or left == kept, "half written"
-    subprocess.run(command, check=True, **options)
-    assert tree(small.folder / out) == kept
-    assert not [path for path in (small.folder / "data").rglob(".*.partial") if path.is_dir()]
+        subprocess.run(command, check=True, **options)
+        assert tree(small.folder / out) == kept
+        assert not [path for path in (small.folder / "data").rglob(".*.partial") if path.is_dir()]
+
+
+def test_a_killed_deployment_run_goes_on_from_its_checkpoint(small, free_port):
+    """`make serve`, `prefect deployment run sum/ft-small`, kill -9 of the flow while it trains, run again."""
+    for name in ("flows", "prefect.yaml"):
+        (small.folder / name).symlink_to(PROJECT / name)
+    before = (small.folder / "params.yaml").read_text()
+    small.edit(lambda tree: tree["finetune"]["optim"].update(steps=8))
+    shutil.rmtree(small.folder / "work" / "finetune")
+    with serving(small.folder, port=free_port) as served:
+        with served.run("sum/ft-small") as watch:
+            while not list((small.folder / "work").glob("finetune/*/checkpoint-*")):
+                assert watch.poll() is None, served.log.read_text()
+                time.sleep(0.05)
+            (flow,) = flow_processes(served)
+            os.kill(flow, signal.SIGKILL)
+            told, _ = watch.communicate(timeout=120)
+        assert watch.returncode != 0, told
+        with served.run("sum/ft-small") as watch:
+            told, _ = watch.communicate(timeout=LONG)
+        log = served.log.read_text()
+        assert watch.returncode == 0, told + log
+        assert "resumed at step" in log
+        kept = served.artifacts()
+    assert [row["model"] for row in json.loads(kept["results-small"])] == ["base", "small", "medium", "large"]
+    assert "Registered: " in kept["links-small"]
+    assert "compare-model-versions" in kept["mlflow"]
+    (small.folder / "params.yaml").write_text(before)
+    small.dvc("repro")  # from the run cache
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -204,33 +199,37 @@ def content(path: Path) -> object:
     return path.read_bytes()
 
 
-def test_a_killed_deployment_run_goes_on_from_its_checkpoint(small, free_port):
-    """`make serve`, `prefect deployment run sum/ft-small`, kill -9 of the flow while it trains, run again.
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[str]:
+    """An S3 server on loopback with a bucket; the environment points there."""
+    import boto3
+    from moto.server import ThreadedMotoServer
 
-    The last of the tests of `small`: it leaves other params there.
-    """
-    for name in ("flows", "prefect.yaml"):
-        (small.folder / name).symlink_to(PROJECT / name)
-    small.edit(lambda tree: tree["finetune"]["optim"].update(steps=8))
-    shutil.rmtree(small.folder / "work" / "finetune")
-    with serving(small.folder, port=free_port) as served:
-        with served.run("sum/ft-small") as watch:
-            while not list((small.folder / "work").glob("finetune/*/checkpoint-*")):
-                assert watch.poll() is None, served.log.read_text()
-                time.sleep(0.05)
-            (flow,) = flow_processes(served)
-            os.kill(flow, signal.SIGKILL)
-            told, _ = watch.communicate(timeout=120)
-        assert watch.returncode != 0, told
-        with served.run("sum/ft-small") as watch:
-            told, _ = watch.communicate(timeout=LONG)
-        log = served.log.read_text()
-        assert watch.returncode == 0, told + log
-        assert "resumed at step" in log
-        kept = served.artifacts()
-    assert [row["model"] for row in json.loads(kept["results-small"])] == ["base", "small", "medium", "large"]
-    assert "Registered: " in kept["links-small"]
-    assert "compare-model-versions" in kept["mlflow"]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="project")
+    yield "s3://project/dvc"
+    server.stop()
+
+
+def test_push_to_s3_and_pull_into_a_copy_without_data(small, bucket, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.setitem(small.env, name, os.environ[name])
+    small.dvc("remote", "add", "--default", "--force", "store", bucket)
+    small.dvc("remote", "modify", "--local", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL_S3"])
+    small.dvc("push")
+    other = copy(small)
+    other.folder = tmp_path / "other"
+    absent = {small.folder: {"data", "work"}, small.folder / ".dvc": {"cache", "tmp"}}
+    shutil.copytree(small.folder, other.folder, ignore=lambda place, names: absent.get(Path(place), set()) & {*names})
+    other.dvc("pull")
+    assert stages_run(other.dvc("repro", "--dry")) == []
+    for out in ("data/raw/demo", "data/models/large", "data/report"):
+        assert tree(other.folder / out) == tree(small.folder / out)
 
 
 def test_base_weights_in_a_bucket_are_a_dependency_like_a_file(bucket, tmp_path):
