@@ -41,10 +41,10 @@ def check_evaluation(manifest: Path, folder: Path, *, models: Sequence[str], rou
         "evaluation_masks": (coverage_table(rows, masks, models=models, rounds=rounds), ["mask_id"], coverage_rules()),
     }
     return run_suites(
-        {
-            name: Suite(table, keys, rules, {rule.text: reason for rule in rules} if reason else {})
+        (
+            (name, Suite(table, keys, rules, {rule.text: reason for rule in rules} if reason else {}))
             for name, (table, keys, rules) in suites.items()
-        },
+        ),
         docs=docs,
     )
 

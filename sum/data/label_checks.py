@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sum.data.checks import Suite, run_suites
-from sum.data.label_tables import LabelRows, label_tables, yield_table
+from sum.data.label_tables import LabelRows, LabelTables, yield_table
 from sum.data.labels import LabelStore
 from sum.data.records import IMAGES, read_columns
 from sum.data.reports import Report
@@ -44,31 +45,30 @@ def check_labels(manifest: Path, labels: Path, uncertainty: Path, *, limits: Lab
     images = pd.concat(
         [part.to_pandas() for part in read_columns(manifest / IMAGES, COLUMNS, reader=READER)] or [EMPTY]
     )
-    unreadable = _unreadable(labels)
-    reason = ""
+    return run_suites(_suites(labels, uncertainty, images, unreadable=_unreadable(labels), limits=limits), docs=docs)
+
+
+def _suites(
+    labels: Path, uncertainty: Path, images: pd.DataFrame, *, unreadable: Mapping[str, str], limits: LabelLimits
+) -> Iterator[tuple[str, Suite]]:
+    """The suites by name. That of the masks comes first: reading them tells what is known of an image."""
+    reason, tables = "", None
     try:
         store = LabelStore(labels, uncertainty, reader=READER)
-        masks, answers = label_tables(store, images, unreadable=unreadable, min_refine_area=limits.min_refine_area)
+        tables = LabelTables(store, images, unreadable=unreadable, min_refine_area=limits.min_refine_area)
     except MissingInput:
         raise
     except DataError as error:  # a shard is damaged, or gone: nothing is known of any label
         reason = str(error)
-        masks, answers = (
-            LabelRows().table(min_refine_area=0),
-            pd.DataFrame({"image_id": [], "dataset": [], "masks": []}),
-        )
-    tables = {
-        "labels": (masks, ["image_id", "index"], mask_rules(limits)),
-        "label_images": (answers, ["image_id"], image_rules()),
-        "label_sets": (yield_table(answers), ["dataset"], yield_rules(limits)),
-    }
-    return run_suites(
-        {
-            name: Suite(table, keys, rules, {rule.text: reason for rule in rules} if reason else {})
-            for name, (table, keys, rules) in tables.items()
-        },
-        docs=docs,
-    )
+
+    def suite(table: pd.DataFrame | Iterator[pd.DataFrame], keys: list[str], rules: list[Rule]) -> Suite:
+        return Suite(table, keys, rules, {rule.text: reason for rule in rules} if reason else {})
+
+    masks = tables.masks() if tables else LabelRows().table(min_refine_area=0)
+    yield "labels", suite(masks, ["image_id", "index"], mask_rules(limits))
+    answers = tables.images() if tables else pd.DataFrame({"image_id": [], "dataset": [], "masks": []})
+    yield "label_images", suite(answers, ["image_id"], image_rules())
+    yield "label_sets", suite(yield_table(answers), ["dataset"], yield_rules(limits))
 
 
 def _unreadable(labels: Path) -> dict[str, str]:

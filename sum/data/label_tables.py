@@ -1,8 +1,11 @@
-"""Pseudo-labels and their uncertainty as tables to be checked, read image by image: neither masks nor maps are kept."""
+"""Pseudo-labels and their uncertainty as tables to be checked, read image by image: neither masks nor maps are kept.
+
+Of masks there may be tens of millions: their table comes in parts. That of the images is whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,15 +19,21 @@ PAPER_SIDE = 1024  # px, the longest side of the frame in which params.yaml give
 WHOLE = ("index", "area", "x0", "y0", "x1", "y1")
 REAL = ("point_x", "point_y", "predicted_iou", "stability")
 EDGES = ("x0", "y0", "x1", "y1")
+ROWS = (
+    20_000  # of the table of masks at once: about 11 MB; fewer cost time, every part has Great Expectations begin anew
+)
 
 
 class LabelRows:
     """A row a pseudo-mask, gathered image by image; their run lengths are looked at a few at a time and let go."""
 
     def __init__(self) -> None:
-        self._ids = list[str]()
+        self._ids, self._done = list[str](), 0
         self._rows, self._codes, self._images = list[tuple[float | None, ...]](), list[str](), list[tuple[int, ...]]()
         self._parts = list[dict[str, NDArray[np.generic]]]()
+
+    def __len__(self) -> int:
+        return self._done + len(self._rows)
 
     def add(self, image_id: str, masks: Sequence[PseudoMask], has_map: Sequence[bool], *, hw: tuple[int, int]) -> None:
         """The masks of an image of hw (height, width), and whether each has a map of its uncertainty."""
@@ -39,20 +48,20 @@ class LabelRows:
             self._flush()
 
     def table(self, *, min_refine_area: float) -> pd.DataFrame:
-        """All rows. `lacking` and `box_of_runs` name what is wrong, or are null; others: see `_part`.
+        """All rows, forgotten here by that. `lacking` and `box_of_runs` name what is wrong, or are null; see `_part`.
 
         min_refine_area: px at a 1024 frame, from which on a mask is to have a map (`wants_map`).
         """
         self._flush(empty=not self._parts)
         columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        self._parts.clear()
+        ids = pd.Index(self._ids, dtype="str")
+        self._parts, self._ids, self._done = [], [], 0
         table = pd.DataFrame(columns)
         for name in WHOLE:
             if table[name].notna().all() and np.isfinite(table[name]).all():
                 table[name] = table[name].astype("int64")
         number = table.pop("number")
-        ids = pd.Categorical.from_codes(number.to_numpy(), categories=pd.Index(self._ids, dtype="str"))
-        table["image_id"] = pd.Series(ids, table.index)
+        table["image_id"] = pd.Series(pd.Categorical.from_codes(number.to_numpy(), categories=ids), table.index)
         table["image_pixels"] = table["height"] * table["width"]
         table["area_share"] = table["area"] / table["image_pixels"]
         longest = table[["height", "width"]].max(axis=1)
@@ -65,6 +74,7 @@ class LabelRows:
     def _flush(self, *, empty: bool = False) -> None:
         if self._rows or empty:
             self._parts.append(_part(self._rows, self._codes, self._images))
+            self._done += len(self._rows)
         for held in (self._rows, self._codes, self._images):
             held.clear()
 
@@ -113,31 +123,47 @@ def texts(rows: int, found: Mapping[int, str]) -> pd.Series[str]:
     return pd.Series(column, dtype="object")
 
 
-def label_tables(
-    store: LabelStore, images: pd.DataFrame, *, unreadable: Mapping[str, str], min_refine_area: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row a pseudo-mask, and a row an image of split unlabelled or with an answer of stage pseudo_label.
+class LabelTables:
+    """What a store holds as two tables: a row a pseudo-mask, in parts of bounded size, and a row an image."""
 
-    images: those of the manifest; unreadable: image -> why it has no labels; min_refine_area: see LabelRows.table. An
-    image whose labels or maps cannot be read, or are not whole, gets the reason in `problem`.
-    Columns of the images: `answer` labelled, unreadable, both or none; `in_test`: the test image of the same content.
-    """
-    known = images.drop_duplicates("image_id").set_index("image_id")
-    ids = store.image_ids
-    rows, problems, counts = LabelRows(), dict[str, str](), dict[str, int]()
-    sizes = dict(zip(known.index, zip(known["height"], known["width"], strict=True), strict=True))
-    for image_id in ids:
-        try:
-            masks = store.masks(image_id)
-            has_map = store.has_map(image_id).tolist()
-            counts[image_id] = len(masks)
-            if image_id in sizes:
-                rows.add(image_id, masks, has_map, hw=sizes[image_id])
-        except (SumError, ValueError, TypeError) as error:
-            problems[image_id] = str(error)
-    return rows.table(min_refine_area=min_refine_area), _images(
-        known, ids, counts=counts, problems=problems, unreadable=unreadable
-    )
+    def __init__(
+        self, store: LabelStore, images: pd.DataFrame, *, unreadable: Mapping[str, str], min_refine_area: float
+    ) -> None:
+        """images: those of the manifest; unreadable: image -> why it has no labels; min_refine_area: see LabelRows."""
+        self._store, self._unreadable, self._min_refine_area = store, unreadable, min_refine_area
+        self._known = images.drop_duplicates("image_id").set_index("image_id")
+        self._problems, self._counts = dict[str, str](), dict[str, int]()
+
+    def masks(self, rows: int = ROWS) -> Iterator[pd.DataFrame]:
+        """The masks in parts of whole images, at least one part, each of `rows` rows and those of one image at most.
+
+        An image whose labels or maps cannot be read, or are not whole, is left out: `images` tells why.
+        """
+        known, gathered, empty = self._known, LabelRows(), True
+        sizes = dict(zip(known.index, zip(known["height"], known["width"], strict=True), strict=True))
+        for image_id in self._store.image_ids:
+            try:
+                masks = self._store.masks(image_id)
+                has_map = self._store.has_map(image_id).tolist()
+                self._counts[image_id] = len(masks)
+                if image_id in sizes:
+                    gathered.add(image_id, masks, has_map, hw=sizes[image_id])
+            except (SumError, ValueError, TypeError) as error:
+                self._problems[image_id] = str(error)
+            if len(gathered) >= rows:
+                yield gathered.table(min_refine_area=self._min_refine_area)
+                empty = False
+        if empty or len(gathered):
+            yield gathered.table(min_refine_area=self._min_refine_area)
+
+    def images(self) -> pd.DataFrame:
+        """A row an image of split unlabelled or with an answer of stage pseudo_label, once all masks have been read.
+
+        `answer`: labelled, unreadable, both or none; `in_test`: the test image of the same content; `problem`: why its
+        labels or maps cannot be read.
+        """
+        ids = self._store.image_ids
+        return _images(self._known, ids, counts=self._counts, problems=self._problems, unreadable=self._unreadable)
 
 
 def _images(

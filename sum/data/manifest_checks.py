@@ -61,6 +61,6 @@ def check_manifest(
         "datasets": (datasets, ["dataset"]),
         "budgets": (budget_table(datasets, budgets), ["budget", "dataset"]),
     }
-    suites = {name: Suite(table, keys, RULES[name](limits), broken) for name, (table, keys) in tables.items()}
+    suites = ((name, Suite(table, keys, RULES[name](limits), broken)) for name, (table, keys) in tables.items())
     allowed = tuple(copy.text for copy in found if copy.allowed)
     return run_suites(suites, docs=docs, figures=overview(images, masks), allowed=allowed)

@@ -37,8 +37,8 @@ def all_files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.usefixtures("dvc_project")
 def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dvc("init", "--no-scm", "--quiet")
     write_labelme(tmp_path / "data" / "raw" / "mine")
     before = all_files(tmp_path)
     assert main(["add", "mine", "data/raw/mine", "--task", "part", "--licence", "own"]) == 0
@@ -68,9 +68,9 @@ def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
 
 
+@pytest.mark.usefixtures("dvc_project")
 def test_the_readme_s_sequence_can_be_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All three budgets of own.yaml use `mine`; its placeholder comes back."""
-    dvc("init", "--no-scm", "--quiet")
     params = (PROJECT / "examples" / "own.yaml").read_bytes()
     (tmp_path / "params.yaml").write_bytes(params)
     write_labelme(tmp_path / "set")
@@ -87,9 +87,9 @@ def test_the_readme_s_sequence_can_be_undone(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "set" / "images" / "a.jpg").is_file()
 
 
+@pytest.mark.usefixtures("dvc_project")
 def test_work_in_a_copy_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Edited as docs/datasets.md says: DVC then finds nothing changed, but it is no longer what `add` put there."""
-    dvc("init", "--no-scm", "--quiet")
     write_labelme(tmp_path / "set")
     assert main(["add", "mine", "set", "--task", "part"]) == 0
     dvc("unprotect", "data/raw/mine")
@@ -101,10 +101,10 @@ def test_work_in_a_copy_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "The folder data/raw/mine stays" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("dvc_project")
 def test_add_promises_no_undoing_that_a_budget_is_in_the_way_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dvc("init", "--no-scm", "--quiet")
     params = (tmp_path / "params.yaml").read_text().replace("human: [demo_salient", "human: [mine")
     (tmp_path / "params.yaml").write_text(params)
     write_labelme(tmp_path / "data" / "raw" / "mine")
@@ -141,10 +141,10 @@ def add_options(path: str) -> argparse.Namespace:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("dvc_project")
 def test_a_folder_elsewhere_and_a_budget_that_uses_it(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dvc("init", "--no-scm", "--quiet")
     export = tmp_path_factory.mktemp("export")
     write_yolo_splits(export)
     before, params = all_files(export), (tmp_path / "params.yaml").read_bytes()

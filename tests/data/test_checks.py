@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sum.data.fingerprints import perceptual_hashes
 from sum.data.manifest_checks import CopyRules, check_manifest
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
 from sum.data.reports import Report
-from sum.data.rules import COPIED, LIKE, RULES, Limits, Rule
+from sum.data.rules import COPIED, LIKE, RULES, Limits, Rule, between, given
 from sum.data.tables import BudgetFacts, SetFacts
 from tests.data.coded import code
 
@@ -236,6 +237,29 @@ def test_a_check_that_breaks_is_an_error_and_not_bad_data(tmp_path: Path) -> Non
     assert (failed.success, failed.unexpected) == (False, 0)
     assert "human_masks" in failed.error
     assert (stopped.state, stopped.error) == ("failed", "the disk is on fire")  # though its severity is a warning
+
+
+def test_a_check_that_breaks_on_one_part_is_an_error_of_the_whole(tmp_path: Path) -> None:
+    """Whichever part it is, the first, one in between or the last."""
+    parts = [pd.DataFrame({"key": [n, n + 1], "value": [n, None]}) for n in (1, 3, 5)]
+    rules = [between("value is at most 2", "value", None, 2), given("value is given", "value")]
+    counted = Counter[str]()
+    most, here = check_table(make_context(tmp_path / "a"), "t", Suite(iter(parts), ["key"], rules), rows=counted)
+    assert counted == {"t": 6}
+    assert (most.unexpected, most.rows) == (2, ("key 3, value 3.0", "key 5, value 5.0"))
+    assert (here.unexpected, [row.partition(",")[0] for row in here.rows]) == (3, ["key 2", "key 4", "key 6"])
+    for broken in range(3):
+        some = [part.drop(columns="value") if n == broken else part for n, part in enumerate(parts)]
+        found = check_table(make_context(tmp_path / f"{broken}"), "t", Suite(iter(some), ["key"], rules))
+        assert [(one.state, one.unexpected, one.rows) for one in found] == [("failed", 0, ())] * 2
+        assert all("value" in one.error for one in found)
+
+
+def test_no_more_rows_are_shown_of_many_parts_than_of_one(tmp_path: Path) -> None:
+    parts = (pd.DataFrame({"key": range(n, n + 4), "value": range(n, n + 4)}) for n in range(0, 40, 4))
+    suite = Suite(parts, ["key"], [between("value is at most 2", "value", None, 2)])
+    (found,) = check_table(make_context(tmp_path), "t", suite)
+    assert (found.unexpected, found.rows) == (37, tuple(f"key {n}, value {n}" for n in range(3, 13)))
 
 
 def test_a_copy_that_cannot_be_looked_at_is_a_failed_check(tmp_path: Path) -> None:

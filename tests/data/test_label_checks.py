@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sum.data.label_checks import LabelLimits, check_labels, image_rules, mask_rules, yield_rules
-from sum.data.label_tables import LabelRows
+from sum.data.label_tables import LabelRows, LabelTables
 from sum.data.labels import PseudoMask, label_rows, map_rows
 from sum.data.records import ImageRecord, encode_mask, write_manifest
 from sum.data.reports import Report
@@ -90,6 +91,16 @@ def write(
 
 def check(folder: Path, *, limits: LabelLimits = LIMITS) -> Report:
     return check_labels(folder / "manifest", folder / LABELS, folder / UNCERTAINTY, limits=limits, docs=folder / "docs")
+
+
+def figures(page: Path) -> list[str]:
+    """What a page of Great Expectations counts."""
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page.read_text(encoding="utf-8")))
+    found = re.findall(
+        r"(?:Unsuccessful|Evaluated) Expectations \d+|[\d,]+ unexpected values found. \S+ of \d+ total", text
+    )
+    assert len(found) > 20
+    return found
 
 
 def rows(report: Report) -> dict[str, tuple[str, ...]]:
@@ -201,6 +212,32 @@ def test_an_image_without_a_right_answer_is_named(altered: tuple[Report, Path]) 
     for rule in set(OF_IMAGES) - {"image is of split unlabelled"}:
         assert len(found[rule]) == 1
     assert (altered[1] / "docs" / "index.html").is_file()
+
+
+def test_rows_in_parts_break_the_same_rules_by_the_same_rows(
+    altered: tuple[Report, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A part holds whole images: its best mask is not lost to the row after it. The altered store is one part."""
+    whole, folder = altered
+    monkeypatch.setattr(LabelTables.masks, "__defaults__", (5,))
+    sizes = list[int]()
+    plain = LabelRows.table
+
+    def told(rows: LabelRows, *, min_refine_area: float) -> pd.DataFrame:
+        table = plain(rows, min_refine_area=min_refine_area)
+        sizes.append(len(table))
+        return table
+
+    monkeypatch.setattr(LabelRows, "table", told)
+    again = tmp_path / "again"
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("docs"))
+    cut = check(again)
+    assert sizes[:3] == [6, 6, 6]  # three images of two masks each
+    assert (len(sizes), sum(sizes)) == (9, whole.rows["labels"])
+    assert cut.as_json() == whole.as_json()
+    one, other = (sorted((place / "docs").rglob("validations/**/labels-labels.html")) for place in (folder, again))
+    assert len(one) == len(other) == 1
+    assert figures(other[0]) == figures(one[0])
 
 
 @pytest.fixture

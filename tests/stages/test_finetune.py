@@ -189,6 +189,7 @@ def test_enlarged_maps_are_torchs() -> None:
     torch.testing.assert_close(enlarge(maps, side=64), wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow  # imports torch and MLflow once more
 def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     project: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def curve(uri: str) -> list[int]:
     return [point.step for point in history]
 
 
+@pytest.mark.slow  # imports torch and MLflow once more
 def test_a_checkpoint_brings_its_metrics_to_mlflow(project: Path, tracking_uri: str) -> None:
     config = settings(project, tracking_uri)
     kill(project, stage="finetune", function="publish", call=1, budget="small")  # at the end, before Run.finish

@@ -63,6 +63,7 @@ def test_weights_are_trained_and_a_second_run_has_nothing_to_do(config: Config) 
     assert Path("out.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow  # imports torch once more
 def test_a_killed_run_goes_on_and_gives_the_same(config: Config, tmp_path: Path) -> None:
     pretrain.run(config)
     whole = Path("out.safetensors").read_bytes()
