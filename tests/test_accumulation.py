@@ -42,8 +42,8 @@ def test_pieces_add_up_to_the_whole_batch(parts: int) -> None:
     for name, want in whole.items():
         torch.testing.assert_close(pieces[name], want, rtol=1e-3, atol=2e-6, msg=name)
     assert own.keys() == log.keys()
-    for name, value in log.items():
-        torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-6)
+    for name in ("loss", "iou_first", "iou_last", "out_of_memory"):
+        torch.testing.assert_close(own[name], log[name].float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("parts", "images"), [(1, [3]), (2, [2, 1]), (3, [1, 1, 1]), (7, [1, 1, 1])])
