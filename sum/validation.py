@@ -59,8 +59,9 @@ class Watch:
                 if self.best == step:
                     self._keep(loop)
                 write_json(self._note, {str(known): figure for known, figure in sorted(self.figures.items())})
-        log.info("step %d: IoU %.4f after one click on held-out images; best %.4f at step %d", step,
-                 self.figures[step], self.figures[self.best], self.best)  # fmt: skip
+        if loop.rank == 0:
+            words = "step %d: IoU %.4f after one click on held-out images; best %.4f at step %d"
+            log.info(words, step, self.figures[step], self.figures[self.best], self.best)
         if sum(known > self.best for known in self.figures) >= self.patience:
             raise Enough
 
