@@ -160,6 +160,19 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopConfig:
+    """When training ends before its last step, by IoU after one click on human train images that it does not see."""
+
+    __pydantic_config__ = _STRICT
+    patience: int = 0  # checkpoints without a higher figure; 0: never, and nothing is held out
+    held_out: float = 0.1  # share of the images, by content hash
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "patience")
+        require(0 < self.held_out < 1, f"held_out must be in (0, 1), got {self.held_out}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tuning of one budget."""
 
@@ -169,6 +182,7 @@ class FinetuneConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     optim: OptimConfig
     rounds: RoundsConfig
 

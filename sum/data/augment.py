@@ -47,6 +47,13 @@ class Augmented:
         return moved(plain, draw_move((height, width), side=side, flip=self.flip, scale=self.scale, rng=rng))
 
 
+def augmented(sources: list[ImageSource], *, flip: float, scale: tuple[float, float]) -> list[ImageSource]:
+    """The sources with the changes of images that are asked for; themselves when none is."""
+    if not flip and scale[0] == scale[1] == 1:
+        return sources
+    return [Augmented(source=source, flip=flip, scale=scale) for source in sources]
+
+
 def draw_move(
     hw: tuple[int, int], *, side: int, flip: float, scale: tuple[float, float], rng: np.random.Generator
 ) -> Move:

@@ -36,6 +36,15 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(json.dumps([code_hash(), *plain], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def folders_fingerprint(*folders: Path) -> str:
+    """sha256 over names and contents of the files of some stages' folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.glob("*")):
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 @cache
 def code_hash() -> str:
     """sha256 over this package's code: work begun by other code is not gone on with."""

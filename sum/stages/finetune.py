@@ -5,12 +5,11 @@ The methods of the paper's comparison are sets of options of this one path: sum/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from sum import tracking
 from sum.accumulation import train_in_parts
 from sum.config import Config
-from sum.data.augment import Augmented
+from sum.data.augment import augmented
 from sum.data.batches import ImageSource, Mixture, TrainBatch
 from sum.data.labels import LabelStore
 from sum.data.records import Manifest, read_manifest
@@ -38,9 +37,9 @@ from sum.models.parts import Lora, merge_adapters, select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
 from sum.settings import BudgetConfig
-from sum.stages.common import base_weights, fingerprint, loop_options, round_options
-from sum.storage import replace_folder, sha256_file, write_json
-from sum.training_settings import AugmentConfig
+from sum.stages.common import base_weights, fingerprint, folders_fingerprint, loop_options, round_options
+from sum.storage import replace_folder, write_json
+from sum.validation import Enough, Watch, hold_out
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ def run(config: Config, *, budget: str) -> Path:
     entry = choose(config.budgets, budget, key="budgets")
     method = choose(METHODS, config.finetune.method, key="finetune.method")
     manifest = read_manifest(MANIFEST, reader="finetune")
+    stop = config.finetune.early_stop
+    human, held = hold_out(manifest.select(datasets=entry.human), share=stop.held_out if stop.patience else 0.0)
     if method.pseudo_labels:
         require_valid(CHECKED, reader="finetune", maker="check_labels")
     doubt = doubt_of(method, name=config.finetune.method, maps=MAPS)
@@ -72,7 +73,9 @@ def run(config: Config, *, budget: str) -> Path:
         "doubt": doubt,
     }
     work = Path("work/finetune") / f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
-    sources = image_sources(config, entry, method=method, manifest=manifest, model=model)
+    unlabelled = manifest.select(datasets=entry.unlabelled)
+    sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
+    watch = Watch(held, patience=stop.patience, folder=work) if stop.patience else None
     choose_parts(config, model, method=method)
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
@@ -80,24 +83,25 @@ def run(config: Config, *, budget: str) -> Path:
     record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
     began = time.perf_counter()
     with record or nullcontext():
-        train(config, loop, sources, entry=entry, method=method, on_rows=log_rows(record))
+        train(config, loop, sources, entry=entry, method=method, on_rows=log_rows(record), watch=watch)
         if record is not None:
-            publish(config, loop, budget=budget, facts=facts, record=record, seconds=time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            publish(config, loop, budget=budget, facts=facts, record=record, seconds=seconds, watch=watch)
     return MODELS / budget
 
 
 def image_sources(
-    config: Config, entry: BudgetConfig, *, method: MethodOptions, manifest: Manifest, model: Segmenter
+    config: Config, entry: BudgetConfig, *, method: MethodOptions, images: tuple[Manifest, Manifest], model: Segmenter
 ) -> list[ImageSource]:
-    """The human images and, unless the method does without, the pseudo-labelled ones."""
+    """The human images and, unless the method does without, the pseudo-labelled ones; images: of both kinds."""
     side, loss_side = model.side, config.finetune.rounds.loss_side or model.side
-    human = HumanImages(manifest.select(datasets=entry.human), side=side, loss_side=loss_side, tasks=TASKS)
+    human = HumanImages(images[0], side=side, loss_side=loss_side, tasks=TASKS)
     if not len(human):
         raise DataError(f"budgets: {', '.join(entry.human)} hold no image with a human mask. See `dvc repro ingest`.")
     if not method.pseudo_labels:
         return [human]
     pseudo = PseudoImages(
-        manifest.select(datasets=entry.unlabelled),
+        images[1],
         LabelStore(*label_folders(method), reader="finetune"),
         side=side,
         loss_side=loss_side,
@@ -128,14 +132,6 @@ def label_folders(method: MethodOptions) -> list[Path]:
     return [LABELS, MAPS] if method.reads_maps else [LABELS]
 
 
-def augmented(sources: list[ImageSource], settings: AugmentConfig) -> list[ImageSource]:
-    """The sources with the changes of images that are asked for."""
-    low, high = settings.scale
-    if not settings.flip and low == high == 1:
-        return sources
-    return [Augmented(source=source, flip=settings.flip, scale=(low, high)) for source in sources]
-
-
 def train(
     config: Config,
     loop: Loop,
@@ -144,18 +140,14 @@ def train(
     entry: BudgetConfig,
     method: MethodOptions,
     on_rows: Callable[[Sequence[Row]], None],
+    watch: Watch | None = None,
 ) -> None:
-    """Bring the loop to its last step."""
-    optim = config.finetune.optim
+    """Bring the loop to its last step, or to the checkpoint at which `watch` has seen enough."""
+    optim, change = config.finetune.optim, config.finetune.augment
     shares = [entry.human_per_unlabelled, 1][: len(sources)]
+    changed = augmented(sources, flip=change.flip, scale=(change.scale[0], change.scale[1]))
     mixture = Mixture(
-        augmented(sources, config.finetune.augment),
-        shares,
-        optim.images_per_batch,
-        optim.masks_per_image,
-        config.seed,
-        loop.rank,
-        loop.ranks,
+        changed, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
     )
     rounds = round_options(
         config.finetune.rounds,
@@ -180,7 +172,13 @@ def train(
             chunk=state.chunk,
         )
 
-    loop.run(batches, step, title="finetune", on_rows=on_rows)
+    def told(rows: Sequence[Row]) -> None:
+        on_rows(rows)
+        if watch is not None:
+            watch.look(loop)
+
+    with suppress(Enough):
+        loop.run(batches, step, title="finetune", on_rows=told)
 
 
 def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracking.Run:
@@ -237,7 +235,14 @@ def log_rows(record: tracking.Run | None) -> Callable[[Sequence[Row]], None]:
 
 
 def publish(
-    config: Config, loop: Loop, *, budget: str, facts: dict[str, str], record: tracking.Run, seconds: float
+    config: Config,
+    loop: Loop,
+    *,
+    budget: str,
+    facts: dict[str, str],
+    record: tracking.Run,
+    seconds: float,
+    watch: Watch | None = None,
 ) -> None:
     """Write data/models/BUDGET whole: weights, history, summary, and where MLflow has them."""
     model = loop.finish()
@@ -245,6 +250,11 @@ def publish(
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
     summary = {**facts, "steps": loop.step, "trained": sum_parameters(model), "final": tail_means(history)}
+    if watch is not None:
+        watch.take_best(model)
+        summary["early_stop"] = {"best_step": watch.best, "held_out_iou": round(watch.figures[watch.best], 6)}
+        for step, figure in watch.figures.items():
+            record.log_metrics({"held_out_iou": figure}, step=step)
     merge_adapters(model)
     cost = {
         "seconds_this_session": seconds,
@@ -277,12 +287,3 @@ def tail_means(history: pd.DataFrame, *, rows: int = 20) -> dict[str, float]:
 def sum_parameters(model: Segmenter) -> int:
     """How many numbers were trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def folders_fingerprint(*folders: Path) -> str:
-    """sha256 over names and contents of the files of some stages' folders."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.glob("*")):
-            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()

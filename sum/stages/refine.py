@@ -39,7 +39,7 @@ from sum.data.refined_pages import PICTURES, charts, write_charts
 from sum.data.samples import HumanImages
 from sum.data.scores import TableWriter
 from sum.data.showcase import KINDS, choose_masks
-from sum.data.splits import held_out
+from sum.data.splits import divide
 from sum.engine import Loop
 from sum.errors import DataError
 from sum.models.checkpoint import fingerprint as file_fingerprint
@@ -96,17 +96,6 @@ def run(config: Config) -> Path:
             report = {**summarise(loop.history), **prove(config, models, measure, folder=folder)}
             write_json(folder / "report.json", report)
     return OUT
-
-
-def divide(manifest: Manifest, *, share: float) -> tuple[Manifest, Manifest]:
-    """Images to learn from and held-out images, with their masks."""
-    out = {image.image_id: held_out(image.sha256, share=share) for image in manifest.images}  # a photo in two sets too
-
-    def part(wanted: bool) -> Manifest:
-        images = [image for image in manifest.images if out[image.image_id] == wanted]
-        return Manifest(images, [mask for mask in manifest.masks if out[mask.image_id] == wanted])
-
-    return part(False), part(True)
 
 
 def train(config: Config, base: Segmenter, images: HumanImages, *, folder: Path, seed: int) -> Loop:

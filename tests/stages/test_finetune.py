@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from sum import tracking
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
-from sum.errors import ConfigError, MissingInput, TrackingError, ValidationFailed
+from sum.errors import ConfigError, DataError, MissingInput, TrackingError, ValidationFailed
 from sum.methods import METHODS
 from sum.models.checkpoint import load_segmenter
 from sum.models.refiner import Refiner, save_refiner
@@ -161,6 +162,34 @@ def test_a_model_tuned_by_adapters_is_a_plain_one(
     adapters = 2 * 2 * ((192 + 3 * 192) + (192 + 192))  # blocks, rank, qkv and out
     summary = json.loads(Path("data/models/small/summary.json").read_text())
     assert summary["trained"] == decoder + adapters + model.task_prompt.numel()
+
+
+def test_training_ends_early_by_photos_that_it_does_not_see(project: Path, tracking_uri: str) -> None:
+    manifest = read_manifest(Path("data/manifest"), reader="test")
+    first, mask = next(image for image in manifest.images if image.dataset == "h"), manifest.masks[0]
+    images, masks = list(manifest.images), list(manifest.masks)
+    for number in range(1, 4):  # other photos of other content, with the same mask
+        path = Path(f"data/raw/u/{number}.png")
+        photo = Image.open(path).resize((64, 48))
+        photo.save(f"data/raw/h{number}.png")
+        name = f"h/{number}"
+        digest = sha256_file(Path(f"data/raw/h{number}.png"))
+        images.append(replace(first, image_id=name, path=f"data/raw/h{number}.png", sha256=digest))
+        masks.append(replace(mask, mask_id=f"{name}#0", image_id=name))
+    write_manifest(Path("data/manifest"), images, masks)
+    config = settings(
+        project, tracking_uri, early_stop={"patience": 1, "held_out": 0.5}, optim=OPTIM | {"lr": 1e-12, "steps": 9}
+    )
+    finetune.run(config, budget="small")
+    summary = json.loads(Path("data/models/small/summary.json").read_text())
+    about = json.loads(Path("data/models/small/run.json").read_text())
+    points = tracking.connect(tracking_uri).get_metric_history(about["run_id"], "held_out_iou")
+    figures = {point.step: point.value for point in points}
+    best = max(figures, key=lambda step: (figures[step], -step))
+    assert max(figures) == summary["steps"] == best + 1 < 9  # nothing is learnt at this rate
+    assert summary["early_stop"] == {"best_step": best, "held_out_iou": round(figures[best], 6)}
+    with pytest.raises(DataError, match=r"early_stop\.held_out: 1e-06 of 4 human images"):
+        finetune.run(settings(project, tracking_uri, early_stop={"patience": 1, "held_out": 1e-6}), budget="small")
 
 
 def test_certainty_of_the_batch_is_one_minus_the_map(project: Path) -> None:
