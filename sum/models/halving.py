@@ -10,7 +10,7 @@ import torch
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
-CPU_FULL = "DefaultCPUAllocator: "  # torch has no type of its own for a machine without memory
+FULL = ("DefaultCPUAllocator: ", "out of memory", "ALLOC_FAILED")  # a CPU; MPS; cuBLAS: only CUDA has a type of its own
 
 
 class Halving:
@@ -53,4 +53,4 @@ class Halving:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device, or the machine itself, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or CPU_FULL in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)
