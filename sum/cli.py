@@ -73,6 +73,7 @@ COMMANDS: Mapping[str, Command] = {
     "export-labels": Command(
         "export-labels FOLDER [--images N]", "write pseudo-labels as COCO JSON, and their uncertainty as PNGs"
     ),
+    "plan": Command("plan [key=value ...] [--no-time]", "memory and time of fine-tuning, and settings that fit"),
     "contact-sheet": Command(
         "contact-sheet FILE.jpg [--images N]", "draw photos beside their pseudo-labels and uncertainty"
     ),

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOAT32_DEPTH = 2000.0  # up to 2048 the float32 roots of neighbouring integers differ; deeper regions go a slower way
 
@@ -35,7 +36,8 @@ def uniform(count: int, *, generator: torch.Generator) -> Tensor:
 
 def place_points(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     """As `sample_points`, for numbers drawn before: chance `[B]` float64 in [0, 1), on any device."""
-    draw = _draw_sparse if weights.device.type == "cpu" else _draw_dense
+    values = weights.device.type == "cpu" and not isinstance(weights, FakeTensor)  # the planner's have none
+    draw = _draw_sparse if values else _draw_dense
     index, found = draw(weights[:, 0], _beside(chance, weights))
     width = weights.shape[-1]
     xy = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), dim=-1)

@@ -8,10 +8,9 @@ from typing import TypeVar
 
 import torch
 
-from sum.models.mask_chunk import is_out_of_memory
-
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
+FULL = ("DefaultCPUAllocator: ", "out of memory", "ALLOC_FAILED")  # a CPU; MPS; cuBLAS: only CUDA has a type of its own
 
 
 class Halving:
@@ -50,3 +49,8 @@ class Halving:
         self.size = tried // 2
         log.warning("Out of memory with %d %s at once: going on with %d.", tried, self._what, self.size)
         torch.cuda.empty_cache()  # nothing where there is no CUDA
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the machine itself, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)

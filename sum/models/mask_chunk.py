@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sum.errors import OutOfMemory
+from sum.models.halving import is_out_of_memory
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 ALL = 1 << 30  # more masks than any batch has
-FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA and MPS; a CPU; cuBLAS and cuDNN
 
 
 class MaskChunk:
@@ -64,11 +64,6 @@ class MaskChunk:
         self.size = tried // 2
         log.warning("Out of memory with %d masks at once: going on with %d.", tried, self.size)
         torch.cuda.empty_cache()  # nothing where there is no CUDA
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device's memory did not suffice; only CUDA has a class of its own for this."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)
 
 
 def no_room(what: str, reason: str) -> OutOfMemory:

@@ -1,0 +1,203 @@
+"""What a training step needs before it is run: its memory by a dry trace of the real code, its time by a short probe.
+
+The trace runs `train_rounds` and AdamW on tensors without values and adds up the storages that are alive: nothing is
+computed, and ViT-H is planned on a laptop. The probe runs them on the device with few masks. Nothing here knows what
+the model is made of.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sum.data.batches import TrainBatch
+from sum.models.mask_chunk import MaskChunk
+from sum.models.segmenter import Segmenter
+from sum.rounds import Rounds, train_rounds
+
+Build = Callable[[], Segmenter]
+FEW, SOME = 2, 6  # masks of the probe: where one image has more, the step is extrapolated from these two
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """What decides about memory and time of a training step on one device."""
+
+    images: int  # of this process
+    masks: int  # of an image
+    rounds: Rounds
+    loss_side: int  # px
+    chunk: int | None = None  # masks at work at once; None: all
+    precision: str = "fp32"  # or bf16
+    ema: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of tensors at the peak of a step, and what of it stays from step to step."""
+
+    peak: int
+    weights: int
+    training: int  # gradients, AdamW's two moments, the average
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        return tree_map_only(Tensor, self.add, func(*args, **(kwargs or {})))
+
+    def add(self, value: Tensor) -> Tensor:
+        """Count a tensor's storage until nothing holds it any more."""
+        storage = value.untyped_storage()
+        if storage not in self._seen:
+            size = storage.nbytes()
+            self._seen[storage] = size
+            weakref.finalize(storage, self._free, size).atexit = False
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        return value
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+class FirstTurn(MaskChunk):
+    """Lets only the first masks have their turn: the others need the same memory after them."""
+
+    def parts(self, count: int) -> list[slice]:
+        """The first part."""
+        return super().parts(count)[:1]
+
+
+def make_batch(shape: StepShape, *, side: int) -> TrainBatch:
+    """A batch of this shape: noise, with a square in the middle as every mask."""
+    count, loss_side = shape.images * shape.masks, shape.loss_side
+    mask = torch.zeros(count, 1, loss_side, loss_side)
+    mask[..., loss_side // 4 : -(-3 * loss_side // 4), loss_side // 4 : -(-3 * loss_side // 4)] = 1
+    return TrainBatch(
+        image=torch.randint(0, 256, (shape.images, 3, side, side), dtype=torch.uint8),
+        hw=torch.full((shape.images, 2), side),
+        image_index=torch.arange(count) // shape.masks,
+        mask=mask,
+        certainty=torch.ones(count, 1, loss_side, loss_side),
+        point=torch.full((count, 2), side / 2),
+        task=torch.ones(count, dtype=torch.int64),
+    )
+
+
+def optimizer_of(model: Segmenter) -> torch.optim.AdamW:
+    """AdamW over what trains; a learning rate of 0 leaves the weights alone."""
+    return torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.0)
+
+
+def update(model: Segmenter, optimizer: torch.optim.AdamW) -> None:
+    """The optimizer's part of a step, which takes the gradients."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    optimizer.step()
+
+
+def run_rounds(model: Segmenter, batch: TrainBatch, *, shape: StepShape, chunk: MaskChunk) -> None:
+    """A step without the optimizer's part; leaves gradients."""
+    dtype = torch.bfloat16 if shape.precision == "bf16" else None
+    autocast: Callable[[], AbstractContextManager[object]] = partial(
+        torch.autocast, batch.image.device.type, dtype=dtype, enabled=dtype is not None
+    )
+    train_rounds(
+        model,
+        batch,
+        rounds=shape.rounds,
+        generator=torch.Generator().manual_seed(0),
+        backward=lambda loss: loss.backward(),  # type: ignore[no-untyped-call]
+        autocast=autocast,
+        chunk=chunk,
+    )
+
+
+def trace_memory(build: Build, shape: StepShape, *, grouped: bool = False) -> Memory:
+    """Bytes of a step after the first (AdamW has its moments then), without computing anything.
+
+    grouped: AdamW works on all parameters at once, as on CUDA: it holds one more copy of them meanwhile. What
+    operations need inside themselves (workspaces of convolutions) and gaps of the allocator are not seen.
+    """
+    with FakeTensorMode(), LiveBytes() as live:
+        model = build()
+        trained = [value for value in model.parameters() if value.requires_grad]
+        weights = sum(value.untyped_storage().nbytes() for value in [*model.parameters(), *model.buffers()])
+        learnt = sum(value.untyped_storage().nbytes() for value in trained)
+        kept = [torch.zeros_like(value) for value in trained for _ in range(3 if shape.ema else 2)]
+        batch = make_batch(shape, side=model.side)
+        live.peak = live.now
+        run_rounds(model, batch, shape=shape, chunk=FirstTurn(shape.chunk))
+        at_work = learnt if grouped else 2 * max(value.untyped_storage().nbytes() for value in trained)
+        peak = max(live.peak, live.now + at_work)  # of the rounds, or of the update
+        training = sum(value.untyped_storage().nbytes() for value in kept) + learnt
+    return Memory(peak, weights, training)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a step: measured parts, and the step that they add up to."""
+
+    update: float  # AdamW over all that trains
+    image: float  # an image without its masks
+    mask: float  # all rounds of a mask
+    step: float
+
+
+def probe_time(
+    build: Build, shape: StepShape, *, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> StepTime:
+    """Time of a step on `device`, from a few real ones with one image and few masks; the fastest of three counts.
+
+    clock: seconds; time.process_time on a machine that others use. Reading the images is not in it.
+    """
+    torch.manual_seed(0)
+    model = build().to(device)
+    optimizer = optimizer_of(model)
+    few, some = (FEW, SOME) if shape.masks > SOME else (max(1, shape.masks // 2), shape.masks)
+    counts = sorted({few, some})
+    parts = {count: replace(shape, images=1, masks=count, chunk=None) for count in counts}
+    batches = {count: make_batch(part, side=model.side).to(device) for count, part in parts.items()}
+
+    def take(work: Callable[[], object]) -> float:
+        began = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - began
+
+    found: dict[int, list[float]] = {count: [] for count in counts}
+    for turn in range(4):  # in turn, so that a slow moment meets all; the first warms up
+        for count in counts:
+            optimizer.zero_grad(set_to_none=True)
+            seconds = take(partial(run_rounds, model, batches[count], shape=parts[count], chunk=MaskChunk()))
+            found[count] += [seconds] if turn else []
+    take(partial(update, model, optimizer))  # makes the moments
+    updates = [take(partial(update, model, optimizer)) for _ in range(3)]
+    best = {count: min(times) for count, times in found.items()}
+    low, high = counts[0], counts[-1]
+    mask = (best[high] - best[low]) / (high - low) if high > low else best[high] / 2
+    image = max(0.0, best[high] - high * mask)
+    whole = min(updates) + shape.images * (image + shape.masks * mask)
+    return StepTime(min(updates), image, mask, whole)

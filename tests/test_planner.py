@@ -1,0 +1,194 @@
+"""The plan against the truth: what the system and the clock say of a process that really trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import nn
+
+from sum.cli import main
+from sum.commands.plan import ROOM, Device, plan
+from sum.models.backbones import BACKBONES
+from sum.models.mask_chunk import MaskChunk
+from sum.models.segmenter import Segmenter
+from sum.planner import LiveBytes, StepShape, make_batch, optimizer_of, probe_time, run_rounds, trace_memory, update
+from sum.rounds import Rounds
+
+PROJECT = Path(__file__).parents[1]
+
+
+def tiny() -> Segmenter:
+    return Segmenter(BACKBONES["tiny"].build(), backbone="tiny")
+
+
+def vit() -> Segmenter:
+    """SAM's ViT with its window and global attention, its decoder at full width; 256 px and four blocks."""
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    encoder = ImageEncoderViT(
+        img_size=256,
+        patch_size=16,
+        embed_dim=384,
+        depth=4,
+        num_heads=6,
+        out_chans=256,
+        norm_layer=norm,
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=(1, 3),
+    )
+    prompts = PromptEncoder(embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    decoder = MaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
+    return Segmenter(Sam(encoder, prompts, decoder), backbone="vit")
+
+
+def frozen() -> Segmenter:
+    """Only the decoder trains."""
+    model = tiny()
+    model.sam.image_encoder.requires_grad_(False)
+    return model
+
+
+CASES = {
+    "tiny": (tiny, StepShape(images=6, masks=30, rounds=Rounds(), loss_side=128)),
+    "turns": (tiny, StepShape(images=6, masks=30, rounds=Rounds(), loss_side=128, chunk=60)),
+    "decoder": (frozen, StepShape(images=4, masks=30, rounds=Rounds(count=3), loss_side=128)),
+    "vit": (vit, StepShape(images=4, masks=16, rounds=Rounds(), loss_side=256, ema=True)),
+}
+
+
+def train_for_real(name: str) -> None:
+    """In a process of its own: two steps; prints bytes before and at the peak, and seconds of the processor."""
+    import resource
+
+    torch.set_num_threads(1)
+    build, shape = CASES[name]
+    run_rounds(
+        tiny(), make_batch(replace(shape, images=1, masks=1, loss_side=128), side=128), shape=shape, chunk=MaskChunk()
+    )
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    model = build()
+    optimizer = optimizer_of(model)
+    average = [value.detach().clone() for value in model.parameters()] if shape.ema else []
+    batch, times = make_batch(shape, side=model.side), []
+    for _ in range(2):
+        began = time.process_time()
+        run_rounds(model, batch, shape=shape, chunk=MaskChunk(shape.chunk))
+        update(model, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        times.append(time.process_time() - began)
+    peak = 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # ru_maxrss counts parents
+    found = {"before": before, "peak": peak, "seconds": min(times), "kept": len(average)}
+    sys.stdout.write(json.dumps(found))
+
+
+def measure(name: str, *, tight: bool = False) -> dict[str, float]:
+    """tight: what is freed goes back to the system at once, so that its peak is that of the tensors."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"MALLOC_MMAP_THRESHOLD_": "65536"} if tight else {})}
+    code = f"from tests.test_planner import train_for_real; train_for_real({name!r})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def test_live_bytes_of_a_sum_that_can_be_counted_by_hand() -> None:
+    with LiveBytes() as live:
+        first = torch.zeros(1000)
+        second = first + 1
+        view = second[10:]
+        assert live.now == live.peak == 8000
+        del first
+        third = second * 2
+        assert (live.now, live.peak) == (8000, 8000)
+        del second
+        assert live.now == 8000  # the view holds it
+        del view, third
+    assert (live.now, live.peak) == (0, 8000)
+
+
+@pytest.mark.slow
+def test_what_a_step_keeps_and_what_makes_it_smaller() -> None:
+    shape = StepShape(images=1, masks=8, rounds=Rounds(count=1), loss_side=64)
+    numbers = sum(value.numel() for value in tiny().parameters())
+    whole = trace_memory(tiny, shape)
+    assert whole.training == 3 * 4 * numbers
+    assert whole.weights > 4 * numbers  # and the buffers
+    assert whole.peak > whole.weights + whole.training
+    averaged = trace_memory(tiny, replace(shape, ema=True))
+    assert averaged.peak - whole.peak == 4 * numbers
+    assert trace_memory(tiny, replace(shape, chunk=2)).peak < whole.peak
+    assert trace_memory(frozen, shape).training < whole.training / 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_memory_is_predicted_within_15_percent(name: str) -> None:
+    """Of the tensors, where the C library gives back what is freed; and of the process as it is, with the allowance."""
+    build, shape = CASES[name]
+    tensors = trace_memory(build, shape).peak
+    exact, usual = measure(name, tight=True), measure(name)
+    assert tensors == pytest.approx(exact["peak"] - exact["before"], rel=0.15)
+    device = Device("cpu", torch.device("cpu"), 1e12, usual["before"])
+    assert device.whole(tensors) == pytest.approx(usual["peak"], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["tiny", "vit"])
+def test_time_is_predicted_within_15_percent(name: str) -> None:
+    """Time of the processor, of one thread each: others may use the machine."""
+    torch.set_num_threads(1)
+    build, shape = CASES[name]
+    found = probe_time(build, shape, device=torch.device("cpu"), clock=time.process_time)
+    assert found.step == pytest.approx(measure(name)["seconds"], rel=0.15)
+
+
+@pytest.mark.gpu
+def test_memory_on_a_gpu_is_predicted_within_15_percent() -> None:
+    build, shape = CASES["vit"]
+    device = torch.device("cuda")
+    model = build().to(device)
+    optimizer, batch = optimizer_of(model), make_batch(shape, side=model.side).to(device)
+    average = [value.detach().clone() for value in model.parameters()]
+    for _ in range(2):
+        run_rounds(model, batch, shape=shape, chunk=MaskChunk(shape.chunk))
+        update(model, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    assert average
+    predicted = trace_memory(build, shape, grouped=True).peak
+    assert predicted == pytest.approx(torch.cuda.max_memory_allocated(device), rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_plan_of_this_project_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--no-time", "device=cpu", "finetune.rounds.rounds=2"]) == 0
+    said = capsys.readouterr().out
+    assert "finetune: tiny at 128 px, 6 images x 4 masks a step, 2 rounds" in said
+    assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
+    assert "time:" not in said
+
+
+@pytest.mark.slow
+def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None:
+    shape = StepShape(images=2, masks=16, rounds=Rounds(count=2), loss_side=128)
+    whole, halves = trace_memory(tiny, shape).peak, trace_memory(tiny, replace(shape, chunk=16)).peak
+    assert halves < 0.95 * whole
+    room = Device("small", torch.device("meta"), (whole + halves) / 2 / ROOM, 0.0)
+    first, proposal = plan(tiny, shape, room)
+    assert "does NOT fit" in first
+    assert "finetune.optim.mask_chunk=16 (the same gradients)" in proposal
+    none = Device("none", torch.device("meta"), 1e6, 0.0)
+    assert "none; not even one image" in plan(tiny, replace(shape, images=1, masks=1), none)[-1]
