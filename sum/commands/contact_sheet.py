@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sum.commands.export_labels import MANIFEST, MAPS, count, model_side, open_store
+from sum.commands.export_labels import MANIFEST, MAPS, add_datasets, count, model_side, of_datasets, open_store
 from sum.errors import ConfigError
 
 NAME = "contact-sheet"
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands behind `contact-sheet`."""
     parser.add_argument("file", metavar="FILE", type=Path, help="a .jpg or .png; an old one is replaced")
     parser.add_argument("--images", metavar="N", type=count, default=12, help=f"how many, at most {MOST}; default: 12")
+    add_datasets(parser)
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="another draws others; default: 0")
 
 
@@ -33,7 +34,8 @@ def run(options: argparse.Namespace) -> str:
     if options.images > MOST:
         raise ConfigError(f"{NAME}: --images {options.images}: at most {MOST} fit on a sheet")
     store = open_store(MAPS, reader=NAME)
-    images = records_of(MANIFEST, by_lot(store.image_ids, options.images, seed=options.seed), reader=NAME)
+    chosen = of_datasets(store, options.datasets, reader=NAME)
+    images = records_of(MANIFEST, by_lot(chosen, options.images, seed=options.seed), reader=NAME)
     sheet = contact_sheet(store, images, side=model_side())
     write_atomic(options.file, (to_jpeg if suffix in JPEG else to_png)(sheet))
     names = "\n".join(f"  {image.image_id}" for image in images)

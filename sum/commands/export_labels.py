@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands behind `export-labels`."""
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="is made; what is there already is not touched")
     parser.add_argument("--images", metavar="N", type=count, help="the first N by image id only")
+    add_datasets(parser)
     parser.add_argument("--no-uncertainty", action="store_true", help="no PNGs; data/uncertainty need not exist")
 
 
@@ -29,12 +31,32 @@ def run(options: argparse.Namespace) -> str:
 
     refuse_used(options.folder)
     store = open_store(None if options.no_uncertainty else MAPS, reader=NAME)
-    images = records_of(MANIFEST, sorted(store.image_ids)[: options.images], reader=NAME)
+    chosen = sorted(of_datasets(store, options.datasets, reader=NAME))
+    images = records_of(MANIFEST, chosen[: options.images], reader=NAME)
     with replace_folder(options.folder) as partial:
         done = export_labels(store, images, partial, side=model_side(), with_maps=not options.no_uncertainty)
         refuse_used(options.folder)  # what another put there meanwhile would be replaced
     masks = f"{done.masks} masks of {done.images} of {len(store)} labelled images, {done.maps} uncertainty maps"
     return f"{options.folder / JSON}: {masks}\n"
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    """The option that `of_datasets` takes."""
+    parser.add_argument("--datasets", metavar="NAME", nargs="+", help="images of these data sets only")
+
+
+def of_datasets(store: LabelStore, names: Sequence[str] | None, *, reader: str) -> list[str]:
+    """Ids of the labelled images of these data sets; None: of all. Raises ConfigError when a set has none."""
+    if names is None:
+        return list(store.image_ids)
+    found = {name: [i for i in store.image_ids if i.startswith(f"{name}/")] for name in names}
+    for name, ids in found.items():
+        if not ids:
+            known = sorted({image_id.partition("/")[0] for image_id in store.image_ids})
+            raise ConfigError(
+                f"{reader}: no labelled image in data set '{name}'. There are some of {', '.join(known)}."
+            )
+    return [image_id for ids in found.values() for image_id in ids]
 
 
 def count(text: str) -> int:

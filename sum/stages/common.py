@@ -24,6 +24,7 @@ from sum.storage import S3, fetch, sha256_file
 from sum.training_settings import OptimConfig, RoundsConfig
 
 PACKAGE = Path(__file__).parents[1]
+MANIFEST = Path("data/manifest")
 REPORT = Path("data/validation/report.json")
 REFINER = Path("data/refiner/model.safetensors")
 MAPS_WORK = Path("work/uncertainty")
@@ -80,7 +81,7 @@ def local_weights(uri: str) -> Path:
 
 def require_valid(*, reader: str) -> None:
     """Stop before anything is learnt from a manifest that stage validate refused; see sum.data.verdicts."""
-    verdicts.require_valid(REPORT, reader=reader, maker="validate")
+    verdicts.require_valid(REPORT, reader=reader, maker="validate", manifest=MANIFEST)
 
 
 def pick_device(name: str) -> torch.device:

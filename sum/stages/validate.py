@@ -11,6 +11,7 @@ from sum.data.manifest_checks import CopyRules, check_manifest
 from sum.data.reports import Report
 from sum.data.rules import Limits
 from sum.data.tables import BudgetFacts, SetFacts, skipped_counts
+from sum.data.verdicts import manifest_fingerprint
 from sum.errors import ValidationFailed
 from sum.licences import summarise
 from sum.settings import BudgetConfig, Config
@@ -44,7 +45,7 @@ def run(config: Config) -> Path:
         ),
         docs=DOCS,
     )
-    write_json(OUT / "report.json", report.as_json())
+    write_json(OUT / "report.json", report.as_json() | {"manifest": manifest_fingerprint(MANIFEST)})
     budgets = {name: _about(config, entry) for name, entry in config.budgets.items()}
     write_json(OUT / "budgets.json", budgets)
     _tell(report, budgets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,34 @@ def enlarged(codes: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """A map over the padded frame at the photo's size: whole frame up to S, padding off, to the photo."""
     inner = [max(1, int(length * SIDE / max(hw) + 0.5)) for length in hw]
     return bilinear(bilinear(codes.astype(np.float64), (SIDE, SIDE))[: inner[0], : inner[1]], hw)
+
+
+def test_the_images_of_some_data_sets_only(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = [image_id for image_id in ORDER if image_id.startswith("s/")]
+    assert len(wanted) > 0
+    assert main(["export-labels", str(OUT), "--datasets", "s"]) == 0
+    coco = COCO(str(OUT / "labels.json"))
+    assert [image["image_id"] for image in coco.imgs.values()] == wanted
+    assert main(["contact-sheet", "sheet.png", "--datasets", "s", "--images", "1"]) == 0
+    capsys.readouterr()
+    assert main(["export-labels", "elsewhere", "--datasets", "shop"]) == 2
+    assert "no labelled image in data set 'shop'. There are some of s" in capsys.readouterr().err
+
+
+def test_the_documented_lines_read_the_store() -> None:
+    """The Python block of docs/labelling.md, and its last sentence: codes at a photo's size."""
+    text = (Path(__file__).parents[2] / "docs" / "labelling.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    counted = block.replace("for image_id in store.image_ids:", "for image_id in seen(store.image_ids):")
+    drawn = [image_id for image_id in ORDER if draw(image_id)]
+    found: dict[str, object] = {"seen": lambda ids: [i for i in ids if i in drawn]}
+    exec(counted, found)
+    image = found["image"]
+    truth = draw(image.image_id)[-1].mask  # type: ignore[attr-defined]
+    assert np.array_equal(found["pixels"], truth)  # type: ignore[arg-type]
+    ys, xs = np.nonzero(truth)
+    assert (found["x0"], found["y0"], found["x1"], found["y1"]) == (xs.min(), ys.min(), xs.max(), ys.max())
+    assert found["sam"].shape == found["u"].shape == (1, LOW, LOW)  # type: ignore[attr-defined]
 
 
 def test_pycocotools_reads_back_the_store(capsys: pytest.CaptureFixture[str]) -> None:

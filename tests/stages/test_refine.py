@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from sum.config import check_config
 from sum.core.uncertainty import OTHERS
 from sum.data.refined import read_tables
+from sum.data.verdicts import manifest_fingerprint
 from sum.errors import ConfigError
 from sum.settings import Config
 from sum.stages import demo, ingest, refine
@@ -49,7 +50,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = configured()
     demo.run(config)
     ingest.run(config)
-    write_json(Path("data/validation/report.json"), {"success": True})
+    about = manifest_fingerprint(Path("data/manifest"))
+    write_json(Path("data/validation/report.json"), {"success": True, "manifest": about})
     return tmp_path
 
 

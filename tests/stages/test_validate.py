@@ -15,6 +15,7 @@ from sum.config import load_config
 from sum.errors import MissingInput, ValidationFailed
 from sum.settings import BudgetConfig, Config, DatasetConfig
 from sum.stages import ingest, validate
+from sum.stages.common import require_valid
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
@@ -52,6 +53,18 @@ def test_good_data_pass(config: Config) -> None:
     report = json.loads((validate.OUT / "report.json").read_text())
     assert (report["success"], report["failed"], report["tables"]["masks"]["rows"]) == (True, 0, 6)
     assert (validate.DOCS / "index.html").is_file()
+
+
+def test_the_verdict_on_another_manifest_does_not_count(config: Config) -> None:
+    ingest.run(config)
+    validate.run(config)
+    require_valid(reader="pseudo_label")
+    Path("raw/free/images/2.png").unlink()
+    ingest.run(config)
+    with pytest.raises(ValidationFailed, match=r"about another manifest.*`python -m sum validate`"):
+        require_valid(reader="pseudo_label")
+    validate.run(config)
+    require_valid(reader="pseudo_label")
 
 
 def test_an_image_of_a_test_set_in_training_is_refused_by_name(config: Config) -> None:
