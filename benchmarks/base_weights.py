@@ -25,8 +25,9 @@ from sum.data.demo import Scene
 from sum.data.demo_files import set_scene
 from sum.data.records import decode_mask
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings, generate
+from sum.models.generator import generate
 from sum.models.segmenter import Prompts, Segmenter
+from sum.models.sieve import GeneratorSettings
 
 
 def truths(scene: Scene) -> Iterator[tuple[str, np.ndarray]]:

@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -31,12 +31,11 @@ from segment_anything.utils.amg import coco_encode_rle
 from torch import Tensor
 
 from sum.core.geometry import resized_hw
-from sum.models import point_decoder
 from sum.models.backbones import BACKBONES
 from sum.models.crops import Crop
-from sum.models.generator import GeneratorSettings, Sieve
 from sum.models.point_decoder import PointDecoder
 from sum.models.segmenter import Segmenter
+from sum.models.sieve import GeneratorSettings, Sieve
 
 SIDE, LOW = 1024, 256  # S and L of SAM
 Rows = list[tuple[str, float, float]]  # RLE counts, predicted IoU, stability
@@ -85,23 +84,10 @@ class Behind:
     def ours(self) -> Rows:
         """The same by this project."""
         sieve = Sieve(self.model, crop=Crop.whole(self.hw), settings=GeneratorSettings())
-        found = sieve.ask(Drawn(self.logits, self.scores), self.points)
+        good = self.scores > GeneratorSettings().pred_iou_thresh
+        points = self.points[torch.arange(len(self.points))[:, None].expand_as(good)[good].numpy()]
+        found = sieve.sift(self.logits[good], self.scores[good], points)
         return [row for part in found for row in zip(part.rle, part.iou.tolist(), part.stability.tolist(), strict=True)]
-
-
-class Drawn(PointDecoder):
-    """A decoder that has answered already."""
-
-    near = 64  # type: ignore[assignment]
-
-    def __init__(self, logits: Tensor, scores: Tensor) -> None:
-        self._logits, self._scores = logits, scores
-
-    def ask(self, xy: Tensor, *, floor: float | None, chunk: int) -> Iterator[point_decoder.Outputs]:
-        """The outputs above the floor; drawing them is no part of this."""
-        good = self._scores > (floor or 0)
-        point = torch.arange(len(self._scores))[:, None].expand_as(good)
-        yield point_decoder.Outputs(self._logits[good], self._scores[good], point[good])
 
 
 class Decoders:

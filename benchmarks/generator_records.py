@@ -32,8 +32,9 @@ from sum.data.demo_files import set_scene
 from sum.models.agreement import partners
 from sum.models.candidates import GeneratedMask
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings, area_at_paper_side, generate
+from sum.models.generator import area_at_paper_side, generate
 from sum.models.segmenter import Segmenter
+from sum.models.sieve import GeneratorSettings
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as labelled": {},

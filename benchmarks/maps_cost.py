@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,13 +35,15 @@ from sum.data.ahead import Photo
 from sum.data.demo_files import set_scene
 from sum.data.frames import to_square
 from sum.data.labels import PseudoMask
-from sum.labelling import Labelled, MapMaker, embedding_of, label
+from sum.labelling import Labelled, embeddings_of, label
+from sum.mapping import MapMaker, ToMap
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings
-from sum.models.halving import PromptBatch
+from sum.models.generator import Batches
+from sum.models.halving import Halving
 from sum.models.refiner import Refiner
 from sum.models.segmenter import Segmenter
+from sum.models.sieve import GeneratorSettings
 
 
 def photo_of(image: np.ndarray, *, side: int) -> Photo:
@@ -68,13 +70,22 @@ class Bench:
         self.photos = [photo_of(image, side=self.model.side) for image in images]
 
     def labelled(self, photo: Photo) -> Labelled:
-        return label(self.model, photo, image_id="i", settings=self.settings, batch=PromptBatch(256))
+        return label(self.model, [photo], ["i"], settings=self.settings, batches=Batches.of(self.settings))[0]
+
+    def together(self) -> list[Labelled]:
+        """Labels alone, all images in shared encoder calls and batches."""
+        settings = replace(self.settings, images_per_batch=len(self.photos), points_per_batch=1024)
+        ids = ["i"] * len(self.photos)
+        return label(self.model, self.photos, ids, settings=settings, batches=Batches.of(settings))
 
     def rows(self, photo: Photo, found: Labelled, embedding: Callable[[], Tensor]) -> list[tuple[object, ...]]:
         hw = (photo.image.shape[0], photo.image.shape[1])
-        return self.maker.rows(found.masks, found.codes, hw=hw, embedding=embedding)[0]
+        return self.maker.rows([ToMap("i", hw, found.masks, found.codes, embedding)])[0].rows
 
-    def alone(self) -> object:
+    def encoded(self, photo: Photo) -> Tensor:
+        return embeddings_of(self.model, [photo], precision="fp32", batch=Halving(1))[0]
+
+    def alone(self) -> list[Labelled]:
         return [self.labelled(photo) for photo in self.photos]
 
     def one_pass(self) -> list[list[tuple[object, ...]]]:
@@ -85,15 +96,16 @@ class Bench:
         return done
 
     def two_passes(self) -> list[list[tuple[object, ...]]]:
-        done = []
-        for photo in self.photos:
-            again = partial(embedding_of, self.model, photo, precision="fp32")
-            done.append(self.rows(photo, self.labelled(photo), again))
-        return done
+        return [self.rows(photo, self.labelled(photo), partial(self.encoded, photo)) for photo in self.photos]
 
 
 def _same(embedding: Tensor) -> Tensor:
     return embedding
+
+
+def codes_of(found: list[Labelled]) -> list[list[str]]:
+    """Run lengths of the masks of each image."""
+    return [[mask.rle for mask in labelled.masks] for labelled in found]
 
 
 def vit_b(masks: int) -> float:
@@ -104,7 +116,7 @@ def vit_b(masks: int) -> float:
     codes = np.random.default_rng(0).integers(0, 256, (masks, model.low_side, model.low_side), dtype=np.uint8)
     embedding = torch.randn(1, 256, 64, 64)
     began = time.process_time()
-    maker.rows(chosen, codes, hw=(1500, 2250), embedding=lambda: embedding)
+    maker.rows([ToMap("i", (1500, 2250), chosen, codes, lambda: embedding)])
     return time.process_time() - began
 
 
@@ -122,14 +134,22 @@ def main() -> None:
     bench = Bench(images_of(options))
     same = bench.one_pass() == bench.two_passes()
     masks = sum(map(len, bench.one_pass()))
-    seconds: dict[str, list[float]] = {"labels alone": [], "labels and maps, one pass": [], "maps in a second pass": []}
+    alike = codes_of(bench.alone()) == codes_of(bench.together())
+    runs = {
+        "labels alone": bench.alone,
+        "labels and maps, one pass": bench.one_pass,
+        "maps in a second pass": bench.two_passes,
+        "labels alone, all images together": bench.together,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.repeats):
-        for name, run in zip(seconds, (bench.alone, bench.one_pass, bench.two_passes), strict=True):
+        for name, run in runs.items():
             began = time.process_time()
             run()
             seconds[name].append(time.process_time() - began)
     title = (
-        f"{len(bench.photos)} images, {masks} masks, CPU seconds; rows the same: {same}; load {os.getloadavg()[0]:.1f}"
+        f"{len(bench.photos)} images, {masks} masks, CPU seconds; rows the same: {same}, run lengths of all together: "
+        f"{alike}; load {os.getloadavg()[0]:.1f}"
     )
     table = Table("", "seconds", "ratio", title=title, title_justify="left")
     base = statistics.median(seconds["labels alone"])

@@ -28,9 +28,11 @@ from sum.data.demo_files import set_scene
 from sum.data.images import read_image
 from sum.data.records import ImageRecord
 from sum.errors import DataError
-from sum.labelling import embedding_of
+from sum.labelling import embeddings_of
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings, generate
+from sum.models.generator import generate
+from sum.models.halving import Halving
+from sum.models.sieve import GeneratorSettings
 from sum.storage import sha256_file
 
 CPU = torch.device("cpu")
@@ -84,7 +86,7 @@ def bench(paths: list[Path], *, workers: int, repeats: int) -> None:
 
     def label(photo: Photo | DataError) -> None:
         if isinstance(photo, Photo):
-            embedding = embedding_of(model, photo, precision="fp32")
+            (embedding,) = embeddings_of(model, [photo], precision="fp32", batch=Halving(1))
             generate(model, photo.image, settings=GeneratorSettings(points_per_side=4), embedding=embedding)
 
     compare("reading alone", id, sides, repeats)

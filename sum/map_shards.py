@@ -9,15 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from sum.data.labels import Codes, PseudoMask
-from sum.data.records import ImageRecord
 from sum.data.shards import PENDING, UNCERTAINTY, ShardInfo, ShardWriter, write_shard
-from sum.labelling import MapMaker
+from sum.mapping import MapMaker, ToMap
 from sum.shares import Share
 
-AddMaps = Callable[[ImageRecord, Sequence[PseudoMask], Codes, Callable[[], Tensor]], None]
+AddMaps = Callable[[Sequence[ToMap]], None]
 
 
 def map_name(labels: ShardInfo) -> str:
@@ -34,7 +30,7 @@ class MapShards:
 
     @contextmanager
     def write(self, labels: ShardInfo) -> Iterator[AddMaps]:
-        """Maps about a finished shard of labels; yields what takes an image with its masks, codes and embedding."""
+        """Maps about a finished shard of labels; yields what takes images, some at a time."""
         with write_shard(
             self.share.folder / map_name(labels), kind=UNCERTAINTY, side=labels.side, shards=labels.shards
         ) as shard:
@@ -53,12 +49,10 @@ class MapShards:
         self.share.show(final)
 
     def _adder(self, shard: ShardWriter) -> AddMaps:
-        def add(
-            record: ImageRecord, masks: Sequence[PseudoMask], codes: Codes, embedding: Callable[[], Tensor]
-        ) -> None:
-            rows, counts = self.maker.rows(masks, codes, hw=(record.height, record.width), embedding=embedding)
-            shard.add(record.image_id, rows)
-            for total, value in counts.items():
-                shard.count(total, value)
+        def add(images: Sequence[ToMap]) -> None:
+            for image, made in zip(images, self.maker.rows(images), strict=True):
+                shard.add(image.image_id, made.rows)
+                for total, value in made.counts.items():
+                    shard.count(total, value)
 
         return add

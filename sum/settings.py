@@ -110,6 +110,7 @@ class PseudoLabelConfig:
     __pydantic_config__ = _STRICT
     points_per_side: int = 32
     points_per_batch: int = 64
+    images_per_batch: int = 1  # images, or crops of them, that share an encoder call and batches of prompts
     pred_iou_thresh: float = 0.88
     stability_thresh: float = 0.95
     stability_offset: float = 1.0  # logits
@@ -126,7 +127,15 @@ class PseudoLabelConfig:
     on_bad: Literal["skip", "fail"] = "skip"  # a photo that cannot be read: left out and listed, or the stage fails
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "points_per_side", "points_per_batch", "shard_images", "crop_n_points_downscale_factor")
+        at_least(
+            self,
+            1,
+            "points_per_side",
+            "points_per_batch",
+            "images_per_batch",
+            "shard_images",
+            "crop_n_points_downscale_factor",
+        )
         at_least(self, 0, "stability_offset", "min_area", "max_area_share", "crop_n_layers", "min_mask_region_area")
         share(self, "stability_thresh", "box_nms_thresh", "crop_nms_thresh")
         require(self.crop_n_layers <= 4, f"crop_n_layers must be at most 4 (340 crops), got {self.crop_n_layers}")

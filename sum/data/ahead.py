@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor
 from sum.data.frames import load_photo, to_planes, to_square
 from sum.data.records import ImageRecord
 from sum.errors import DataError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +54,13 @@ def read_ahead(
     if workers < 1 or ahead < 1:
         raise ValueError(f"workers and ahead must be at least 1, got {workers} and {ahead}")
     return _in_order(iter(records), side=side, device=device, workers=workers, ahead=ahead)
+
+
+def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items, `size` at a time; the last group may be smaller."""
+    waiting = iter(items)
+    while group := list(islice(waiting, size)):
+        yield group
 
 
 def _in_order(

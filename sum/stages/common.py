@@ -19,7 +19,7 @@ from sum.engine import LoopOptions
 from sum.errors import ConfigError
 from sum.models.refiner import other_path
 from sum.rounds import Rounds
-from sum.settings import UncertaintyConfig
+from sum.settings import PseudoLabelConfig, UncertaintyConfig
 from sum.storage import S3, fetch, sha256_file
 from sum.training_settings import OptimConfig, RoundsConfig
 
@@ -45,12 +45,18 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def maps_work(settings: UncertaintyConfig, *, backbone: str, precision: str, weights: Path) -> Path:
-    """The work folder of uncertainty maps made with these settings by this refiner and the SAM of `weights`."""
+def maps_work(settings: UncertaintyConfig, asked: PseudoLabelConfig, *, backbone: str, weights: Path) -> Path:
+    """The work folder of uncertainty maps made so by this refiner and the SAM of `weights`; asked: how it encodes."""
     files = [] if settings.method in OF_SAM_ALONE else [REFINER, weights]
     if settings.method in OTHERS:
         files.append(other_path(REFINER.parent, method=settings.method))
-    return MAPS_WORK / fingerprint(settings, backbone, precision, [sha256_file(path) for path in files])
+    return MAPS_WORK / fingerprint(
+        settings,
+        backbone,
+        asked.precision,
+        asked.images_per_batch,
+        [sha256_file(path) for path in files],
+    )
 
 
 def base_weights(config: Config) -> Path:

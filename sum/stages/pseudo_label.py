@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, fields
 from functools import partial
@@ -23,21 +23,22 @@ from typing import Any
 from torch import Tensor
 
 from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
-from sum.data.ahead import read_ahead
+from sum.data.ahead import Photo, in_groups, read_ahead
 from sum.data.frames import load_photo
 from sum.data.labels import label_rows
 from sum.data.records import ImageRecord, read_manifest
-from sum.data.shards import LABELS, ShardInfo, publish, read_info, read_whole, shard_name, write_shard
+from sum.data.shards import LABELS, ShardInfo, ShardWriter, publish, read_info, read_whole, shard_name, write_shard
 from sum.data.splits import bucket
 from sum.errors import CheckpointError, DataError
-from sum.labelling import MapMaker, label
+from sum.labelling import Labelled, label
 from sum.map_shards import MapShards
+from sum.mapping import MapMaker, ToMap
 from sum.models.checkpoint import fingerprint as weights_fingerprint
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings
-from sum.models.halving import PromptBatch
+from sum.models.generator import Batches
 from sum.models.refiner import load_other, load_refiner
 from sum.models.segmenter import Segmenter
+from sum.models.sieve import GeneratorSettings
 from sum.progress import counting
 from sum.settings import Config
 from sum.shard_work import open_shards, own_device, process_rank
@@ -114,16 +115,15 @@ def _open_maps(config: Config, model: Segmenter, weights: Path) -> MapShards | N
         log.info("pseudo_label: no uncertainty maps on the side: %s", error)
         return None
     maker = MapMaker(method, config.uncertainty.min_refine_area, refiner, other)
-    precision = config.pseudo_label.precision
-    folder = maps_work(config.uncertainty, backbone=config.model.backbone, precision=precision, weights=weights)
-    return MapShards(maker, open_share(folder))
+    asked, backbone = config.pseudo_label, config.model.backbone
+    return MapShards(maker, open_share(maps_work(config.uncertainty, asked, backbone=backbone, weights=weights)))
 
 
 def _label(parts: Parts, model: Segmenter, config: Config, *, share: Share, maps: MapShards | None) -> None:
     """Make every shard that is not there; what other processes make is waited for (open_shards)."""
     picked = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
     settings = GeneratorSettings(**picked)
-    batch, device = PromptBatch(settings.points_per_batch), model.task_prompt.device
+    batches, device = Batches.of(settings), model.task_prompt.device
     share.refresh()
     done = {name for name in parts if share.has(name) and _is_done(share.folder / name, parts[name])}
     log.info("pseudo_label: %d of %d shards are done in %s", len(done), len(parts), share.folder)
@@ -136,16 +136,33 @@ def _label(parts: Parts, model: Segmenter, config: Config, *, share: Share, maps
                 shard = stack.enter_context(write_shard(path, kind=LABELS, side=model.low_side, shards=len(parts)))
                 add_maps = stack.enter_context(maps.beside(shard, name=name)) if maps else None
                 photos = stack.enter_context(closing(read_ahead(parts[name], side=model.side, device=device)))
-                for record, photo in photos:
-                    tick()
-                    if isinstance(photo, DataError):
-                        log.warning("pseudo_label: %s", photo)
-                        shard.skip(record.image_id, str(photo))
-                        continue
-                    found = label(model, photo, image_id=record.image_id, settings=settings, batch=batch)
-                    shard.add(record.image_id, label_rows(found.masks, found.codes))
+                for group in in_groups(_readable(photos, shard, tick), settings.images_per_batch):
+                    records = [record for record, _ in group]
+                    ids = [record.image_id for record in records]
+                    found = label(model, [photo for _, photo in group], ids, settings=settings, batches=batches)
+                    for image_id, labelled in zip(ids, found, strict=True):
+                        shard.add(image_id, label_rows(labelled.masks, labelled.codes))
+                        tick()
                     if add_maps:
-                        add_maps(record, found.masks, found.codes, partial(_same, found.embedding))
+                        add_maps([_to_map(*both) for both in zip(records, found, strict=True)])
+
+
+def _readable(
+    photos: Iterable[tuple[ImageRecord, Photo | DataError]], shard: ShardWriter, tick: Callable[[], None]
+) -> Iterator[tuple[ImageRecord, Photo]]:
+    """The photos that could be read; the others are told, and listed in the shard."""
+    for record, photo in photos:
+        if isinstance(photo, DataError):
+            log.warning("pseudo_label: %s", photo)
+            shard.skip(record.image_id, str(photo))
+            tick()
+        else:
+            yield record, photo
+
+
+def _to_map(record: ImageRecord, found: Labelled) -> ToMap:
+    hw = record.height, record.width
+    return ToMap(record.image_id, hw, found.masks, found.codes, partial(_same, found.embedding))
 
 
 def _same(embedding: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ work as in stage pseudo_label.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,18 +17,20 @@ from pathlib import Path
 from torch import Tensor
 
 from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
-from sum.data.ahead import read_ahead
+from sum.data.ahead import Photo, in_groups, read_ahead
 from sum.data.labels import LabelStore
 from sum.data.records import ImageRecord, read_manifest
 from sum.data.shards import LABELS, SUMMARY, ShardInfo, publish, read_info, read_whole
 from sum.data.shards import UNCERTAINTY as MAPS
 from sum.errors import DataError, MissingInput, choose
-from sum.labelling import MapMaker, embedding_of
+from sum.labelling import embeddings_of
 from sum.map_shards import MapShards, map_name
+from sum.mapping import MapMaker, ToMap
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import Precision
+from sum.models.halving import Halving
 from sum.models.refiner import load_other, load_refiner
 from sum.models.segmenter import Segmenter
+from sum.models.sieve import Precision
 from sum.progress import counting
 from sum.settings import Config
 from sum.shard_work import open_shards, own_device, process_rank
@@ -56,9 +58,8 @@ def run(config: Config) -> Path:
     for path, maker in needed.items():
         if not path.is_file():
             raise MissingInput(path, reader=MAPS, maker=maker)
-    precision = config.pseudo_label.precision
-    folder = maps_work(config.uncertainty, backbone=config.model.backbone, precision=precision, weights=weights)
-    share = open_share(folder)
+    asked, backbone = config.pseudo_label, config.model.backbone
+    share = open_share(maps_work(config.uncertainty, asked, backbone=backbone, weights=weights))
     labels = {map_name(store.info(shard)): store.info(shard) for shard in store.shards}
     share.refresh()
     waiting = [file for file, info in labels.items() if not (share.has(file) and _is_done(share.folder / file, info))]
@@ -72,7 +73,8 @@ def run(config: Config) -> Path:
             refiner = load_refiner(REFINER, base=base, origin=origin)
             other = load_other(REFINER.parent, method=name, base=base, origin=origin)
         shards = MapShards(MapMaker(method, config.uncertainty.min_refine_area, refiner, other), share)
-        _map({file: labels[file] for file in waiting}, shards, encoder, store=store, images=images)
+        waited = {file: labels[file] for file in waiting}
+        _map(waited, shards, encoder, store=store, images=images, together=config.pseudo_label.images_per_batch)
     if process_rank()[0]:
         return OUT
     files = {shard: share.folder / map_name(store.info(shard)) for shard in store.shards}
@@ -84,15 +86,18 @@ def run(config: Config) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
-    """SAM, and the precision in which stage pseudo_label encodes: the embeddings are to be the same."""
+    """SAM, and how stage pseudo_label encodes: the embeddings are to be the same."""
 
     model: Segmenter
     precision: Precision
+    together: int  # images an encoder call
+    batch: Halving
 
 
 def _load(config: Config, weights: Path) -> _Encoder:
     model = load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
-    return _Encoder(model, config.pseudo_label.precision)
+    together = config.pseudo_label.images_per_batch
+    return _Encoder(model, config.pseudo_label.precision, together, Halving(together, "images"))
 
 
 def _map(
@@ -102,8 +107,12 @@ def _map(
     *,
     store: LabelStore,
     images: Mapping[str, ImageRecord],
+    together: int,
 ) -> None:
-    """Make the maps of these shards of labels, by file name; what other processes make is waited for."""
+    """Make the maps of these shards of labels, by file name; what other processes make is waited for.
+
+    together: images whose masks share the refiner's batches.
+    """
     for info in labels.values():
         for image_id in info.images:
             if image_id not in images:
@@ -120,9 +129,15 @@ def _map(
                 shards.write(labels[name]) as add,
                 closing(_embeddings(records, shards.maker, encoder, store)) as found,
             ):
-                for record in records:
-                    add(record, store.masks(record.image_id), store.sam(record.image_id), partial(next, found))
-                    tick()
+                for group in in_groups(records, together):
+                    add([_to_map(record, store, partial(next, found)) for record in group])
+                    for _ in group:
+                        tick()
+
+
+def _to_map(record: ImageRecord, store: LabelStore, embedding: Callable[[], Tensor]) -> ToMap:
+    name, hw = record.image_id, (record.height, record.width)
+    return ToMap(name, hw, store.masks(name), store.sam(name), embedding)
 
 
 def _embeddings(
@@ -136,10 +151,15 @@ def _embeddings(
     ]
     model = encoder.model
     with closing(read_ahead(asked, side=model.side, device=model.task_prompt.device)) as photos:
-        for _, photo in photos:
-            if isinstance(photo, DataError):
-                raise photo
-            yield embedding_of(model, photo, precision=encoder.precision)
+        for group in in_groups(_good(photos), encoder.together):
+            yield from embeddings_of(model, group, precision=encoder.precision, batch=encoder.batch)
+
+
+def _good(photos: Iterable[tuple[ImageRecord, Photo | DataError]]) -> Iterator[Photo]:
+    for _, photo in photos:
+        if isinstance(photo, DataError):
+            raise photo
+        yield photo
 
 
 def _is_done(path: Path, labels: ShardInfo) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sum.models.backbones import build_tiny
 from sum.models.candidates import GeneratedMask
-from sum.models.generator import GeneratorSettings
 from sum.models.point_decoder import Outputs, PointDecoder
 from sum.models.segmenter import Prediction, Prompts, Segmenter
+from sum.models.sieve import GeneratorSettings
 
 SIZES = [(48, 64), (75, 50), (64, 64), (90, 41)]
 EVERYTHING = GeneratorSettings(
@@ -68,10 +68,12 @@ class Plain(PointDecoder):
     """Points through Segmenter.decode, all three outputs at once: what PointDecoder must equal."""
 
     def __init__(self, model: Segmenter, embedding: Tensor) -> None:
-        self.model, self.embedding, self._image = model, embedding, embedding
+        self.model, self.embedding, self._images = model, embedding, [embedding]
 
-    def ask(self, xy: Tensor, *, floor: float | None, chunk: int) -> Iterator[Outputs]:
-        index = torch.zeros(len(xy), dtype=torch.int64)
+    def ask(
+        self, xy: Tensor, *, floor: float | None, chunk: int, views: Sequence[int] | None = None
+    ) -> Iterator[Outputs]:
+        index = torch.tensor(views or [0] * len(xy))
         prompts = Prompts.from_points(xy[:, None], torch.ones(len(xy), 1, dtype=torch.int64))
         answer = self.model.decode(self.embedding, index, prompts, multimask=True)
         good = answer.iou > (-math.inf if floor is None else floor)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from sum.core.geometry import resized_hw
-from sum.models import generator
+from sum.models import generator, sieve
 from sum.models.backbones import build_tiny
 from sum.models.crops import Crop
 from sum.models.enlarge import Cut, Enlarger
-from sum.models.generator import Sieve, area_at_paper_side, generate
+from sum.models.generator import area_at_paper_side, generate
 from sum.models.segmenter import Prediction, Prompts, Segmenter
+from sum.models.sieve import Sieve
 from tests.models.generating import (
     EVERYTHING,
     SIZES,
@@ -102,8 +103,8 @@ def test_nothing_found(noisy: Segmenter, field: str, value: float) -> None:
 @pytest.mark.parametrize("per_batch", [1, 7, 25, 1000])
 def test_batches_and_chunks_change_nothing(smooth: Blobs, per_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     want = [mask.rle for mask in generate(smooth, photo((48, 64)), settings=EVERYTHING)]
-    monkeypatch.setattr(generator, "CHUNK_PIXELS", 5 * 64 * 64)
-    monkeypatch.setattr(generator, "WINDOWED", frozenset())
+    monkeypatch.setattr(sieve, "CHUNK_PIXELS", 5 * 64 * 64)
+    monkeypatch.setattr(sieve, "WINDOWED", frozenset())
     found = generate(smooth, photo((48, 64)), settings=replace(EVERYTHING, points_per_batch=per_batch))
     assert [mask.rle for mask in found] == want
 
@@ -128,8 +129,8 @@ def test_both_ways_of_enlarging_give_the_same_candidates(noisy: Segmenter, hw: t
     logits += torch.linspace(-4, 4, 20)[:, None, None]
     iou, points = torch.arange(20.0), np.arange(40.0).reshape(20, 2)
     settings = replace(EVERYTHING, stability_thresh=0.2, stability_offset=0.3, max_area_share=0.6)
-    sieve = Sieve(noisy, crop=Crop.whole(hw), settings=settings)
-    ours, dense = sieve.in_boxes(logits, iou, points), sieve.in_frames(logits, iou, points)
+    filters = Sieve(noisy, crop=Crop.whole(hw), settings=settings)
+    ours, dense = filters.in_boxes(logits, iou, points), filters.in_frames(logits, iou, points)
     assert 0 < len(ours.rle) < 20
     assert ours.rle == dense.rle
     assert np.array_equal(ours.point, dense.point)

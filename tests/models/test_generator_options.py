@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +18,17 @@ from torch import Tensor
 from sum.config import load_config
 from sum.core.geometry import logits_to_image, resized_hw
 from sum.data.demo_files import set_scene
-from sum.models import generator
+from sum.models import generator, sieve
 from sum.models.agreement import partners
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import load_segmenter
 from sum.models.crops import OUTSIDE, Crop, at_home, crops_of
-from sum.models.generator import GeneratorSettings, embed, generate, to_model
-from sum.models.halving import PromptBatch
+from sum.models.generator import Batches, embed_all, generate, to_model
+from sum.models.halving import Halving
 from sum.models.point_decoder import Outputs
 from sum.models.regions import remove_small
 from sum.models.segmenter import Segmenter
+from sum.models.sieve import GeneratorSettings
 from tests.models.generating import (
     EVERYTHING,
     Blobs,
@@ -141,7 +142,7 @@ def test_crops_without_a_pixel_are_left_out() -> None:
 
 def test_both_ways_of_enlarging_agree_in_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     want = generate(world(ragged), photo((160, 200)), settings=CROPS)
-    monkeypatch.setattr(generator, "WINDOWED", frozenset())
+    monkeypatch.setattr(sieve, "WINDOWED", frozenset())
     found = generate(world(ragged), photo((160, 200)), settings=CROPS)
     names = ("rle", "area", "box", "point", "predicted_iou", "stability")
     assert [[getattr(m, name) for name in names] for m in found] == [[getattr(m, n) for n in names] for m in want]
@@ -202,7 +203,9 @@ class Narrow(Plain):
 
     fits = 4
 
-    def ask(self, xy: Tensor, *, floor: float | None, chunk: int) -> Iterator[Outputs]:
+    def ask(
+        self, xy: Tensor, *, floor: float | None, chunk: int, views: Sequence[int] | None = None
+    ) -> Iterator[Outputs]:
         """As Plain, point by point, until the memory is full."""
         for number in range(len(xy)):
             if number >= self.fits:
@@ -214,19 +217,19 @@ class Narrow(Plain):
 def test_out_of_memory_halves_the_batch_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, batch = world(blobs), PromptBatch(25)
+    model, batches = world(blobs), Batches(Halving(1), Halving(25))
     want = generate(model, photo((48, 64)), settings=EVERYTHING)
     monkeypatch.setattr(generator, "PointDecoder", lambda model, e, **_: Narrow(model, e))
     with caplog.at_level(logging.WARNING):
-        found = generate(model, photo((48, 64)), settings=EVERYTHING, batch=batch)
+        found = generate(model, photo((48, 64)), settings=EVERYTHING, batches=batches)
     told = [record.getMessage() for record in caplog.records]
     assert told == [f"Out of memory with {n} prompts at once: going on with {n // 2}." for n in (25, 12, 6)]
     for a, b in zip(found, want, strict=True):
         assert (a.rle, a.point, a.predicted_iou, a.stability) == (b.rle, b.point, b.predicted_iou, b.stability)
         assert np.array_equal(a.logits, b.logits)
     caplog.clear()
-    again = generate(model, photo((48, 64)), settings=EVERYTHING, batch=batch)
-    assert batch.size == 3  # remembered
+    again = generate(model, photo((48, 64)), settings=EVERYTHING, batches=batches)
+    assert batches.prompts.size == 3  # remembered
     assert not caplog.records
     assert [m.rle for m in again] == [m.rle for m in want]
 
@@ -302,7 +305,8 @@ def test_an_embedding_at_hand_is_of_the_same_image(tiny: Segmenter) -> None:
     image = scene(0)
     want = generate(tiny, image, settings=LABELLING)
     frame = to_model(image, side=tiny.side)
-    embedding = embed(tiny, frame, hw=(image.shape[0], image.shape[1]), precision="fp32")
+    hw = image.shape[0], image.shape[1]
+    (embedding,) = embed_all(tiny, [frame], hw=[hw], precision="fp32", batch=Halving(1))
     found = generate(tiny, image, settings=LABELLING, embedding=embedding)
     assert [m.rle for m in found] == [m.rle for m in want]
 

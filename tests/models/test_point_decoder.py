@@ -72,6 +72,21 @@ def test_it_is_the_decoder_of_the_segmenter(model: Segmenter, embedding: torch.T
     assert torch.allclose(found.iou, want.iou.flatten(), atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@torch.inference_mode()
+def test_points_of_several_views_share_a_batch(model: Segmenter, embedding: torch.Tensor, chunk: int) -> None:
+    several = torch.cat([embedding, -embedding, embedding.flip(3)])
+    views = [0] * 3 + [1] * 7 + [2]
+    prompts = Prompts.from_points(XY[:, None], torch.ones(len(XY), 1, dtype=torch.int64))
+    want = model.decode(several, torch.tensor(views), prompts, multimask=True)
+    found = joined(list(PointDecoder(model, several).ask(XY, floor=None, chunk=chunk, views=views)))
+    assert found.point.tolist() == [point for point in range(len(XY)) for _ in range(3)]
+    assert (found.logits - want.logits.flatten(0, 1)).abs().max() / want.logits.std() < 1e-4
+    assert torch.allclose(found.iou, want.iou.flatten(), atol=1e-5)
+    alone = model.decode(several, torch.zeros(len(XY), dtype=torch.int64), prompts, multimask=True)
+    assert (alone.logits - want.logits).abs().max() / want.logits.std() > 0.1  # the views do differ
+
+
 @torch.inference_mode()
 def test_only_outputs_above_the_floor_are_drawn(
     model: Segmenter, embedding: torch.Tensor, monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,6 @@ def test_killed_workers_and_then_two_that_end(project: Path, whole: Path) -> Non
     assert contents(project / LABELS) == contents(whole / LABELS)
     shutil.rmtree(project / "work/uncertainty")  # made in passing: here the stage is to do it
     for call in (1, 4):
-        kill(project, stage="uncertainty", function="embedding_of", call=call)
+        kill(project, stage="uncertainty", function="embeddings_of", call=call)
     torchrun(project, "uncertainty", processes=2)
     assert contents(project / MAPS) == contents(whole / MAPS)

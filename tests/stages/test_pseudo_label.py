@@ -18,7 +18,8 @@ from sum.data.shards import LABELS, read_info
 from sum.errors import CheckpointError, DataError, MissingInput, ValidationFailed
 from sum.labelling import label
 from sum.models.checkpoint import load_segmenter
-from sum.models.generator import GeneratorSettings, generate
+from sum.models.generator import generate
+from sum.models.sieve import GeneratorSettings
 from sum.stages import pseudo_label, refine
 from sum.storage import sha256_file
 from tests.stages.label_world import CHANGES, SIZES, WEIGHTS, configure, contents, kill, make_project, record

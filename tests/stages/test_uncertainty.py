@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
-from sum import labelling
 from sum.data.images import read_image
 from sum.data.labels import LabelStore
 from sum.data.records import write_manifest
@@ -26,6 +26,7 @@ from tests.stages.label_world import SIZES, WEIGHTS, configure, contents, make_p
 LABELS = Path("data/pseudo_labels")
 OUT = Path("data/uncertainty")
 REFINER = Path("data/refiner/model.safetensors")
+IDS = [f"u/{number}" for number in range(len(SIZES))]
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +142,13 @@ def test_the_encoder_runs_once_an_image_and_only_where_there_is_something_to_ref
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    real = uncertainty.embedding_of
+    real = uncertainty.embeddings_of
 
     def counted(*arguments: object, **options: object) -> object:
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(uncertainty, "embedding_of", counted)
-    monkeypatch.setattr(labelling, "BATCH", 2)
+    monkeypatch.setattr(uncertainty, "embeddings_of", counted)
     uncertainty.run(configure(project))
     assert len(calls) == 5
     uncertainty.run(configure(project, uncertainty={"min_refine_area": 1e9}))
@@ -178,7 +178,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
 
 def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = uncertainty.embedding_of, []
+    real, calls = uncertainty.embeddings_of, []
 
     def last(*arguments: object, **options: object) -> object:
         calls.append(1)
@@ -186,7 +186,7 @@ def stop_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(uncertainty, "embedding_of", last)
+    monkeypatch.setattr(uncertainty, "embeddings_of", last)
 
 
 @pytest.mark.parametrize("damage", ["cut", "a byte of the maps"])
@@ -288,6 +288,44 @@ def test_maps_made_while_labelling_are_the_stage_s_own(project: Path, monkeypatc
     assert contents(OUT) == alone
 
 
+@pytest.mark.parametrize("stage", ["in passing", "alone"])
+def test_masks_of_several_images_are_refined_together(
+    project: Path, stage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fewer encoder calls, larger batches, halved when they do not fit; the codes differ by rounding at most."""
+    uncertainty.run(configure(project))
+    want = {image_id: LabelStore(LABELS, OUT).refined(image_id).astype(int) for image_id in IDS}
+    shutil.rmtree("work")
+    encoded, refined = list[int](), list[int]()
+    encode, refine = SegmenterType.encode, Refiner.forward
+
+    def encoding(self: SegmenterType, frames: torch.Tensor, hw: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(frames))
+        return encode(self, frames, hw)
+
+    def refining(self: Refiner, embedding: torch.Tensor, index: torch.Tensor, **prompts: torch.Tensor) -> torch.Tensor:
+        refined.append(len(index.unique()))
+        if len(index) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return refine(self, embedding, index, **prompts)
+
+    monkeypatch.setattr(SegmenterType, "encode", encoding)
+    monkeypatch.setattr(Refiner, "forward", refining)
+    config = configure(project, pseudo_label={"images_per_batch": 3})
+    with caplog.at_level(logging.WARNING):
+        if stage == "in passing":
+            pseudo_label.run(config)
+        else:
+            shutil.rmtree("data/uncertainty")
+        uncertainty.run(config)
+    assert sum(encoded) == len(SIZES)
+    assert max(encoded) >= 2
+    assert max(refined) >= 2  # images a batch
+    assert "masks at once: going on with" in caplog.text
+    for image_id, codes in want.items():
+        assert abs(LabelStore(LABELS, OUT).refined(image_id).astype(int) - codes).max() <= 1
+
+
 def test_a_refiner_of_other_weights_makes_no_maps_in_passing(project: Path) -> None:
     refiner = load_refiner(REFINER, base=load_segmenter(WEIGHTS, backbone="tiny"), origin=fingerprint(WEIGHTS))
     save_refiner(REFINER, refiner, origin="0" * 64, about={})
@@ -311,7 +349,7 @@ def test_a_discrepancy_is_the_distance_of_two_refiners(project: Path, method: st
     for weights in (REFINER.read_bytes(), first):
         REFINER.write_bytes(weights)
         uncertainty.run(configure(project))
-        refined.append([LabelStore(LABELS, OUT).refined(f"u/{n}").astype(int) for n in range(len(SIZES))])
+        refined.append([LabelStore(LABELS, OUT).refined(image_id).astype(int) for image_id in IDS])
     save_refiner(REFINER.with_name(f"{other}.safetensors"), second, origin=fingerprint(WEIGHTS), about={})
     uncertainty.run(config)
     store = LabelStore(LABELS, OUT)
