@@ -34,6 +34,11 @@ def heads(attention: Any, x: Tensor) -> Tensor:
     return x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
 
 
+def each_head(x: Tensor, count: int) -> Tensor:
+    """`[N, h * T, P]` -> `[N, h, T, P]`."""
+    return x.view(len(x), count, -1, x.shape[-1])
+
+
 def by_head(attention: Any, linear: Any) -> Tensor:
     """The weight of a projection to D as `[h, d, C]`."""
     weight: Tensor = linear.weight.view(attention.num_heads, -1, linear.weight.shape[1])
@@ -69,7 +74,8 @@ def gifts(attention: Any, tokens: Tensor) -> Tensor:
     """What a position gets from a token it looks at, values and outputs absorbed, without bias: `[N, h * T, C]`."""
     values = heads(attention, attention.v_proj(tokens))  # [N, h, T, d]
     through = attention.out_proj.weight.view(-1, attention.num_heads, values.shape[-1]).permute(1, 2, 0)  # [h, d, C]
-    return (values @ through).flatten(1, 2)
+    given: Tensor = (values @ through).flatten(1, 2)
+    return given
 
 
 def self_attention(layer: Any, tokens: Tensor, points: Tensor) -> Tensor:

@@ -45,7 +45,11 @@ def answer(
     parts = [
         scene.answer(*part, wanted)
         for part in zip(
-            image_index.split(count), tokens.split(count), _parts(offset, count), _parts(feedback, count), strict=False
+            torch.split(image_index, count),
+            torch.split(tokens, count),
+            _parts(offset, count),
+            _parts(feedback, count),
+            strict=False,
         )
     ]
     logits, iou = zip(*parts, strict=True)
@@ -55,7 +59,7 @@ def answer(
 def _parts(x: Tensor | None, count: int) -> Iterator[Tensor | None]:
     while x is None:
         yield None
-    yield from x.split(count)
+    yield from torch.split(x, count)
 
 
 class _Scene:
@@ -133,9 +137,8 @@ class _Scene:
             nothing = 0 * attention.k_proj.bias.sum()  # its gradient is zero: exactly, and not by being absent
             return absorbed.findings(attention, mixed + nothing)
         keys = F.linear(image, attention.k_proj.weight) + attention.k_proj(self.where)
-        three = (attention.q_proj(queries), keys, attention.v_proj(image))
-        found = F.scaled_dot_product_attention(*(absorbed.heads(attention, x) for x in three))
-        out: Tensor = attention.out_proj(found.transpose(1, 2).flatten(2))
+        found = _look_up(attention, attention.q_proj(queries), keys, attention.v_proj(image))
+        out: Tensor = attention.out_proj(found)
         return out
 
     def write(self, attention: Any, keys: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
@@ -147,9 +150,9 @@ class _Scene:
             out: Tensor = write(offers, bias, gifts, image, self.where, attention.num_heads)[0]
             return out
         queries = F.linear(image, attention.q_proj.weight) + attention.q_proj(self.where)
-        three = (queries, attention.k_proj(keys), attention.v_proj(tokens))
-        taken = F.scaled_dot_product_attention(*(absorbed.heads(attention, x) for x in three))
-        return image + attention.out_proj(taken.transpose(1, 2).flatten(2))
+        taken = _look_up(attention, queries, attention.k_proj(keys), attention.v_proj(tokens))
+        out = image + attention.out_proj(taken)
+        return out
 
     def read_shared(self, attention: Any, queries: Tensor, offset: Tensor | None) -> Tensor:
         """Tokens look at the one image: `[n, T, C]`."""
@@ -175,14 +178,22 @@ class _Scene:
             scores = scores + bias.transpose(0, 1)
             base = base + offset[:, None]
         share = scores.softmax(2).transpose(0, 1).flatten(1, 2)  # [n, h * T, P]
-        return base + share.transpose(1, 2) @ absorbed.gifts(attention, tokens)
+        out: Tensor = base + share.transpose(1, 2) @ absorbed.gifts(attention, tokens)
+        return out
 
     def draw(self, image: Tensor, planes: Tensor) -> Tensor:
         """Logits in the order of unfolding `[n, 16 P, M]`."""
         up = self.decoder.output_upscaling
         fine = up[2](absorbed.norm(up[1], absorbed.unfold(up[0], image)))  # [n, P, 4, C / 4]
         fine = up[4](absorbed.unfold(up[3], fine))  # [n, P, 4, 4, C / 8]
-        return fine.flatten(1, 3) @ planes.transpose(1, 2)
+        logits: Tensor = fine.flatten(1, 3) @ planes.transpose(1, 2)
+        return logits
+
+
+def _look_up(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention after all projections but the last: each `[n, ?, D]` -> `[n, queries, D]`."""
+    q, k, v = (absorbed.heads(attention, x) for x in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _autocast(x: Tensor) -> bool:
@@ -205,7 +216,7 @@ def _write(
 ) -> tuple[Tensor, Tensor]:
     """The image and what it takes from the tokens `[n, P, C]`, and the shares over tokens `[n, h * T, P]`."""
     scores = offers @ (image + where).transpose(1, 2) + bias
-    share = scores.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)
+    share = absorbed.each_head(scores, heads).softmax(2).flatten(1, 2)
     return image + share.transpose(1, 2) @ gifts, share
 
 
@@ -246,8 +257,9 @@ class _Write(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         offers, gifts, image, where, share = ctx.saved_tensors
-        each = (gifts @ upstream.transpose(1, 2)).mul_(share).unflatten(1, (ctx.heads, -1))
+        each = (gifts @ upstream.transpose(1, 2)).mul_(share)
+        each = absorbed.each_head(each, ctx.heads)
         mean = each.sum(2, keepdim=True)
-        pull = (each - share.unflatten(1, (ctx.heads, -1)) * mean).flatten(1, 2)  # of the scores
+        pull = (each - absorbed.each_head(share, ctx.heads) * mean).flatten(1, 2)  # of the scores
         back = torch.baddbmm(upstream, pull.transpose(1, 2), offers)
         return pull @ (image + where), pull.sum(-1, keepdim=True), share @ upstream, back, None, None
