@@ -2,8 +2,7 @@
 
 Nothing is approximated; only the order of the arithmetic differs from Segmenter.decode, so outputs agree to rounding.
 - Without a mask prompt all points of a view see one image: what the first layer makes of it is made once.
-- A projection of the image side is moved to the few tokens: with T tokens, h heads and C channels,
-  q . (W k) = (q W) . k costs h*T instead of D columns for each of the h*w positions; likewise values and outputs.
+- A projection of the image side is moved to the few tokens: sum/models/absorbed.py.
 - The predicted IoU is known before the masks are drawn: points of which no output passes are not drawn.
 - A transposed 2x2 convolution of stride 2 is a matrix product; positions are put in their order last, for 3 planes.
 A view is an image or a crop of one. N counts points, P positions of the embedding.
@@ -18,9 +17,9 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sum.models import absorbed
 from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -56,9 +55,9 @@ class PointDecoder:
         self._where = encoder.get_dense_pe()[0].flatten(1).T.contiguous()
         first = self._decoder.transformer.layers[0]
         reads, writes = first.cross_attn_token_to_image, first.cross_attn_image_to_token
-        self._first_keys = [_split(reads, reads.k_proj(image + self._where)) for image in self._images]
-        self._first_values = [_split(reads, reads.v_proj(image)) for image in self._images]
-        self._first_queries = [_split(writes, writes.q_proj(image + self._where)) for image in self._images]
+        self._first_keys = [absorbed.split(reads, reads.k_proj(image + self._where)) for image in self._images]
+        self._first_values = [absorbed.split(reads, reads.v_proj(image)) for image in self._images]
+        self._first_queries = [absorbed.split(writes, writes.q_proj(image + self._where)) for image in self._images]
 
     @property
     def near(self) -> int:
@@ -98,7 +97,7 @@ class PointDecoder:
         tokens, image = points, self._of_views(runs)
         placed = image
         for number, layer in enumerate(transformer.layers):
-            tokens = self._self_attention(layer, tokens, points)
+            tokens = absorbed.self_attention(layer, tokens, points)
             reads, writes = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
             seen = (
                 self._read_shared(reads, tokens + points, runs)
@@ -117,16 +116,6 @@ class PointDecoder:
         seen = _read(transformer.final_attn_token_to_image, tokens + points, image=image, placed=placed)
         return transformer.norm_final_attn(tokens + seen), image
 
-    @staticmethod
-    def _self_attention(layer: Any, tokens: Tensor, points: Tensor) -> Tensor:
-        if layer.skip_first_layer_pe:
-            mixed: Tensor = layer.self_attn(q=tokens, k=tokens, v=tokens)
-        else:
-            placed = tokens + points
-            mixed = tokens + layer.self_attn(q=placed, k=placed, v=tokens)
-        out: Tensor = layer.norm1(mixed)
-        return out
-
     def _of_views(self, runs: Runs) -> Tensor:
         """The image that each point sees: `[n, P, C]`, or `[P, C]` if it is one."""
         if len(runs) == 1:
@@ -139,8 +128,8 @@ class PointDecoder:
         asked = attention.q_proj(queries)  # [n, T, D]
         parts = []
         for view, start, end in runs:
-            of_view = _split(attention, asked[start:end].flatten(0, 1))  # [h, m * T, d]
-            share = (of_view @ self._first_keys[view].transpose(1, 2) * _temperature(attention)).softmax(-1)
+            of_view = absorbed.split(attention, asked[start:end].flatten(0, 1))  # [h, m * T, d]
+            share = (of_view @ self._first_keys[view].transpose(1, 2) * absorbed.temperature(attention)).softmax(-1)
             parts.append((share @ self._first_values[view]).transpose(0, 1).reshape(end - start, queries.shape[1], -1))
         out: Tensor = attention.out_proj(torch.cat(parts))
         return out
@@ -151,8 +140,8 @@ class PointDecoder:
         asked = attention.k_proj(keys)
         parts = []
         for view, start, end in runs:
-            answers = _split(attention, asked[start:end].flatten(0, 1))  # [h, m * T, d]
-            scores = answers @ self._first_queries[view].transpose(1, 2) * _temperature(attention)
+            answers = absorbed.split(attention, asked[start:end].flatten(0, 1))  # [h, m * T, d]
+            scores = answers @ self._first_queries[view].transpose(1, 2) * absorbed.temperature(attention)
             parts.append(scores.view(len(scores), end - start, length, -1).transpose(0, 1))
         together: Tensor = torch.cat(parts)
         return together
@@ -162,14 +151,9 @@ class PointDecoder:
         up = self._decoder.output_upscaling
         heads = self._decoder.output_hypernetworks_mlps
         planes = torch.stack([heads[k](tokens[:, 1 + k]) for k in range(1, self._decoder.num_mask_tokens)], 1)
-        fine = _unfold(up[0], image)  # [n, P, 4, C / 4]
-        fine = F.layer_norm(fine, fine.shape[-1:], up[1].weight, up[1].bias, up[1].eps)
-        fine = up[4](_unfold(up[3], up[2](fine)))  # [n, P, 4, 4, C / 8]
-        logits = fine.flatten(1, 3) @ planes.transpose(1, 2)  # [n, 16 P, 3]
-        height, width = self._grid
-        logits = logits.view(len(tokens), height, width, 2, 2, 2, 2, planes.shape[1])
-        ordered: Tensor = logits.permute(0, 7, 1, 3, 5, 2, 4, 6)
-        return ordered.reshape(len(tokens), planes.shape[1], 4 * height, 4 * width)
+        fine = up[2](absorbed.norm(up[1], absorbed.unfold(up[0], image)))  # [n, P, 4, C / 4]
+        fine = up[4](absorbed.unfold(up[3], fine))  # [n, P, 4, 4, C / 8]
+        return absorbed.in_order(fine.flatten(1, 3) @ planes.transpose(1, 2), self._grid)
 
 
 def runs_of(views: Sequence[int]) -> Runs:
@@ -182,58 +166,20 @@ def runs_of(views: Sequence[int]) -> Runs:
     return runs
 
 
-def _split(attention: Any, x: Tensor) -> Tensor:
-    """`[n, D]` -> `[h, n, d]`."""
-    return x.view(len(x), attention.num_heads, -1).transpose(0, 1).contiguous()
-
-
-def _temperature(attention: Any) -> float:
-    return float((attention.internal_dim // attention.num_heads) ** -0.5)
-
-
-def _by_head(attention: Any, linear: Any) -> Tensor:
-    """The weight of a projection to D as `[h, d, C]`."""
-    weight: Tensor = linear.weight.view(attention.num_heads, -1, linear.weight.shape[1])
-    return weight
-
-
-def _heads(attention: Any, x: Tensor) -> Tensor:
-    """`[n, T, D]` -> `[n, h, T, d]`."""
-    return x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
-
-
 def _read(attention: Any, queries: Tensor, *, image: Tensor, placed: Tensor) -> Tensor:
-    """Tokens look at their own image `[n, P, C]`. The keys' bias adds the same to all positions: softmax drops it."""
-    asked = _heads(attention, attention.q_proj(queries))
-    absorbed = (asked @ _by_head(attention, attention.k_proj)) * _temperature(attention)  # [n, h, T, C]
-    share = (absorbed.flatten(1, 2) @ placed.transpose(1, 2)).softmax(-1)  # [n, h * T, P]
-    mixed = (share @ image).view(absorbed.shape)
-    found = mixed @ _by_head(attention, attention.v_proj).transpose(1, 2)  # [n, h, T, d]
-    values = found.transpose(1, 2).flatten(2) + attention.v_proj.bias  # shares add up to 1
-    out: Tensor = attention.out_proj(values)
-    return out
+    """Tokens look at their own image `[n, P, C]`."""
+    share = (absorbed.questions(attention, queries) @ placed.transpose(1, 2)).softmax(-1)  # [n, h * T, P]
+    return absorbed.findings(attention, share @ image)
 
 
 def _scores(attention: Any, keys: Tensor, *, placed: Tensor) -> Tensor:
     """How the positions of each image match its tokens: `[n, h, T, P]`."""
-    answers = _heads(attention, attention.k_proj(keys)) * _temperature(attention)
-    absorbed = answers @ _by_head(attention, attention.q_proj)  # [n, h, T, C]
-    bias = (answers * attention.q_proj.bias.view(attention.num_heads, 1, -1)).sum(-1, keepdim=True)
-    scores: Tensor = (absorbed.flatten(1, 2) @ placed.transpose(1, 2)).view(*absorbed.shape[:3], -1) + bias
-    return scores
+    offers, bias = absorbed.offers(attention, keys)
+    return absorbed.each_head(offers @ placed.transpose(1, 2) + bias, attention.num_heads)
 
 
 def _write(attention: Any, scores: Tensor, tokens: Tensor) -> Tensor:
     """What the positions take from the tokens: `[n, P, C]`."""
-    values = _heads(attention, attention.v_proj(tokens))  # [n, h, T, d]
-    through = attention.out_proj.weight.view(-1, attention.num_heads, values.shape[-1]).permute(1, 2, 0)  # [h, d, C]
     share = scores.softmax(2).flatten(1, 2)  # [n, h * T, P]
-    taken: Tensor = share.transpose(1, 2) @ (values @ through).flatten(1, 2) + attention.out_proj.bias
+    taken: Tensor = share.transpose(1, 2) @ absorbed.gifts(attention, tokens) + attention.out_proj.bias
     return taken
-
-
-def _unfold(layer: Any, x: Tensor) -> Tensor:
-    """A transposed 2x2 convolution of stride 2, channels last: `[..., C]` -> `[..., 4, C']`, rows before columns."""
-    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [4 * C', C]
-    out = F.linear(x, weight, layer.bias.repeat(4))
-    return out.view(*out.shape[:-1], 4, out.shape[-1] // 4)

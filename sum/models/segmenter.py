@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sum.core.geometry import valid_frame
 from sum.errors import ConfigError
+from sum.models.training_decoder import answer
 
 TASKS: dict[str, int] = {
     "unspecified": 0,
@@ -174,20 +175,37 @@ class Segmenter(nn.Module):
         None.
         multimask: three outputs (after one prompt), else the single-mask output.
         """
+        decoder = self.sam.mask_decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(image_index), -1, -1)
+        tokens = torch.cat([own, self.embed_points(prompts)], 1)
+        offset = None if task is None else self._task_rows()[task]
+        wanted = list(range(1, decoder.num_mask_tokens)) if multimask else [0]
+        if torch.is_grad_enabled():
+            logits, iou = answer(
+                self.sam,
+                embedding,
+                image_index=image_index,
+                tokens=tokens,
+                offset=offset,
+                feedback=prompts.logits,
+                wanted=wanted,
+            )
+            return Prediction(logits, iou)
+        return self._decode_as_sam(embedding[image_index], tokens, offset, prompts.logits, wanted)
+
+    def _decode_as_sam(
+        self, source: Tensor, tokens: Tensor, offset: Tensor | None, feedback: Tensor | None, wanted: list[int]
+    ) -> Prediction:
+        """The decoder in SAM's own order of arithmetic: without gradients every bit is SAM's."""
         encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
-        count = len(image_index)
-        source = embedding[image_index]
-        if task is not None:
-            source = source + self._task_rows()[task][:, :, None, None]
-        if prompts.logits is None:
+        if offset is not None:
+            source = source + offset[:, :, None, None]
+        if feedback is None:
             source = source + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         else:
-            source = source + encoder.mask_downscaling(prompts.logits)
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
-        tokens = torch.cat([own, self.embed_points(prompts)], 1)
-        states, pixels = decoder.transformer(source, encoder.get_dense_pe().expand(count, -1, -1, -1), tokens)
+            source = source + encoder.mask_downscaling(feedback)
+        states, pixels = decoder.transformer(source, encoder.get_dense_pe().expand(len(source), -1, -1, -1), tokens)
         fine = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
-        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
         planes = torch.stack([decoder.output_hypernetworks_mlps[i](states[:, 1 + i]) for i in wanted], 1)
-        logits = (planes @ fine.flatten(2)).view(count, len(wanted), *fine.shape[-2:])
-        return Prediction(logits, decoder.iou_prediction_head(states[:, 0])[:, list(wanted)])
+        logits = (planes @ fine.flatten(2)).view(len(source), len(wanted), *fine.shape[-2:])
+        return Prediction(logits, decoder.iou_prediction_head(states[:, 0])[:, wanted])
