@@ -138,7 +138,7 @@ def test_an_encoder_that_does_not_fit_is_not_tried_with_fewer_masks() -> None:
 
 def test_other_errors_are_not_taken_for_a_full_memory() -> None:
     model = recorder()
-    model.sam.mask_decoder.output_upscaling.register_forward_hook(lambda *_: torch.ones(2) @ torch.ones(3))
+    model.sam.mask_decoder.iou_prediction_head.register_forward_hook(lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match=r"inconsistent tensor size|size mismatch"):
         train(model, MaskChunk())
 
