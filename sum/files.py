@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sum.errors import DataError, NotFound, Refused, StorageError, SumError
@@ -91,11 +91,19 @@ def _sweep(folder: Path) -> None:
     """Remove what killed runs left beside `folder`: siblings of processes that are no more."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
         number = left.name.removeprefix(f".{folder.name}.").removesuffix(".partial").removesuffix(".old")
-        with suppress(PermissionError, ValueError):  # another user's, and it runs; not one of ours
-            try:
-                os.kill(int(number), 0)  # only asks
-            except ProcessLookupError:
-                _remove(left)
+        if is_left(number):
+            _remove(left)
+
+
+def is_left(number: str) -> bool:
+    """Whether a file or folder that bears this number of a process was left behind: on this machine none has it."""
+    try:
+        os.kill(int(number), 0)  # only asks
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):  # another user's, and it runs; not one of ours
+        return False
+    return False
 
 
 def _remove(folder: Path) -> None:

@@ -18,7 +18,7 @@ AddMaps = Callable[[Sequence[ToMap]], None]
 
 def map_name(labels: ShardInfo) -> str:
     """File name of the maps about a shard of labels."""
-    return f"{labels.digest}.arrow"
+    return f"{labels.digest[:40]}-{labels.shards}.arrow"  # the same labels in more shards: another header
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class MapShards:
         def add(images: Sequence[ToMap]) -> None:
             for image, made in zip(images, self.maker.rows(images), strict=True):
                 shard.add(image.image_id, made.rows)
+                if image.lost:
+                    shard.skip(image.image_id, image.lost)
                 for total, value in made.counts.items():
                     shard.count(total, value)
 

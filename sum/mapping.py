@@ -38,6 +38,7 @@ class ToMap:
     masks: Sequence[PseudoMask]
     codes: Codes
     embedding: Callable[[], Tensor]
+    lost: str = ""  # why the photo cannot be looked at any more: then no mask gets a map
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,10 @@ class MapMaker:
     @torch.inference_mode()
     def rows(self, images: Sequence[ToMap]) -> list[MapRows]:
         """Of every image; the masks of all share the refiner's batches."""
-        chosen = [np.array(self.large([m.area for m in image.masks], hw=image.hw), dtype=bool) for image in images]
+        chosen = [
+            np.array(self.large([m.area for m in image.masks], hw=image.hw), dtype=bool) & (not image.lost)
+            for image in images
+        ]
         sam = [image.codes[large] for image, large in zip(images, chosen, strict=True)]
         refined, other = sam, None
         if self.refiner is not None and any(map(len, sam)):

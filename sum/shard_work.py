@@ -16,6 +16,14 @@ POLL = 1.0  # s between looks at what others do
 log = logging.getLogger(__name__)
 
 
+def unfinished(names: Sequence[str], *, share: Share, is_done: Callable[[str, Path], bool]) -> list[str]:
+    """Those that are not whole, or that others do not see yet. What they see, process 0 alone fetches and checks."""
+    share.refresh()
+    if process_rank()[0]:
+        return [name for name in names if not share.shown(name)]
+    return [name for name in names if not (share.shown(name) and _done(name, share, is_done))]
+
+
 def open_shards(names: Sequence[str], *, share: Share, is_done: Callable[[str, Path], bool]) -> Iterator[str]:
     """Yield the shards that this process is to make, one at a time; each is its own until the next is asked for.
 
@@ -29,6 +37,8 @@ def open_shards(names: Sequence[str], *, share: Share, is_done: Callable[[str, P
         share.refresh()
         left = []
         for name in waiting:
+            if rank and share.shown(name):
+                continue
             if _done(name, share, is_done):
                 if not share.shown(name):  # made before there was a share, or killed before it was shown
                     share.show(name)
@@ -38,7 +48,8 @@ def open_shards(names: Sequence[str], *, share: Share, is_done: Callable[[str, P
                     left.append(name)
                     continue
                 share.refresh()
-                if not _done(name, share, is_done):  # somebody may have been faster
+                faster = rank and share.shown(name)  # somebody else
+                if not faster and not _done(name, share, is_done):
                     yield name
                     share.show(name)
         if left and rank:

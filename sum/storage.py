@@ -20,6 +20,7 @@ from sum.downloads import PART, download, drop, locked, version_of
 from sum.errors import DataError, NotFound, StorageError
 from sum.files import (
     disk_errors,
+    is_left,
     list_folder,
     replace_file,
     replace_folder,
@@ -32,9 +33,9 @@ from sum.ranged import Ranged
 from sum.s3 import S3
 
 __all__ = (
-    "S3", "NotFound", "disk_errors", "exists", "fetch", "join", "keep", "list_files", "member_address", "member_name",
-    "open_seekable", "open_whole", "read_bytes", "recall", "replace_file", "replace_folder", "sha256_file", "size_of",
-    "write_atomic", "write_json",
+    "S3", "NotFound", "disk_errors", "exists", "fetch", "is_left", "join", "keep", "list_files", "member_address",
+    "member_name", "open_seekable", "open_whole", "read_bytes", "recall", "replace_file", "replace_folder",
+    "sha256_file", "size_of", "write_atomic", "write_json",
 )  # fmt: skip
 
 _MEMBER = re.compile(

@@ -102,7 +102,8 @@ def reliability(counts: Counts, *, bins: int = BINS, certainty: bool = True) -> 
     """
     stated = np.arange(CODES) / (CODES - 1)
     stated = 1 - stated if certainty else stated
-    place = np.minimum((stated * bins).astype(np.int64), bins - 1)
+    whole = np.arange(CODES) if not certainty else CODES - 1 - np.arange(CODES)  # integers: no bin's edge is rounded
+    place = np.minimum(whole * bins // (CODES - 1), bins - 1)
     size = counts.sum(1)
     pixels = np.bincount(place, weights=size, minlength=bins)
     right = np.bincount(place, weights=counts[:, 1], minlength=bins)

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from sum.data.frames import load_photo, to_planes, to_square
 from sum.data.records import ImageRecord
-from sum.errors import DataError
+from sum.errors import DataError, StorageError
 
 Item = TypeVar("Item")
+AHEAD = 4  # photos held beyond the one in use
+SEVERAL = 5  # photos one after the other that cannot be fetched: not they, but disk or bucket is at fault
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,21 +37,24 @@ class Photo:
     inner: tuple[int, int]  # (height, width) of the image in the frame
 
 
+Read = Photo | DataError | StorageError
+
+
 def read_photo(record: ImageRecord, *, side: int, device: torch.device) -> Photo:
-    """A photo of the manifest, as the model sees it. Raises DataError as `frames.load_photo`."""
+    """A photo of the manifest, as the model sees it. Raises DataError and StorageError as `frames.load_photo`."""
     image = load_photo(record)
     frame, inner = to_square(Image.fromarray(image), side=side)
     return Photo(image, to_planes(frame).to(device), inner)
 
 
 def read_ahead(
-    records: Iterable[ImageRecord], *, side: int, device: torch.device, workers: int = 2, ahead: int = 4
-) -> Generator[tuple[ImageRecord, Photo | DataError]]:
+    records: Iterable[ImageRecord], *, side: int, device: torch.device, workers: int = 2, ahead: int = AHEAD
+) -> Generator[tuple[ImageRecord, Read]]:
     """Every record with its photo, or with what is wrong with it, in their order.
 
-    side: S; workers: threads; ahead: photos held beyond the one in use, at least 1. An error that is not the photo's
-    own (StorageError: the bucket does not answer) is raised when its turn comes. Closing the iterator, or an error,
-    waits for reads that have begun and starts no other; records is read from the caller's thread alone.
+    side: S; workers: threads; ahead: photos held beyond the one in use, at least 1. Raises StorageError when SEVERAL
+    photos one after the other cannot be fetched. Closing the iterator, or an error, waits for reads that have begun
+    and starts no other; records is read from the caller's thread alone.
     """
     if workers < 1 or ahead < 1:
         raise ValueError(f"workers and ahead must be at least 1, got {workers} and {ahead}")
@@ -65,8 +70,9 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def _in_order(
     records: Iterator[ImageRecord], *, side: int, device: torch.device, workers: int, ahead: int
-) -> Generator[tuple[ImageRecord, Photo | DataError]]:
-    waiting: deque[tuple[ImageRecord, Future[Photo | DataError]]] = deque()
+) -> Generator[tuple[ImageRecord, Read]]:
+    waiting: deque[tuple[ImageRecord, Future[Read]]] = deque()
+    failed = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
     try:
         for record in islice(records, ahead):
@@ -77,14 +83,17 @@ def _in_order(
             del job  # it holds the photo too
             for another in islice(records, 1):
                 waiting.append((another, pool.submit(_try, another, side, device)))
+            failed = failed + 1 if isinstance(found, StorageError) else 0
+            if isinstance(found, StorageError) and failed == SEVERAL:
+                raise found
             yield record, found
             del found
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _try(record: ImageRecord, side: int, device: torch.device) -> Photo | DataError:
+def _try(record: ImageRecord, side: int, device: torch.device) -> Read:
     try:
         return read_photo(record, side=side, device=device)
-    except DataError as error:
+    except (DataError, StorageError) as error:
         return error

@@ -118,7 +118,6 @@ def _score_rules(limits: LabelLimits) -> list[Rule]:
 def image_rules() -> list[Rule]:
     """Of the table with a row an unlabelled image."""
     return [
-        between("image is listed once", "listings", 1, 1),
         Rule("ExpectColumnValuesToNotBeNull", "image is in the manifest", {"column": "path"}),
         one_of("image is of split unlabelled", "split", ("unlabelled",)),
         one_of("image is labelled, or listed as unreadable", "answer", ("labelled", "unreadable")),

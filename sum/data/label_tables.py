@@ -182,7 +182,6 @@ def _images(
     table["answer"] = np.select(
         [labelled & failed, labelled, failed], ["both", "labelled", "unreadable"], default="none"
     ).astype(object)
-    table["listings"] = table["image_id"].map(pd.Series(list(ids), dtype="object").value_counts()).fillna(1).astype(int)
     table["masks"] = table["image_id"].map(pd.Series(counts, dtype="float64"))
     table["problem"] = table["image_id"].map(pd.Series(problems, dtype="object"))
     table["reason"] = table["image_id"].map(pd.Series(unreadable, dtype="object"))
@@ -190,7 +189,7 @@ def _images(
     rows = zip(tests["sha256"].astype("str"), tests.index, tests["path"], strict=True)
     of_content = {sha256: f"{image_id} ({path})" for sha256, image_id, path in rows}
     table["in_test"] = table.pop("sha256").map(of_content)
-    return table.where(table.notna(), None).astype({"listings": int, "masks": "float64"})
+    return table.where(table.notna(), None).astype({"masks": "float64"})
 
 
 def yield_table(images: pd.DataFrame) -> pd.DataFrame:

@@ -227,6 +227,11 @@ class LabelStore:
             maps = self._shard(UNCERTAINTY, name).info
             if maps.source != info.digest:
                 raise damaged(self._folders[UNCERTAINTY] / name, UNCERTAINTY, "made for other labels")
+            if (maps.counts, maps.side) != (info.counts, info.side):
+                raise damaged(self._folders[UNCERTAINTY] / name, UNCERTAINTY, "of other masks than the labels'")
+        twice = info.counts.keys() & self._where.keys()
+        if twice:
+            raise damaged(self._folders[LABELS] / name, LABELS, f"image '{min(twice)}' is in another shard too")
         self._where |= {image_id: (name, count) for image_id, count in info.counts.items()}
 
     def __getstate__(self) -> dict[str, Any]:

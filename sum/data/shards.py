@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +24,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from sum.errors import DataError
-from sum.storage import replace_file, replace_folder, write_json
+from sum.storage import is_left, replace_file, replace_folder, write_json
 
 FORMAT = 2
 INDEX = b"sum"  # key of the index among the metadata of the last batch
 LABELS, UNCERTAINTY = "pseudo_label", "uncertainty"  # what a shard holds, which is also the stage that writes it
 SUMMARY = "summary.json"
 PATTERN = "shard-*.arrow"
+QUIET = 3600.0  # s without a write, after which nobody is at work on a file
 PENDING = "pending-"  # begins the name of a work file that is not yet under its own
 
 
@@ -238,8 +240,25 @@ def publish(work: Mapping[str, Path], out: Path, *, summary: Mapping[str, object
             _link(path, folder / name)
         write_json(folder / SUMMARY, summary)
     for place in {path.parent for path in work.values()}:
-        for left in (*place.glob(".*.partial"), *place.glob(f"{PENDING}*")):  # of killed runs
+        _sweep(place)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed runs left in a work folder, not what somebody writes: other machines may see the folder."""
+    for left in place.glob(".*.partial"):
+        if is_left(left.name.split(".")[-2]) and _age(left) >= (QUIET if os.environ.get("SUM_SHARE") else 0):
             left.unlink(missing_ok=True)
+    for left in place.glob(f"{PENDING}*"):  # whole, but its labels never were
+        if _age(left) > QUIET:
+            left.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was last written; 0 when it is gone."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
 
 
 def damaged(path: Path, kind: str, why: object) -> DataError:

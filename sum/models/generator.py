@@ -88,15 +88,18 @@ def generate_all(
     batches = batches or Batches.of(settings)
     views = [view for number, image in enumerate(images) for view in _views(model, number, image, settings=settings)]
     found = [list[tuple[Crop, Candidates]]() for _ in images]
-    for start in range(0, len(views), settings.images_per_batch):
-        group = views[start : start + settings.images_per_batch]
+
+    def ask(part: slice) -> list[list[Candidates]]:
+        group = views[part]
         encoded = _encode(model, group, images, embeddings, settings=settings, batch=batches.views)
         decoder = PointDecoder(model, encoded, autocast=_autocast(encoded.device, settings.precision))
-        for view, parts in zip(group, _ask(model, decoder, group, batch=batches.prompts), strict=True):
-            if sum(map(len, parts)):
-                of_view = Candidates.join(parts)
-                kept = of_view.pick(of_view.distinct(of_view.iou, threshold=settings.box_nms_thresh))
-                found[view.number].append((view.crop, kept))
+        return _ask(model, decoder, group, batch=batches.prompts)
+
+    for view, parts in zip(views, batches.views.over(len(views), ask), strict=True):
+        if sum(map(len, parts)):
+            of_view = Candidates.join(parts)
+            kept = of_view.pick(of_view.distinct(of_view.iou, threshold=settings.box_nms_thresh))
+            found[view.number].append((view.crop, kept))
     return [_finish(model, parts, settings=settings) for parts in found]
 
 

@@ -23,9 +23,9 @@ from typing import Any
 from torch import Tensor
 
 from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
-from sum.data.ahead import Photo, in_groups, read_ahead
-from sum.data.frames import load_photo
+from sum.data.ahead import AHEAD, Photo, Read, in_groups, read_ahead
 from sum.data.labels import label_rows
+from sum.data.lost import is_lost, judge_lost
 from sum.data.records import ImageRecord, read_manifest
 from sum.data.shards import LABELS, ShardInfo, ShardWriter, publish, read_info, read_whole, shard_name, write_shard
 from sum.data.splits import bucket
@@ -36,12 +36,13 @@ from sum.mapping import MapMaker, ToMap
 from sum.models.checkpoint import fingerprint as weights_fingerprint
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import Batches
+from sum.models.halving import is_out_of_memory
 from sum.models.refiner import load_other, load_refiner
 from sum.models.segmenter import Segmenter
 from sum.models.sieve import GeneratorSettings
 from sum.progress import counting
 from sum.settings import Config
-from sum.shard_work import open_shards, own_device, process_rank
+from sum.shard_work import open_shards, own_device, process_rank, unfinished
 from sum.shares import Share, open_share
 from sum.stages.common import REFINER, base_weights, fingerprint, maps_work, pick_device, require_valid
 from sum.storage import sha256_file
@@ -49,7 +50,6 @@ from sum.storage import sha256_file
 MANIFEST = Path("data/manifest")
 OUT = Path("data/pseudo_labels")
 WORK = Path("work/pseudo_label")
-SHOWN = 10  # unreadable photos that an error names
 log = logging.getLogger(__name__)
 
 Parts = Mapping[str, Sequence[ImageRecord]]  # file name in the work folder -> the images of that shard
@@ -124,35 +124,61 @@ def _label(parts: Parts, model: Segmenter, config: Config, *, share: Share, maps
     picked = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
     settings = GeneratorSettings(**picked)
     batches, device = Batches.of(settings), model.task_prompt.device
-    share.refresh()
-    done = {name for name in parts if share.has(name) and _is_done(share.folder / name, parts[name])}
-    log.info("pseudo_label: %d of %d shards are done in %s", len(done), len(parts), share.folder)
-    rest = [name for name in parts if name not in done]
+
+    def is_done(name: str, path: Path) -> bool:
+        return _is_done(path, parts[name])
+
+    rest = unfinished(list(parts), share=share, is_done=is_done)
+    log.info("pseudo_label: %d of %d shards are done in %s", len(parts) - len(rest), len(parts), share.folder)
     total = sum(len(parts[name]) for name in rest)
     with counting(title=LABELS, unit="images", total=total) as tick:
-        for name in open_shards(rest, share=share, is_done=lambda name, path: _is_done(path, parts[name])):
+        for name in open_shards(rest, share=share, is_done=is_done):
             with ExitStack() as stack:
                 path = share.folder / name
                 shard = stack.enter_context(write_shard(path, kind=LABELS, side=model.low_side, shards=len(parts)))
                 add_maps = stack.enter_context(maps.beside(shard, name=name)) if maps else None
-                photos = stack.enter_context(closing(read_ahead(parts[name], side=model.side, device=device)))
+                ahead = max(AHEAD, 2 * settings.images_per_batch)
+                reading = read_ahead(parts[name], side=model.side, device=device, ahead=ahead)
+                photos = stack.enter_context(closing(reading))
                 for group in in_groups(_readable(photos, shard, tick), settings.images_per_batch):
-                    records = [record for record, _ in group]
-                    ids = [record.image_id for record in records]
-                    found = label(model, [photo for _, photo in group], ids, settings=settings, batches=batches)
-                    for image_id, labelled in zip(ids, found, strict=True):
-                        shard.add(image_id, label_rows(labelled.masks, labelled.codes))
+                    found = _label_group(group, model, settings=settings, batches=batches)
+                    for record, labelled in found:
+                        if isinstance(labelled, str):
+                            log.warning("pseudo_label: %s", labelled)
+                            shard.skip(record.image_id, labelled)
+                        else:
+                            shard.add(record.image_id, label_rows(labelled.masks, labelled.codes))
                         tick()
                     if add_maps:
-                        add_maps([_to_map(*both) for both in zip(records, found, strict=True)])
+                        add_maps([_to_map(record, done) for record, done in found if isinstance(done, Labelled)])
+
+
+def _label_group(
+    group: Sequence[tuple[ImageRecord, Photo]], model: Segmenter, *, settings: GeneratorSettings, batches: Batches
+) -> list[tuple[ImageRecord, Labelled | str]]:
+    """Every image with its masks, or with why the memory does not suffice for it even alone."""
+    records = [record for record, _ in group]
+    try:
+        ids = [record.image_id for record in records]
+        found = label(model, [photo for _, photo in group], ids, settings=settings, batches=batches)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"{error}"
+    else:
+        return list(zip(records, found, strict=True))
+    if len(group) > 1:  # which of them it is
+        return [one for pair in group for one in _label_group([pair], model, settings=settings, batches=batches)]
+    height, width = records[0].height, records[0].width
+    return [(records[0], f"{records[0].path}: {height} x {width} px do not fit into the memory ({reason[:120]})")]
 
 
 def _readable(
-    photos: Iterable[tuple[ImageRecord, Photo | DataError]], shard: ShardWriter, tick: Callable[[], None]
+    photos: Iterable[tuple[ImageRecord, Read]], shard: ShardWriter, tick: Callable[[], None]
 ) -> Iterator[tuple[ImageRecord, Photo]]:
     """The photos that could be read; the others are told, and listed in the shard."""
     for record, photo in photos:
-        if isinstance(photo, DataError):
+        if not isinstance(photo, Photo):
             log.warning("pseudo_label: %s", photo)
             shard.skip(record.image_id, str(photo))
             tick()
@@ -176,14 +202,7 @@ def _is_done(path: Path, images: Sequence[ImageRecord]) -> bool:
     except DataError as error:
         log.warning("%s Making the shard again.", error)
         return False
-    for record in images:
-        if record.image_id in info.unreadable:
-            try:
-                load_photo(record)
-            except DataError:
-                continue
-            return False
-    return True
+    return all(is_lost(record) for record in images if record.image_id in info.unreadable)
 
 
 def _judge(summary: Mapping[str, Any], *, images: int, on_bad: str) -> None:
@@ -191,19 +210,19 @@ def _judge(summary: Mapping[str, Any], *, images: int, on_bad: str) -> None:
     unreadable = summary["unreadable"]
     if images and not summary["images"]:
         raise DataError(f"none of {images} unlabelled images can be read. The first: {next(iter(unreadable.values()))}")
-    if unreadable and on_bad == "fail":
-        shown = "\n".join([f"  {why}" for why in unreadable.values()][:SHOWN])
-        raise DataError(
-            f"{len(unreadable)} of {images} unlabelled images cannot be read; mend or remove them, or set "
-            f"pseudo_label.on_bad to skip. The labels of the others are kept.\n{shown}"
-        )
+    judge_lost(unreadable, on_bad=on_bad)
 
 
 def _summary(infos: Sequence[ShardInfo], config: Config) -> dict[str, Any]:
     """What was found, the same for the same shards: counts, and how much the prompts yielded."""
     counts = [count for info in infos for count in info.counts.values()]
     unreadable = {image_id: why for info in infos for image_id, why in info.unreadable.items()}
-    prompts = len(counts) * config.pseudo_label.points_per_side**2
+    asked = config.pseudo_label
+    views = [
+        (4**layer, asked.points_per_side // asked.crop_n_points_downscale_factor**layer)
+        for layer in range(asked.crop_n_layers + 1)
+    ]
+    prompts = len(counts) * sum(crops * side**2 for crops, side in views)
     return {
         "shards": len(infos),
         "images": len(counts),

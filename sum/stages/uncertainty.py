@@ -8,7 +8,7 @@ work as in stage pseudo_label.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,12 +17,13 @@ from pathlib import Path
 from torch import Tensor
 
 from sum.core.uncertainty import OF_SAM_ALONE, UNCERTAINTY
-from sum.data.ahead import Photo, in_groups, read_ahead
+from sum.data.ahead import AHEAD, Photo, in_groups, read_ahead
 from sum.data.labels import LabelStore
+from sum.data.lost import is_lost, judge_lost
 from sum.data.records import ImageRecord, read_manifest
 from sum.data.shards import LABELS, SUMMARY, ShardInfo, publish, read_info, read_whole
 from sum.data.shards import UNCERTAINTY as MAPS
-from sum.errors import DataError, MissingInput, choose
+from sum.errors import DataError, MissingInput, SumError, choose
 from sum.labelling import embeddings_of
 from sum.map_shards import MapShards, map_name
 from sum.mapping import MapMaker, ToMap
@@ -33,7 +34,7 @@ from sum.models.segmenter import Segmenter
 from sum.models.sieve import Precision
 from sum.progress import counting
 from sum.settings import Config
-from sum.shard_work import open_shards, own_device, process_rank
+from sum.shard_work import open_shards, own_device, process_rank, unfinished
 from sum.shares import open_share
 from sum.stages.common import REFINER, base_weights, maps_work, pick_device
 from sum.storage import sha256_file
@@ -61,8 +62,11 @@ def run(config: Config) -> Path:
     asked, backbone = config.pseudo_label, config.model.backbone
     share = open_share(maps_work(config.uncertainty, asked, backbone=backbone, weights=weights))
     labels = {map_name(store.info(shard)): store.info(shard) for shard in store.shards}
-    share.refresh()
-    waiting = [file for file, info in labels.items() if not (share.has(file) and _is_done(share.folder / file, info))]
+
+    def is_done(file: str, path: Path) -> bool:
+        return _is_done(path, labels[file], images)
+
+    waiting = unfinished(list(labels), share=share, is_done=is_done)
     log.info("uncertainty: %d of %d shards are done in %s", len(labels) - len(waiting), len(labels), share.folder)
     if waiting:
         refines = name not in OF_SAM_ALONE
@@ -79,6 +83,7 @@ def run(config: Config) -> Path:
         return OUT
     files = {shard: share.folder / map_name(store.info(shard)) for shard in store.shards}
     infos = [read_info(path, kind=MAPS) for path in files.values()]
+    judge_lost({name: why for info in infos for name, why in info.unreadable.items()}, on_bad=asked.on_bad)
     about = {"settings": asdict(config.uncertainty), "backbone": config.model.backbone}
     publish(files, OUT, summary={**about, **_summary(infos)})
     return OUT
@@ -119,7 +124,7 @@ def _map(
                 raise DataError(f"{LABEL_FOLDER}: image '{image_id}' is not in {MANIFEST}. Run `dvc repro {LABELS}`.")
 
     def is_done(name: str, path: Path) -> bool:
-        return _is_done(path, labels[name])
+        return _is_done(path, labels[name], images)
 
     total = sum(len(info.images) for info in labels.values())
     with counting(title=MAPS, unit="images", total=total) as tick:
@@ -127,48 +132,62 @@ def _map(
             records = [images[image_id] for image_id in labels[name].images]
             with (
                 shards.write(labels[name]) as add,
-                closing(_embeddings(records, shards.maker, encoder, store)) as found,
+                closing(_entries(records, shards.maker, encoder, store)) as entries,
             ):
-                for group in in_groups(records, together):
-                    add([_to_map(record, store, partial(next, found)) for record in group])
+                for group in in_groups(entries, together):
+                    add(group)
                     for _ in group:
                         tick()
 
 
-def _to_map(record: ImageRecord, store: LabelStore, embedding: Callable[[], Tensor]) -> ToMap:
-    name, hw = record.image_id, (record.height, record.width)
-    return ToMap(name, hw, store.masks(name), store.sam(name), embedding)
-
-
-def _embeddings(
+def _entries(
     records: Sequence[ImageRecord], maker: MapMaker, encoder: _Encoder | None, store: LabelStore
-) -> Generator[Tensor]:
-    """Those of the images with something to refine, in their order, as stage pseudo_label has them."""
+) -> Generator[ToMap]:
+    """The images in their order; a photo that cannot be looked at any more is told."""
+
+    def wants(record: ImageRecord) -> bool:
+        return any(maker.large(store.areas(record.image_id), hw=(record.height, record.width)))
+
+    asked = {record.image_id: record for record in records if encoder and wants(record)}
+    with closing(_embeddings(list(asked.values()), encoder)) as embeddings:
+        for record in records:
+            name, hw = record.image_id, (record.height, record.width)
+            found = next(embeddings) if name in asked else None
+            lost = str(found) if isinstance(found, SumError) else ""
+            if lost:
+                log.warning("uncertainty: %s", lost)
+            yield ToMap(name, hw, store.masks(name), store.sam(name), partial(_embedding, found), lost)
+
+
+def _embedding(found: Tensor | SumError | None) -> Tensor:
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _embeddings(records: Sequence[ImageRecord], encoder: _Encoder | None) -> Generator[Tensor | SumError]:
+    """Those of the images, in their order, as stage pseudo_label has them; or what is wrong with a photo."""
     if encoder is None:
         return
-    asked = [
-        record for record in records if any(maker.large(store.areas(record.image_id), hw=(record.height, record.width)))
-    ]
     model = encoder.model
-    with closing(read_ahead(asked, side=model.side, device=model.task_prompt.device)) as photos:
-        for group in in_groups(_good(photos), encoder.together):
-            yield from embeddings_of(model, group, precision=encoder.precision, batch=encoder.batch)
+    reading = read_ahead(
+        records, side=model.side, device=model.task_prompt.device, ahead=max(AHEAD, 2 * encoder.together)
+    )
+    with closing(reading) as photos:
+        for group in in_groups((photo for _, photo in photos), encoder.together):
+            good = [photo for photo in group if isinstance(photo, Photo)]
+            made = iter(embeddings_of(model, good, precision=encoder.precision, batch=encoder.batch))
+            for photo in group:
+                yield next(made) if isinstance(photo, Photo) else photo
 
 
-def _good(photos: Iterable[tuple[ImageRecord, Photo | DataError]]) -> Iterator[Photo]:
-    for _, photo in photos:
-        if isinstance(photo, DataError):
-            raise photo
-        yield photo
-
-
-def _is_done(path: Path, labels: ShardInfo) -> bool:
-    """Whether a shard of an earlier run is whole and about these labels."""
+def _is_done(path: Path, labels: ShardInfo, images: Mapping[str, ImageRecord]) -> bool:
+    """Whether a shard of an earlier run is whole and about these labels, and lost photos are still lost."""
     try:
-        return read_whole(path, kind=MAPS).source == labels.digest
+        info = read_whole(path, kind=MAPS)
     except DataError as error:
         log.warning("%s Making the shard again.", error)
         return False
+    return info.source == labels.digest and all(is_lost(images[image_id]) for image_id in info.unreadable)
 
 
 def _summary(infos: Sequence[ShardInfo]) -> dict[str, object]:
@@ -181,5 +200,6 @@ def _summary(infos: Sequence[ShardInfo]) -> dict[str, object]:
         "images": sum(len(info.images) for info in infos),
         "masks": sum(sum(info.counts.values()) for info in infos),
         "masks_with_map": maps,
+        "photos_lost": {name: why for info in infos for name, why in info.unreadable.items()},
         "mean_uncertainty": round(codes / (255 * pixels), 6) if pixels else None,
     }

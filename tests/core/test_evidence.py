@@ -126,10 +126,11 @@ def test_curve_is_that_of_sorted_pixels_at_the_ends_of_codes():
 def test_reliability_bin_by_bin(certainty):
     code, right = pixels(8)
     stated = 1 - code / 255 if certainty else code / 255
+    whole = 255 - code.astype(int) if certainty else code.astype(int)  # 255 times what is stated: edges are exact
     curve = reliability(counted(code, right), bins=10, certainty=certainty)
     error, filled = 0.0, 0
     for k in range(10):
-        inside = (stated >= k / 10) & ((stated < (k + 1) / 10) | (k == 9))
+        inside = (whole * 10 >= k * 255) & ((whole * 10 < (k + 1) * 255) | (k == 9))
         if inside.any():
             assert curve.stated[filled] == pytest.approx(stated[inside].mean())
             assert curve.found[filled] == pytest.approx(right[inside].mean())

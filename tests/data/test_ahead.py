@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sum.data.ahead import Photo, read_ahead
+from sum.data.ahead import SEVERAL, Photo, read_ahead
 from sum.data.frames import load_frame, load_photo
 from sum.data.records import ImageRecord
 from sum.errors import DataError, StorageError
@@ -66,12 +66,26 @@ def test_what_is_wrong_with_a_photo_comes_in_its_place(records: list[ImageRecord
     assert records[3].path in str(found[3])
 
 
-def test_another_error_is_raised_when_its_turn_comes(records: list[ImageRecord]) -> None:
-    path = Path(records[2].path)
+def withhold(record: ImageRecord) -> None:
+    """A disk that does not give the bytes."""
+    path = Path(record.path)
     path.unlink()
-    path.mkdir()  # a disk that does not give the bytes
+    path.mkdir()
+
+
+def test_a_photo_that_the_disk_does_not_give_is_that_photo_s_trouble(records: list[ImageRecord]) -> None:
+    for number in (1, 2, 4):
+        withhold(records[number])
+    found = [answer for _, answer in read_ahead(records, side=SIDE, device=CPU)]
+    assert [number for number, answer in enumerate(found) if isinstance(answer, StorageError)] == [1, 2, 4]
+    assert len(found) == len(records)
+
+
+def test_a_disk_that_gives_nothing_is_an_error(records: list[ImageRecord]) -> None:
+    for record in records[1 : 1 + SEVERAL]:
+        withhold(record)
     reading = read_ahead(records, side=SIDE, device=CPU)
-    assert [next(reading)[0], next(reading)[0]] == records[:2]
+    assert [next(reading)[0] for _ in range(SEVERAL)] == records[:SEVERAL]
     with pytest.raises(StorageError):
         next(reading)
     assert not threads()

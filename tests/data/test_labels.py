@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +269,47 @@ def test_maps_of_other_labels_are_refused(folders: tuple[Path, Path]) -> None:
         shard.about(ShardInfo(LABELS, SIDE, 3))
     with pytest.raises(DataError, match=r"shard-00002\.arrow.*made for other labels.*dvc repro uncertainty"):
         LabelStore(*folders)
+
+
+def test_maps_of_another_side_are_refused(folders: tuple[Path, Path]) -> None:
+    about = read_info(folders[0] / shard_name(2), kind=LABELS)
+    with write_shard(folders[1] / shard_name(2), kind=UNCERTAINTY, side=SIDE // 2, shards=3) as shard:
+        for image_id, count in about.counts.items():
+            shard.add(image_id, map_rows([False] * count, refined=None, uncertainty=None))
+        shard.about(about)
+    with pytest.raises(DataError, match=r"shard-00002\.arrow.*of other masks than the labels'"):
+        LabelStore(*folders)
+
+
+def test_an_image_in_two_shards_is_refused(folders: tuple[Path, Path]) -> None:
+    twice = next(iter(read_info(folders[0] / shard_name(0), kind=LABELS).images))
+    with write_shard(folders[0] / shard_name(2), kind=LABELS, side=SIDE, shards=3) as shard:
+        shard.add(twice, [])
+    with pytest.raises(DataError, match=rf"shard-00002\.arrow.*image '{twice}' is in another shard too"):
+        LabelStore(folders[0])
+
+
+def test_publishing_sweeps_what_the_dead_left_and_nothing_else(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folders[0] / shard_name(0)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead, alive = (source.with_name(f".x.arrow.{number}.partial") for number in (child.pid, os.getpid()))
+    pending = source.with_name("pending-x.arrow")
+    for path in (dead, alive, pending):
+        path.write_bytes(b"begun")
+    monkeypatch.setenv("SUM_SHARE", "/seen/by/others")  # a number that is dead here may live there
+    publish({source.name: source}, tmp_path / "out", summary={})
+    assert dead.exists()
+    monkeypatch.delenv("SUM_SHARE")
+    publish({source.name: source}, tmp_path / "out", summary={})
+    assert not dead.exists()
+    assert alive.exists()
+    assert pending.exists()  # perhaps about to be given its name
+    os.utime(pending, (0, 0))
+    publish({source.name: source}, tmp_path / "out", summary={})
+    assert not pending.exists()
 
 
 def test_publishing_replaces_the_folder_and_keeps_the_work(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -76,6 +76,42 @@ def test_trained_weights_find_the_same_masks_with_fewer_calls(monkeypatch: pytes
     assert max(abs(a.predicted_iou - b.predicted_iou) for a, b in pairs) < 1e-5
 
 
+def test_trained_weights_on_other_sizes_and_crops() -> None:
+    """The decoder itself, photos of other shapes, one of them black, crops and batches that end within a view."""
+    model = load_segmenter(PROJECT / "sum/models/weights/tiny.safetensors", backbone="tiny")
+    seeds = load_config(root=PROJECT).demo.seeds
+    scenes = [set_scene("unlabelled", n, seeds=seeds, side=128).image for n in range(3)]
+    images = [scenes[0], np.zeros((40, 90, 3), np.uint8), scenes[1][:, :70].copy(), scenes[2][20:60].copy()]
+    settings = replace(LABELLING, crop_n_layers=1, points_per_batch=7, min_area=0.0)
+    found = generate_all(model, images, settings=replace(settings, images_per_batch=6))
+    want = [generate(model, image, settings=settings) for image in images]
+    assert [[m.rle for m in masks] for masks in found] == [[m.rle for m in masks] for masks in want]
+    assert min(len(found[n]) for n in (0, 2)) >= 1
+
+
+class NarrowDecoder(PointDecoder):
+    """Memory for one view."""
+
+    def __init__(self, model: Segmenter, embedding: Tensor, **options: object) -> None:
+        if len(embedding) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        super().__init__(model, embedding, **options)  # type: ignore[arg-type]
+
+
+def test_views_that_do_not_fit_the_decoder_together_go_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_segmenter(PROJECT / "sum/models/weights/tiny.safetensors", backbone="tiny")
+    seeds = load_config(root=PROJECT).demo.seeds
+    images = [set_scene("unlabelled", n, seeds=seeds, side=128).image for n in range(3)]
+    want = [generate(model, image, settings=LABELLING) for image in images]
+    monkeypatch.setattr(generator, "PointDecoder", NarrowDecoder)
+    with caplog.at_level(logging.WARNING):
+        found = generate_all(model, images, settings=replace(LABELLING, images_per_batch=3))
+    assert "Out of memory with 3 images at once: going on with 1." in caplog.text
+    assert [[m.rle for m in masks] for masks in found] == [[m.rle for m in masks] for masks in want]
+
+
 class NarrowEncoder(nn.Module):
     """Memory for two images."""
 

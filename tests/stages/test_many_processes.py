@@ -88,6 +88,33 @@ def test_machines_that_share_a_bucket(project: Path, whole: Path, tmp_path: Path
         assert contents(project / folder) == contents(whole / folder)
 
 
+def test_what_was_made_alone_is_shared_later_and_only_process_0_fetches_it(
+    project: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Finished shards reach the bucket even when nothing is left to make; another machine then makes none."""
+    second, third = tmp_path / "second", tmp_path / "third"
+    shutil.copytree(project, second)
+    shutil.copytree(project, third)
+
+    def label(folder: Path, **variables: str) -> None:
+        command = [sys.executable, "-m", "sum", "pseudo_label"]
+        done = subprocess.run(
+            command, cwd=folder, env=environment(**variables), check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    label(project)
+    with bucket(tmp_path) as variables:
+        shared = variables | {"SUM_SHARE": f"s3://{BUCKET}/run"}
+        label(project, **shared)
+        label(second, **shared, RANK="1", WORLD_SIZE="2")
+        assert not list(second.glob("work/pseudo_label/*/*.arrow"))
+        (third / "data/raw/u/0.png").unlink()  # who would label again could not
+        label(third, **shared)
+    for folder in (project, third):
+        assert contents(folder / LABELS) == contents(whole / LABELS)
+
+
 def test_killed_workers_and_then_two_that_end(project: Path, whole: Path) -> None:
     """Each is killed within a shard; benchmarks/kills.py does it at fifty random moments with two at a time."""
     for call in (1, 4):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
+from sum.data.ahead import Photo
 from sum.data.images import read_image
 from sum.data.labels import LabelStore
 from sum.data.records import decode_mask, read_manifest, write_manifest
@@ -209,9 +213,27 @@ def test_a_new_image_changes_only_the_shard_it_falls_into(project: Path) -> None
     assert len({path.name for path in work.glob("*.arrow")} - old) == 1
 
 
+@pytest.mark.parametrize("together", [1, 3])
+def test_an_image_that_does_not_fit_into_the_memory_fails_alone(
+    project: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real images of one size: the device is full whenever the third one is at work."""
+
+    def narrow(model: object, photos: Sequence[Photo], ids: Sequence[str], **options: object) -> object:
+        if "u/2" in ids:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return label(model, photos, ids, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pseudo_label, "label", narrow)
+    pseudo_label.run(configure(project, pseudo_label={"images_per_batch": together}))
+    assert summary()["images"] == 4
+    (reason,) = summary()["unreadable"].values()
+    assert re.search(r"u/2\.png: 70 x 40 px do not fit into the memory", reason)
+
+
 def test_a_bad_photo_may_fail_the_stage_without_losing_the_rest(project: Path) -> None:
     Path(record(3).path).unlink()
-    with pytest.raises(DataError, match=r"1 of 5 unlabelled images cannot be read.*on_bad to skip.*\n.*u/3\.png"):
+    with pytest.raises(DataError, match=r"1 unlabelled images cannot be used.*on_bad to skip.*\n.*u/3\.png"):
         pseudo_label.run(configure(project, pseudo_label={"on_bad": "fail"}))
     assert not OUT.exists()
     (work,) = Path("work/pseudo_label").iterdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -237,17 +238,28 @@ def test_a_missing_input_names_its_stage(project: Path, gone: str, maker: str) -
         uncertainty.run(configure(project))
 
 
-def test_a_vanished_photo_stops_the_stage(project: Path) -> None:
-    Path(record(2).path).unlink()
-    with pytest.raises(DataError, match=r"data/raw/u/2\.png"):
-        uncertainty.run(configure(project))
-    assert not OUT.exists()
-
-
-def test_a_replaced_photo_stops_the_stage(project: Path) -> None:
-    shutil.copy(record(1).path, record(2).path)
-    with pytest.raises(DataError, match=r"u/2\.png is .* the file has changed"):
-        uncertainty.run(configure(project))
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [(lambda path: path.unlink(), "is missing"), (lambda path: shutil.copy(record(1).path, path), "has changed")],
+)
+def test_a_lost_photo_is_listed_and_gets_no_maps(project: Path, harm: Callable[[Path], object], why: str) -> None:
+    """By policy the stage fails in the end; a photo that is back is looked at again."""
+    uncertainty.run(configure(project))
+    whole = contents(OUT)
+    shutil.rmtree("work")
+    photo = Path(record(2).path)
+    kept = photo.read_bytes()
+    harm(photo)
+    with pytest.raises(DataError, match=rf"1 unlabelled images cannot be used[^\n]*\n  .*u/2\.png[^\n]*{why}"):
+        uncertainty.run(configure(project, pseudo_label={"on_bad": "fail"}))
+    uncertainty.run(configure(project))
+    store = LabelStore(LABELS, OUT)
+    assert not any(store.has_map("u/2"))
+    assert all(any(store.has_map(image_id)) for image_id in IDS if image_id != "u/2")
+    assert list(json.loads((OUT / "summary.json").read_text())["photos_lost"]) == ["u/2"]
+    photo.write_bytes(kept)
+    uncertainty.run(configure(project))
+    assert contents(OUT) == whole
 
 
 def test_an_image_that_left_the_manifest_stops_the_stage(project: Path) -> None:
