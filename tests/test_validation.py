@@ -92,6 +92,7 @@ def test_a_figure_is_the_mean_over_masks_of_the_weights_that_would_be_published(
     assert len(set(watch.figures.values())) > 1
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_of_the_training(held: Manifest, tmp_path: Path) -> None:
     watched, plain = (run(held, tmp_path / str(on), watched=on)[0] for on in (True, False))
     for mine, theirs in zip(watched.model.parameters(), plain.model.parameters(), strict=True):

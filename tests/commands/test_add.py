@@ -87,6 +87,7 @@ def test_the_readme_s_sequence_can_be_undone(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "set" / "images" / "a.jpg").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dvc_project")
 def test_work_in_a_copy_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Edited as docs/datasets.md says: DVC then finds nothing changed, but it is no longer what `add` put there."""
@@ -101,6 +102,7 @@ def test_work_in_a_copy_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "The folder data/raw/mine stays" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dvc_project")
 def test_add_promises_no_undoing_that_a_budget_is_in_the_way_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -214,6 +214,7 @@ def test_an_image_without_a_right_answer_is_named(altered: tuple[Report, Path]) 
     assert (altered[1] / "docs" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_rows_in_parts_break_the_same_rules_by_the_same_rows(
     altered: tuple[Report, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

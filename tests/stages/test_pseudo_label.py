@@ -97,6 +97,7 @@ def test_an_image_without_masks_is_labelled_all_the_same(project: Path) -> None:
     assert (summary()["masks"], summary()["images_without_masks"]) == (0, 5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(project, whole)
