@@ -53,6 +53,7 @@ class LoopOptions:
     checkpoint_every: int
     images_per_batch: int  # over all processes
     seed: int
+    max_skipped: int = 10  # steps in a row whose loss or gradient is not finite; with so many the run stops
     mask_chunk: int | None = None  # masks at work at once to begin with; None: all
     device: str = "auto"
 
@@ -140,19 +141,15 @@ class Loop:
             rate = learning_rate(self.step, self.options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            scalars = compute(self, next(stream).to(device), generator)
-            norm = self._update()
+            scalars = {k: float(v) for k, v in compute(self, next(stream).to(device), generator).items()}
+            norm = self._update(fit=math.isfinite(scalars.get("loss", 0.0)))
             now = time.perf_counter()
-            self.history.append(
-                {
-                    "step": self.step,
-                    "lr": rate,
-                    "grad_norm": norm,
-                    "seconds": round(now - began, 4),
-                    **{k: float(v) for k, v in scalars.items()},
-                }
-            )
+            about = {"step": self.step, "lr": rate, "seconds": round(now - began, 4)}
+            kept = {"skipped": 1.0} if norm is None else {"skipped": 0.0, "grad_norm": norm, **scalars}
+            self.history.append({**about, **kept})
             began = now
+            if norm is None:
+                self._tell_skipped()
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
                 self.save()
@@ -167,21 +164,31 @@ class Loop:
                     value.copy_(self.average[name])
         return self.model
 
-    def _update(self) -> float:
-        """One optimizer step over the gradients of all processes; returns the gradient norm before clipping."""
+    def _tell_skipped(self) -> None:
+        """Log a step that was left out. Raises TrainingDiverged after too many in a row."""
+        row = next((n for n, entry in enumerate(reversed(self.history)) if not entry.get("skipped")), len(self.history))
+        log.warning("step %d is left out: its loss or gradient is not finite (%d in a row)", self.step, row)
+        if row >= self.options.max_skipped:
+            raise TrainingDiverged(
+                f"steps {self.step + 1 - row} to {self.step}: no loss or gradient was finite, optim.max_skipped is "
+                f"{self.options.max_skipped}; checkpoints in {self.folder} are from before. Lower optim.lr, or set "
+                "optim.clip_norm."
+            )
+
+    def _update(self, *, fit: bool) -> float | None:
+        """One optimizer step over the gradients of all processes; returns the gradient norm before clipping.
+
+        fit: whether the loss of this process is finite. When that of any is not, or the gradient is not, nothing
+        changes: None. A parameter that no process has a gradient for is left alone, as with one process.
+        """
         values = [p for group in self.optimizer.param_groups for p in group["params"]]
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in values]
         if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), reduction="mean")
-            for p, piece in zip(values, torch.split(flat, [p.numel() for p in values]), strict=True):
-                p.grad = piece.view_as(p).clone()
+            fit = self._average(values, fit=fit)
         limit = self.options.clip_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(values, limit))
-        if not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"step {self.step}: the norm of the gradient is {norm}; checkpoints in {self.folder} are from before. "
-                "Lower optim.lr, or set optim.clip_norm."
-            )
+        if not fit or not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
@@ -190,6 +197,19 @@ class Loop:
                 for name, value in zip(group["names"], group["params"], strict=True):
                     self.average[name].lerp_(value.detach(), 1 - decay)
         return norm
+
+    def _average(self, values: Sequence[nn.Parameter], *, fit: bool) -> bool:
+        """Gradients become their mean over the processes; returns whether the losses of all are finite."""
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in values]
+        flags = torch.tensor([not fit, *(p.grad is not None for p in values)], device=grads[0].device)
+        flat = torch.cat([*(g.flatten() for g in grads), flags.to(grads[0].dtype)])
+        *pieces, told = torch.split(
+            self.accelerator.reduce(flat, reduction="mean"), [*(p.numel() for p in values), len(flags)]
+        )
+        unfit, *has = (told > 0).tolist()
+        for p, piece, there in zip(values, pieces, has, strict=True):
+            p.grad = piece.view_as(p).clone() if there else None
+        return not unfit
 
     def save(self) -> None:
         """Write the checkpoint of this step atomically and keep the one before it.

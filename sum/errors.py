@@ -10,7 +10,7 @@
     |       `-- NotFound   a file, folder or object does not exist
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
     |-- TrackingError      the MLflow server does not answer or refuses
-    |-- TrainingDiverged   a gradient is NaN or infinite
+    |-- TrainingDiverged   no loss or gradient was finite for too many steps in a row
     `-- OutOfMemory        a training step does not fit the device, however few masks it takes at once
 
 Every message says what, where, expected, found, and which command helps.

@@ -39,13 +39,14 @@ class OptimConfig:
     warmup_steps: int = 0  # linear from 0
     decay_steps: int = 0  # linear to 0 over the last steps
     clip_norm: float = 0.1  # of the gradient; 0 for none
+    max_skipped: int = 10  # steps in a row, left out because loss or gradient is not finite, that end the run
     ema: float = 0.0  # decay of an average of the weights that is used in the end; 0 for none
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of encoder and decoder; losses are always fp32
     checkpoint_every: int = 200  # steps; what a kill can cost
     workers: int = 0  # processes that read ahead
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "images_per_batch", "masks_per_image", "checkpoint_every")
+        at_least(self, 1, "steps", "images_per_batch", "masks_per_image", "checkpoint_every", "max_skipped")
         at_least(self, 0, "weight_decay", "warmup_steps", "decay_steps", "clip_norm", "workers")
         if self.mask_chunk is not None:
             at_least(self, 1, "mask_chunk")

@@ -223,16 +223,51 @@ def test_fewer_images_than_processes_are_refused_at_once(tmp_path: Path, monkeyp
         Loop(nn.Conv2d(3, 1, 3), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_spoils_anything(tmp_path: Path) -> None:
-    def diverge(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        loss = loop.model(batch.image.float()).mean() * (float("nan") if loop.step == 4 else 1.0)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights, moments and average are untouched by it, it is counted, and the run ends as if nothing had been."""
+    seen = list[dict[str, torch.Tensor]]()
+
+    def state(loop: Loop) -> dict[str, torch.Tensor]:
+        found = {name: value.detach().clone() for name, value in loop.model.named_parameters()}
+        found |= {f"average {name}": value.clone() for name, value in loop.average.items()}
+        for number, moments in enumerate(loop.optimizer.state.values()):
+            found |= {f"{key} {number}": value.clone() for key, value in moments.items()}
+        return found
+
+    def step(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        seen.append(state(loop))
+        scalars = toy_step(loop, batch, generator)
+        if loop.step == 4 and what == "gradient":
+            next(loop.model.parameters()).grad[0] = float("inf")  # type: ignore[index]
+        return scalars | ({"loss": torch.tensor(float("nan"))} if loop.step == 4 and what == "loss" else {})
+
+    torch.manual_seed(0)
+    options = LoopOptions(**{**OPTIONS, "ema": 0.9})  # type: ignore[arg-type]
+    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=options, folder=tmp_path)
+    with caplog.at_level("WARNING"):
+        loop.run(toy_batches, step, title="toy")
+    assert loop.step == STEPS
+    assert "step 4 is left out" in caplog.text
+    assert [row["skipped"] for row in loop.history] == [float(n == 4) for n in range(STEPS)]
+    assert seen[4].keys() == seen[5].keys()
+    assert all(torch.equal(seen[4][name], seen[5][name]) for name in seen[4])
+    assert not any(torch.equal(seen[5][name], seen[6][name]) for name in ("weight", "average weight", "exp_avg 0"))
+    assert all(torch.isfinite(value).all() for value in loop.model.parameters())
+
+
+def test_too_many_such_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    def diverge(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        loss = loop.model(batch.image.float()).mean() * (float("nan") if loop.step in (1, 4, 5, 6) else 1.0)
         loop.backward(loss)
         return {"loss": loss.detach()}
 
-    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(TrainingDiverged, match="step 4: the norm of the gradient is nan"):
+    options = LoopOptions(**{**OPTIONS, "max_skipped": 3})  # type: ignore[arg-type]
+    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=options, folder=tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"steps 4 to 6: no loss or gradient was finite.*max_skipped is 3"):
         loop.run(toy_batches, diverge, title="toy")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000003.safetensors"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-0000003.safetensors", "checkpoint-0000006.safetensors"]
     assert all(torch.isfinite(p).all() for p in loop.model.parameters())
 
 

@@ -111,6 +111,7 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
         precision=optim.precision,
         checkpoint_every=optim.checkpoint_every,
         images_per_batch=optim.images_per_batch,
+        max_skipped=optim.max_skipped,
         mask_chunk=optim.mask_chunk,
         seed=config.seed,
         device=pick_device(config.device).type,

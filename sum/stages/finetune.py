@@ -249,7 +249,14 @@ def publish(
     assert isinstance(model, Segmenter)
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
-    summary = {**facts, "steps": loop.step, "trained": sum_parameters(model), "final": tail_means(history)}
+    skipped = int(history["skipped"].sum())
+    summary = {
+        **facts,
+        "steps": loop.step,
+        "steps_skipped": skipped,
+        "trained": sum_parameters(model),
+        "final": tail_means(history),
+    }
     if watch is not None:
         watch.take_best(model)
         summary["early_stop"] = {"best_step": watch.best, "held_out_iou": round(watch.figures[watch.best], 6)}
