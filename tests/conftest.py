@@ -52,3 +52,11 @@ def silent_server() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen()
         yield int(server.getsockname()[1])
+
+
+LONG = ("test_pipeline.py", "test_real_sam.py")  # ten minutes each: begun last, one worker would wait for the other
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order within a file stays."""
+    items.sort(key=lambda item: item.path.name not in LONG)
