@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from sum.core.uncertainty import OF_SAM_ALONE, OTHERS, UNCERTAINTY
+from sum.data.shards import SUMMARY
 from sum.errors import ConfigError, MissingInput
-
-SUMMARY = "summary.json"  # of data/uncertainty: names the method that made its maps
 
 
 @dataclass(frozen=True, kw_only=True)

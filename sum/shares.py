@@ -92,6 +92,11 @@ class BucketShare:
         return name in self._there
 
 
+def is_shared() -> bool:
+    """Whether other machines may see the work folders."""
+    return bool(os.environ.get(SHARE))
+
+
 def open_share(folder: Path) -> Share:
     """The share for the work `folder`: itself, or the place of that name below SUM_SHARE."""
     place = os.environ.get(SHARE, "")

@@ -229,24 +229,24 @@ def read_whole(path: Path, *, kind: str) -> ShardInfo:
     return shard.info
 
 
-def publish(work: Mapping[str, Path], out: Path, *, summary: Mapping[str, object]) -> None:
+def publish(work: Mapping[str, Path], out: Path, *, summary: Mapping[str, object], shared: bool = False) -> None:
     """Put finished shards, by name, and a summary in the place of the folder `out`, all at once.
 
     The shards stay where they are too, as links: who is stopped before DVC has taken the folder need not compute them
-    again.
+    again. shared: whether other machines may be at work in the folder of the shards.
     """
     with replace_folder(out) as folder:
         for name, path in work.items():
             _link(path, folder / name)
         write_json(folder / SUMMARY, summary)
     for place in {path.parent for path in work.values()}:
-        _sweep(place)
+        _sweep(place, quiet=QUIET if shared else 0)
 
 
-def _sweep(place: Path) -> None:
-    """Remove what killed runs left in a work folder, not what somebody writes: other machines may see the folder."""
+def _sweep(place: Path, *, quiet: float) -> None:
+    """Remove what killed runs left in a work folder, not what somebody has written within the last `quiet` seconds."""
     for left in place.glob(".*.partial"):
-        if is_left(left.name.split(".")[-2]) and _age(left) >= (QUIET if os.environ.get("SUM_SHARE") else 0):
+        if is_left(left.name.split(".")[-2]) and _age(left) >= quiet:
             left.unlink(missing_ok=True)
     for left in place.glob(f"{PENDING}*"):  # whole, but its labels never were
         if _age(left) > QUIET:

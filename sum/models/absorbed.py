@@ -13,6 +13,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+NEAR = 1 << 22  # numbers of the image side that a CPU keeps near: four masks of a ViT's decoder, 256 of tiny's
+
+
+def at_once(numbers: int) -> int:
+    """How many masks, each with so many numbers of the image side, are fastest together on a CPU."""
+    return max(1, NEAR // numbers)
+
 
 def pays(attention: Any, tokens: int) -> bool:
     """Whether absorbing a projection of the image side into this many tokens is less work than the projection."""

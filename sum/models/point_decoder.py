@@ -24,7 +24,6 @@ from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 Autocast = Callable[[], AbstractContextManager[object]]
 Runs = Sequence[tuple[int, int, int]]  # view, and the first and last + 1 of the points on it
-NEAR = 1 << 22  # numbers of the image side that a CPU keeps near: four points of a ViT's decoder, 256 of tiny's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +61,7 @@ class PointDecoder:
     @property
     def near(self) -> int:
         """How many points at once are fastest on a CPU."""
-        return max(1, NEAR // int(self._images[0].numel()))
+        return absorbed.at_once(int(self._images[0].numel()))
 
     def ask(
         self, xy: Tensor, *, floor: float | None, chunk: int, views: Sequence[int] | None = None

@@ -22,8 +22,6 @@ from torch.utils.checkpoint import checkpoint
 
 from sum.models import absorbed
 
-NEAR = 1 << 22  # numbers of the image side that a CPU keeps near: four masks of a ViT's decoder, 256 of tiny's
-
 
 def answer(
     sam: Sam,
@@ -41,7 +39,7 @@ def answer(
     `[N, C]`: what is added to the embedding at every position; feedback `[N, 1, L, L]`: mask prompts.
     """
     scene = _Scene(sam, embedding, shared=feedback is None and len(embedding) == 1)
-    count = max(1, NEAR // embedding[0].numel()) if embedding.device.type == "cpu" else max(1, len(tokens))
+    count = absorbed.at_once(embedding[0].numel()) if embedding.device.type == "cpu" else max(1, len(tokens))
     parts = [
         scene.answer(*part, wanted)
         for part in zip(

@@ -43,7 +43,7 @@ from sum.models.sieve import GeneratorSettings
 from sum.progress import counting
 from sum.settings import Config
 from sum.shard_work import open_shards, own_device, process_rank, unfinished
-from sum.shares import Share, open_share
+from sum.shares import Share, is_shared, open_share
 from sum.stages.common import REFINER, base_weights, fingerprint, maps_work, pick_device, require_valid
 from sum.storage import sha256_file
 
@@ -77,7 +77,7 @@ def run(config: Config) -> Path:
     about = {"backbone": config.model.backbone, "checkpoint": digest, "settings": _asked(config)}
     content = hashlib.sha256("".join(info.digest for info in infos).encode()).hexdigest()
     files = {shard_name(number): share.folder / name for number, name in enumerate(parts)}
-    publish(files, OUT, summary={**about, "content": content, **summary})
+    publish(files, OUT, summary={**about, "content": content, **summary}, shared=is_shared())
     return OUT
 
 

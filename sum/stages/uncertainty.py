@@ -8,7 +8,7 @@ work as in stage pseudo_label.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from sum.models.sieve import Precision
 from sum.progress import counting
 from sum.settings import Config
 from sum.shard_work import open_shards, own_device, process_rank, unfinished
-from sum.shares import open_share
+from sum.shares import is_shared, open_share
 from sum.stages.common import REFINER, base_weights, maps_work, pick_device
 from sum.storage import sha256_file
 
@@ -59,6 +59,7 @@ def run(config: Config) -> Path:
     for path, maker in needed.items():
         if not path.is_file():
             raise MissingInput(path, reader=MAPS, maker=maker)
+    _require_known(store, images)
     asked, backbone = config.pseudo_label, config.model.backbone
     share = open_share(maps_work(config.uncertainty, asked, backbone=backbone, weights=weights))
     labels = {map_name(store.info(shard)): store.info(shard) for shard in store.shards}
@@ -78,15 +79,24 @@ def run(config: Config) -> Path:
             other = load_other(REFINER.parent, method=name, base=base, origin=origin)
         shards = MapShards(MapMaker(method, config.uncertainty.min_refine_area, refiner, other), share)
         waited = {file: labels[file] for file in waiting}
-        _map(waited, shards, encoder, store=store, images=images, together=config.pseudo_label.images_per_batch)
+        work = _Work(store=store, images=images, together=asked.images_per_batch, is_done=is_done)
+        _map(waited, shards, encoder, work)
     if process_rank()[0]:
         return OUT
     files = {shard: share.folder / map_name(store.info(shard)) for shard in store.shards}
     infos = [read_info(path, kind=MAPS) for path in files.values()]
-    judge_lost({name: why for info in infos for name, why in info.unreadable.items()}, on_bad=asked.on_bad)
-    about = {"settings": asdict(config.uncertainty), "backbone": config.model.backbone}
-    publish(files, OUT, summary={**about, **_summary(infos)})
+    lost = {image_id: why for info in infos for image_id, why in info.unreadable.items()}
+    judge_lost(lost, on_bad=asked.on_bad)
+    about = {"settings": asdict(config.uncertainty), "backbone": backbone, "photos_lost": lost}
+    publish(files, OUT, summary={**about, **_summary(infos)}, shared=is_shared())
     return OUT
+
+
+def _require_known(store: LabelStore, images: Mapping[str, ImageRecord]) -> None:
+    """Raises DataError when a labelled image has left the manifest."""
+    for image_id in store.image_ids:
+        if image_id not in images:
+            raise DataError(f"{LABEL_FOLDER}: image '{image_id}' is not in {MANIFEST}. Run `dvc repro {LABELS}`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,36 +115,27 @@ def _load(config: Config, weights: Path) -> _Encoder:
     return _Encoder(model, config.pseudo_label.precision, together, Halving(together, "images"))
 
 
-def _map(
-    labels: Mapping[str, ShardInfo],
-    shards: MapShards,
-    encoder: _Encoder | None,
-    *,
-    store: LabelStore,
-    images: Mapping[str, ImageRecord],
-    together: int,
-) -> None:
-    """Make the maps of these shards of labels, by file name; what other processes make is waited for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What maps are made of, how many images share the refiner's batches, and which shards are whole."""
 
-    together: images whose masks share the refiner's batches.
-    """
-    for info in labels.values():
-        for image_id in info.images:
-            if image_id not in images:
-                raise DataError(f"{LABEL_FOLDER}: image '{image_id}' is not in {MANIFEST}. Run `dvc repro {LABELS}`.")
+    store: LabelStore
+    images: Mapping[str, ImageRecord]
+    together: int
+    is_done: Callable[[str, Path], bool]
 
-    def is_done(name: str, path: Path) -> bool:
-        return _is_done(path, labels[name], images)
 
+def _map(labels: Mapping[str, ShardInfo], shards: MapShards, encoder: _Encoder | None, work: _Work) -> None:
+    """Make the maps of these shards of labels, by file name; what other processes make is waited for."""
     total = sum(len(info.images) for info in labels.values())
     with counting(title=MAPS, unit="images", total=total) as tick:
-        for name in open_shards(list(labels), share=shards.share, is_done=is_done):
-            records = [images[image_id] for image_id in labels[name].images]
+        for name in open_shards(list(labels), share=shards.share, is_done=work.is_done):
+            records = [work.images[image_id] for image_id in labels[name].images]
             with (
                 shards.write(labels[name]) as add,
-                closing(_entries(records, shards.maker, encoder, store)) as entries,
+                closing(_entries(records, shards.maker, encoder, work.store)) as entries,
             ):
-                for group in in_groups(entries, together):
+                for group in in_groups(entries, work.together):
                     add(group)
                     for _ in group:
                         tick()
@@ -200,6 +201,5 @@ def _summary(infos: Sequence[ShardInfo]) -> dict[str, object]:
         "images": sum(len(info.images) for info in infos),
         "masks": sum(sum(info.counts.values()) for info in infos),
         "masks_with_map": maps,
-        "photos_lost": {name: why for info in infos for name, why in info.unreadable.items()},
         "mean_uncertainty": round(codes / (255 * pixels), 6) if pixels else None,
     }

@@ -289,9 +289,7 @@ def test_an_image_in_two_shards_is_refused(folders: tuple[Path, Path]) -> None:
         LabelStore(folders[0])
 
 
-def test_publishing_sweeps_what_the_dead_left_and_nothing_else(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_publishing_sweeps_what_the_dead_left_and_nothing_else(folders: tuple[Path, Path], tmp_path: Path) -> None:
     source = folders[0] / shard_name(0)
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
@@ -299,10 +297,8 @@ def test_publishing_sweeps_what_the_dead_left_and_nothing_else(
     pending = source.with_name("pending-x.arrow")
     for path in (dead, alive, pending):
         path.write_bytes(b"begun")
-    monkeypatch.setenv("SUM_SHARE", "/seen/by/others")  # a number that is dead here may live there
-    publish({source.name: source}, tmp_path / "out", summary={})
+    publish({source.name: source}, tmp_path / "out", summary={}, shared=True)  # what is dead here may live there
     assert dead.exists()
-    monkeypatch.delenv("SUM_SHARE")
     publish({source.name: source}, tmp_path / "out", summary={})
     assert not dead.exists()
     assert alive.exists()

@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sum.models import training_decoder
+from sum.models import absorbed
 from sum.models.backbones import build_tiny
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, Prompts, Segmenter
 from tests.models.test_point_decoder import meta_like
@@ -99,7 +99,7 @@ def test_answers_and_gradients_are_sams(
     embedding = torch.randn(images, channels, *size, generator=torch.Generator().manual_seed(1)).requires_grad_()
     index = torch.arange(MASKS) * 2 % images
     prompts = prompts_of(model, points=points, feedback=feedback)
-    monkeypatch.setattr(training_decoder, "NEAR", 2 * embedding[0].numel())  # masks two by two
+    monkeypatch.setattr(absorbed, "NEAR", 2 * embedding[0].numel())  # masks two by two
     want = official(model, embedding, index, prompts, multimask, task)
     answer = model.decode(embedding, index, prompts, multimask=multimask, task=torch.full((MASKS,), task))
     found = learn(model, embedding, answer.logits, answer.iou)
