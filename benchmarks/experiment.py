@@ -1,24 +1,30 @@
 """Does the method hold? Methods x budgets x seeds on one project's data, equal steps, one table with intervals.
 
     python benchmarks/experiment.py PROJECT --out FOLDER [--budgets small medium] [--methods human_only vanilla ... sum]
-        [--seeds 0 1 2] [--set finetune.optim.steps=120 ...]
+        [--seeds 0 1 2] [--jobs 2] [--set finetune.optim.steps=120 ...]
 
 PROJECT: a folder after stage check_labels (`make repro` leaves one): its params.yaml, manifest, labels, maps and
 refinement module are used, nothing in it is written. Every run has a folder of its own below FOLDER/runs and is made
 of `python -m sum finetune` and `python -m sum evaluate` with finetune.method, seed and the settings of --set;
-what is done is not done again, and a killed run goes on. FOLDER/table.csv and table.md hold, for each task, budget and
-method, mIoU and boundary IoU after 1, 3 and 5 points and the difference to the base on the same masks, means over
-seeds, with 95 % intervals over seeds and images (both drawn again with replacement); curves.png draws all rounds.
+what is done is not done again, and a killed run goes on; --jobs of them at once. FOLDER/table.csv and table.md hold,
+for each task, budget and method, mIoU and boundary IoU after 1, 3 and 5 points and the difference to the base on the
+same masks, means over seeds, with 95 % intervals over seeds and images (both drawn again with replacement);
+curves-BUDGET.png draws all rounds.
+
+Settings are chosen on validation scenes: a project whose `demo.seeds` has the numbers of val and test exchanged.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,17 +155,21 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["small", "medium"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE")
     options = parser.parse_args()
-    settings = options.settings
     out = options.out.resolve()
-    base = values([make(Run("", "", 0), options.project, out, settings)])
+    finish = partial(make, project=options.project, out=out, settings=options.settings)
+    base = values([finish(Run("", "", 0))])  # the first alone: it makes MLflow's tables
     found = list(rows_of(Run("", "", 0), base, base))
-    for budget in options.budgets:
-        for method in options.methods:
-            runs = [Run(budget, method, seed) for seed in options.seeds]
-            own = values([make(run, options.project, out, settings) for run in runs])
-            found += rows_of(runs[0], own, base)
+    groups = [
+        [Run(budget, method, seed) for seed in options.seeds]
+        for budget, method in itertools.product(options.budgets, options.methods)
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        folders = dict(zip(itertools.chain(*groups), pool.map(finish, itertools.chain(*groups)), strict=True))
+    for runs in groups:
+        found += rows_of(runs[0], values([folders[run] for run in runs]), base)
     table = pd.DataFrame(found)
     table.to_csv(out / "table.csv", index=False, float_format="%.6g")
     text = shown(table)
