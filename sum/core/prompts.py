@@ -36,7 +36,7 @@ def uniform(count: int, *, generator: torch.Generator) -> Tensor:
 
 def beside(values: Tensor, like: Tensor) -> Tensor:
     """To the device of `like`; to a GPU without waiting for it."""
-    return values.to(like.device, non_blocking=like.is_cuda)
+    return values.to(like.device, non_blocking=like.device.type != "cpu")
 
 
 def place_points(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
