@@ -105,6 +105,7 @@ class _TaskEncoder(nn.Module):
 class Segmenter(nn.Module):
     """A stock SAM plus four task vectors `[4, C]`, zero at birth: an untuned Segmenter equals SAM bit for bit.
 
+    That holds for `encode` and `decode` without gradients; with them, and in `encode_fast`, up to rounding.
     Row 0 (unspecified) is never trained: unlabelled images must keep asking for SAM's own behaviour.
     recompute_encoder: with gradients, the encoder's blocks run again in the backward pass instead of keeping their
     values.
@@ -160,7 +161,7 @@ class Segmenter(nn.Module):
         return features
 
     def encode_fast(self, image: Tensor, hw: Tensor) -> Tensor:
-        """`encode` in less time and memory, equal up to rounding: how training and labelling encode."""
+        """`encode` in less time and memory, equal up to rounding: how training, refinement and labelling encode."""
         return vit.encode(self.sam.image_encoder, self._normalised(image, hw), recompute=self.recompute_encoder)
 
     def _normalised(self, image: Tensor, hw: Tensor) -> Tensor:
