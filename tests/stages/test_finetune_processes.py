@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,35 @@ def world(template: Path, folder: Path, **optim: int) -> Path:
     return folder
 
 
-def torchrun(folder: Path, *, processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+SLURM = {  # what stands for Slurm and DVC: two machines that are this one, and nothing to commit to
+    "scontrol": "echo localhost; echo localhost",
+    "srun": '[ "$1" = --kill-on-bad-exit=1 ] || exit 9; shift; "$@" & first=$!; "$@"; wait $first',
+    "dvc": 'echo "$@" > committed',
+}
+
+
+def start(folder: Path, *, processes: int) -> None:
+    """Two by the file for Slurm, one on each of two machines; more by the variable for several GPUs."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*command, "-m", "sum", "finetune", "small"]
+    command = [sys.executable, "-m", "sum", "finetune", "small"]
+    if processes == 2:
+        for name, text in SLURM.items():
+            path = folder / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/bash\n{text}\n")
+            path.chmod(0o755)
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        command = ["bash", str(ROOT / "examples/slurm_finetune.sbatch"), "small"]
+        path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        env |= {"PATH": path, "PROCESSES": "1", "PORT": str(port), "SLURM_SUBMIT_DIR": str(folder)}
+        env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
+    else:
+        env["SUM_PROCESSES"] = str(processes)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert processes != 2 or (folder / "committed").read_text() == "commit --force finetune@small\n"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,7 +97,7 @@ def test_processes_learn_what_one_learns_from_the_whole_batch(
     is blind. They are left out; all else differs by a small part of the way it went.
     """
     many = world(template, tmp_path / "many", workers=processes - 2)
-    torchrun(many, processes=processes)
+    start(many, processes=processes)
     base, want, found = load_file(one / WEIGHTS), weights(one), weights(many)
     assert want.keys() == found.keys()
     apart, gone = torch.zeros(()), torch.zeros(())
