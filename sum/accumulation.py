@@ -21,7 +21,8 @@ def split_images(batch: TrainBatch, parts: int) -> list[TrainBatch]:
         own = torch.isin(batch.image_index, rows)
         masks = {name: getattr(batch, name)[own] for name in ("mask", "certainty", "point", "task")}
         index = batch.image_index[own] - rows[0]
-        pieces.append(TrainBatch(image=batch.image[rows], hw=batch.hw[rows], image_index=index, **masks))
+        seed = None if batch.seed is None else batch.seed[own]
+        pieces.append(TrainBatch(image=batch.image[rows], hw=batch.hw[rows], image_index=index, **masks, seed=seed))
     return pieces
 
 
@@ -38,8 +39,7 @@ def train_in_parts(
 ) -> dict[str, Tensor]:
     """`train_rounds` over a batch in `parts` pieces: the gradient of the whole batch, the memory of one piece.
 
-    An image counts the same as in the whole batch. The pieces draw one after the other: their points are not those
-    of the whole batch.
+    An image counts the same as in the whole batch, and where the batch has seeds its points are the same.
     """
     play = partial(train_rounds, model, rounds=rounds, generator=generator, autocast=autocast, chunk=chunk)
     if parts == 1:

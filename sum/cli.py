@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sum.errors import ConfigError, Refused, StorageError, SumError, TrackingError, choose
+from sum.launch import torchrun
 
 if TYPE_CHECKING:
     from sum.config import Config
@@ -103,6 +104,9 @@ def main(argv: Sequence[str]) -> int:
         os.environ.setdefault(name, value)
     _start_logging(verbose=options.verbose)
     try:
+        shared = torchrun(argv, os.environ)
+        if shared is not None:
+            os.execv(shared[0], shared)  # noqa: S606 - no shell, a list of arguments
         _dispatch(options.stage, [*options.words, *words])
     except SumError as error:
         _tell(f"error: {error}")

@@ -15,23 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sum.core.chance import normal, uniform
 from sum.core.geometry import mask_to_box
 from sum.core.losses import LossWeights, best_of, iou_loss, mask_iou, mask_losses
-from sum.core.prompts import (
-    beside,
-    correction_weights,
-    jitter_boxes,
-    place_points,
-    point_labels,
-    sample_points,
-    uniform,
-)
+from sum.core.prompts import correction_weights, jitter_boxes, place_points, point_labels
 from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
 
 Backward = Callable[[Tensor], None]
 Autocast = Callable[[], AbstractContextManager[object]]
+NOISE, FIRST, LATER = 0, 8, 10  # places in a mask's stream of random numbers: box's noise; point, box or not; rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +57,7 @@ def train_rounds(
     """Run all rounds of a batch and leave the gradients in the model's parameters.
 
     backward takes a scalar loss; the losses of all rounds and masks add up to the mean over images and rounds. chunk:
-    how many masks are at work at once (default: all); all that is drawn by chance is drawn for all masks before.
+    how many masks are at work at once (default: all). What chance decides for a mask hangs on its seed alone.
     Returns scalars: loss, the IoU with the label after the first and the last round, how many
     masks were at work at once, and how often the memory did not suffice for more. Raises OutOfMemory.
     """
@@ -73,15 +67,16 @@ def train_rounds(
         features = model.encode(batch.image, batch.hw)
     with needs_room("the first prompts"):
         asked = batch if rounds.weigh_points else without_doubt(batch)
-        prompts = first_prompts(asked, side=model.side, rounds=rounds, generator=generator)
-    chances = [uniform(len(batch.mask), generator=generator) for _ in range(rounds.count - 1)]
+        seeds = seeds_of(batch, generator)
+        prompts = first_prompts(asked, side=model.side, rounds=rounds, seeds=seeds)
+    chances = uniform(seeds, start=LATER, count=rounds.count - 1).unbind(1)
     share = image_shares(batch.image_index, images=len(batch.image))
 
     def attempt(parts: Sequence[slice]) -> tuple[Tensor, dict[str, Tensor]]:
         embedding = features.detach().requires_grad_(features.requires_grad)
         log: dict[str, Tensor] = {}
         for part in parts:
-            turn = Turn(batch.masks(part), prompts.masks(part), share[part], [chance[part] for chance in chances])
+            turn = Turn(batch.masks(part), prompts.masks(part), share[part], [drawn[part] for drawn in chances])
             found = play(model, embedding, turn, rounds=rounds, backward=backward, autocast=autocast)
             log = {name: log[name] + value if log else value for name, value in found.items()}
         return embedding, log
@@ -196,19 +191,26 @@ def valid_pixels(batch: TrainBatch) -> Tensor:
     return inside[:, None]
 
 
-def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, generator: torch.Generator) -> Prompts:
-    """A noisy box or a point for each mask; the point is drawn over the mask by certainty."""
+def seeds_of(batch: TrainBatch, generator: torch.Generator) -> Tensor:
+    """`[N]` int64: what the random numbers of each mask hang on; drawn now where the batch has none."""
+    if batch.seed is not None:
+        return batch.seed
+    return torch.randint(2**62, (len(batch.mask),), generator=generator).to(batch.mask.device, non_blocking=True)
+
+
+def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, seeds: Tensor) -> Prompts:
+    """A noisy box or a point for each mask, by its seed `[N]`; the point is drawn over the mask by certainty."""
     loss_side = batch.mask.shape[-1]
     scale = side / loss_side
     box = mask_to_box(batch.mask[:, 0] > 0.5).float()
     box = torch.cat([box[:, :2] * scale, (box[:, 2:] + 1) * scale - 1], 1)
-    box = jitter_boxes(
-        box, side=side, generator=generator, scale=rounds.box_noise, limit=rounds.box_noise_limit * side / 1024
-    ).view(-1, 2, 2)
-    xy, found = sample_points(batch.mask * batch.certainty, generator=generator)
+    noise, limit = normal(seeds, start=NOISE, count=4), rounds.box_noise_limit * side / 1024
+    box = jitter_boxes(box, side=side, noise=noise, scale=rounds.box_noise, limit=limit).view(-1, 2, 2)
+    spot, which = uniform(seeds, start=FIRST, count=2).unbind(1)
+    xy, found = place_points(batch.mask * batch.certainty, spot)
     xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
     point = torch.stack([xy, torch.zeros_like(xy)], 1)
-    boxed = beside(torch.rand(len(xy), generator=generator, device=generator.device), xy) < rounds.box_odds
+    boxed = which < rounds.box_odds
     labels = [torch.where(boxed, BOX_FIRST, POSITIVE), torch.where(boxed, BOX_SECOND, PAD)]
     return Prompts(torch.where(boxed[:, None, None], box, point), torch.stack(labels, 1))
 

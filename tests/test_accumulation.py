@@ -13,7 +13,7 @@ from sum.models.segmenter import Segmenter
 from sum.rounds import Rounds
 from tests.models.test_parts import batch
 
-SURE = Rounds(count=2, box_odds=1.0, box_noise=0.0)  # a box, then its logits: nothing is drawn, so prompts are the same
+ROUNDS = Rounds(count=4)  # boxes and points drawn by lot
 
 
 def three_images():
@@ -22,14 +22,14 @@ def three_images():
     index = torch.tensor([0, 1, 1, 2, 2, 2])
     parts = {name: getattr(plain, name).repeat(2, *[1] * (getattr(plain, name).ndim - 1)) for name in
              ("mask", "certainty", "point", "task")}  # fmt: skip
-    return replace(plain, image=image, hw=torch.full((3, 2), 64), image_index=index, **parts)
+    return replace(plain, image=image, hw=torch.full((3, 2), 64), image_index=index, seed=torch.arange(6), **parts)
 
 
 def gradients(parts: int):
     torch.manual_seed(0)
     model = Segmenter(build_tiny(side=64, channels=32), backbone="tiny")
     log = train_in_parts(
-        model, three_images(), parts=parts, rounds=SURE, generator=torch.Generator().manual_seed(0),
+        model, three_images(), parts=parts, rounds=ROUNDS, generator=torch.Generator().manual_seed(0),
         backward=lambda loss: loss.backward(),
     )  # fmt: skip
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, log

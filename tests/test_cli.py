@@ -17,6 +17,7 @@ from sum import cli
 from sum.cli import COMMANDS, STAGES, main
 from sum.commands import use
 from sum.errors import ConfigError, DataError, NotFound, Refused, StorageError, TrackingError
+from sum.launch import VARIABLE, torchrun
 
 PROJECT = Path(__file__).parents[1]
 
@@ -79,6 +80,27 @@ def test_evaluate_knows_base_too(fake):
     assert main(["evaluate", "base"]) == 0
     assert main(["evaluate", "large"]) == 0
     assert [argument for _, argument in fake.calls] == [{"model": "base"}, {"model": "large"}]
+
+
+def test_a_stage_that_can_be_shared_starts_itself_under_torchrun() -> None:
+    words = ["-v", "finetune", "small", "seed=3"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    for wanted in ("8", "gpu"):
+        found = torchrun(words, {VARIABLE: wanted})
+        assert found == [*start, f"--nproc-per-node={wanted}", "-m", "sum", *words]
+    for environment in ({}, {VARIABLE: ""}, {VARIABLE: "1"}, {VARIABLE: "8", "RANK": "3"}):  # the last: a child
+        assert torchrun(words, environment) is None
+    for alone in (["evaluate", "small"], ["ingest"], ["finetune", "--help"], ["finetune", "-h"], ["plan"]):
+        assert torchrun(alone, {VARIABLE: "8"}) is None
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "two", "1.5", "²"])
+def test_a_number_of_processes_that_is_none_is_refused(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, wanted)
+    assert main(["finetune", "small"]) == 2
+    assert f"SUM_PROCESSES is '{wanted}', wants a number of processes such as 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

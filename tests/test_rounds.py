@@ -140,7 +140,7 @@ def test_first_prompts_are_boxes_and_points_at_the_wanted_odds() -> None:
             for name in ("mask", "certainty", "point", "task")
         },
     )
-    prompts = first_prompts(many, side=128, rounds=Rounds(), generator=torch.Generator().manual_seed(1))
+    prompts = first_prompts(many, side=128, rounds=Rounds(), seeds=torch.arange(1200))
     boxed = prompts.label[:, 0] == BOX_FIRST
     assert 0.45 < boxed.float().mean() < 0.55  # 1,200 fair coins: sd 0.014
     assert (prompts.label[boxed] == torch.tensor([BOX_FIRST, BOX_SECOND])).all()
@@ -162,8 +162,9 @@ def test_points_never_fall_on_zero_certainty_and_the_backup_is_used_where_nothin
     certainty[3] = 0
     batch = replace(batch, certainty=certainty)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        prompts = first_prompts(batch, side=128, rounds=Rounds(box_odds=0.0), generator=generator)
+    for turn in range(20):
+        seeds = torch.arange(6) + 6 * turn
+        prompts = first_prompts(batch, side=128, rounds=Rounds(box_odds=0.0), seeds=seeds)
         prompts = correct(
             prompts,
             torch.full_like(batch.mask, -1.0),
@@ -180,7 +181,7 @@ def test_points_never_fall_on_zero_certainty_and_the_backup_is_used_where_nothin
 def test_correction_labels_follow_the_target() -> None:
     batch = square_batch()
     everywhere = torch.full_like(batch.mask, 1.0)
-    start = first_prompts(batch, side=128, rounds=Rounds(box_odds=1.0), generator=torch.Generator().manual_seed(0))
+    start = first_prompts(batch, side=128, rounds=Rounds(box_odds=1.0), seeds=torch.arange(6))
     for fine, label in ((everywhere, 0), (-everywhere, 1)):
         chance = torch.linspace(0, 0.9, 6, dtype=torch.float64)
         prompts = correct(start, fine, batch, logits=torch.zeros(6, 1, 64, 64), side=128, chance=chance)

@@ -49,19 +49,16 @@ def place_points(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     return (xy * found[:, None]).float(), found
 
 
-def jitter_boxes(
-    xyxy: Tensor, *, side: int, generator: torch.Generator, scale: float = 0.1, limit: float = 20.0
-) -> Tensor:
+def jitter_boxes(xyxy: Tensor, *, side: int, noise: Tensor, scale: float = 0.1, limit: float = 20.0) -> Tensor:
     """Move each coordinate of a box by its own normal noise, as a hasty user would.
 
-    xyxy: `[B, 4]` in the model frame of `side` pixels. The noise has a standard deviation of `scale` times the box's
-    width (x) or height (y) and is cut at +-`limit` pixels (20 at side 1024: callers scale it). Returns float `[B, 4]`
-    inside 0..side - 1, with x0 <= x1 and y0 <= y1.
+    xyxy: `[B, 4]` in the model frame of `side` pixels; noise: `[B, 4]` standard normal numbers. They move a coordinate
+    by `scale` times the box's width (x) or height (y), at most +-`limit` pixels (20 at side 1024: callers scale it).
+    Returns float `[B, 4]` inside 0..side - 1, with x0 <= x1 and y0 <= y1.
     """
     box = xyxy.to(torch.promote_types(xyxy.dtype, torch.float32))
-    noise = beside(torch.randn(box.shape, generator=generator, device=generator.device, dtype=box.dtype), box)
     reach = scale * (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    moved = (box + (noise * reach).clamp(-limit, limit)).clamp(0, side - 1)
+    moved = (box + (noise.to(box.dtype) * reach).clamp(-limit, limit)).clamp(0, side - 1)
     low, high = torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])
     return torch.cat((low, high), dim=1)
 

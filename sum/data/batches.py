@@ -44,6 +44,7 @@ class TrainBatch:
     certainty: Tensor  # [N, 1, L, L] float, 1 sure .. 0 unknown; 1 on every image pixel of a human mask, 0 on padding
     point: Tensor  # [N, 2] float xy, model frame
     task: Tensor  # [N] int64, rows of the task prompt
+    seed: Tensor | None = None  # [N] int64, of what is drawn for a mask in its rounds; None: the step decides
 
     def __post_init__(self) -> None:
         count, loss_side = len(self.image_index), self.mask.shape[-1]
@@ -54,6 +55,8 @@ class TrainBatch:
             "task": (count,),
             "hw": (len(self.image), 2),
         }
+        if self.seed is not None:
+            wanted["seed"] = (count,)
         for name, shape in wanted.items():
             found = tuple(getattr(self, name).shape)
             if found != shape:
@@ -62,11 +65,14 @@ class TrainBatch:
     def masks(self, part: slice) -> TrainBatch:
         """The same images with some of the masks."""
         kept = ("image_index", "mask", "certainty", "point", "task")
-        return replace(self, **{name: getattr(self, name)[part] for name in kept})
+        seed = None if self.seed is None else self.seed[part]
+        return replace(self, seed=seed, **{name: getattr(self, name)[part] for name in kept})
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on another device."""
-        return TrainBatch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+        values = {name: getattr(self, name) for name in self.__slots__}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return TrainBatch(**values | {name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
 class ImageSource(Protocol):
@@ -154,12 +160,13 @@ class Mixture(Dataset["TrainBatch | SumError"]):
 
     def batch(self, step: int) -> TrainBatch:
         """This process's part of the batch of `step`. Raises DataError and StorageError of the images' readers."""
-        samples = []
+        samples, seeds = [], []
         for place, (source, index) in enumerate(self.slots(step)):
             if place % self.ranks == self.rank:
                 rng = np.random.default_rng([self.seed, step, place])
                 samples.append(self.sources[source].sample(index, masks=self.masks_per_image, rng=rng))
-        return collate(samples)
+                seeds.append(rng.integers(2**63, size=len(samples[-1].mask)))
+        return replace(collate(samples), seed=torch.from_numpy(np.concatenate(seeds)))
 
     def batches(self, *, start: int, stop: int, workers: int) -> Iterator[TrainBatch]:
         """Batches of the steps start .. stop - 1, read ahead by `workers` processes. Errors as `batch`."""

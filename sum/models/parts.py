@@ -1,18 +1,14 @@
-"""Which parts of a Segmenter train, and low-rank adapters in their attention (LoRA, Hu et al. 2021; SAMed).
+"""Which parts of a Segmenter train, and which layers get low-rank adapters: those of the attention (SAMed).
 
-An adapter is a parametrization of a weight: whoever reads it gets W + scale * U D, so that every path through the model
-sees it. Merging writes that very tensor to W's place: nothing is rounded anew, and the names are stock SAM's again.
+The adapters themselves: sum/models/lora.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from sum.models.segmenter import Segmenter
 
@@ -38,23 +34,6 @@ class Lora:
     alpha: float = 4.0  # an adapter is scaled by alpha / rank
 
 
-class LowRank(nn.Module):
-    """W -> W + scale * U D; U is zero at birth, so the model answers exactly as before."""
-
-    def __init__(self, weight: Tensor, *, rank: int, scale: float, generator: torch.Generator) -> None:
-        """weight `[out, in]`; D `[rank, in]` is drawn evenly within 1 / sqrt(in), as a linear layer's weights."""
-        super().__init__()
-        outputs, inputs = weight.shape
-        down = (2 * torch.rand(rank, inputs, generator=generator) - 1) / inputs**0.5
-        self.down = nn.Parameter(down.to(weight))
-        self.up = nn.Parameter(weight.new_zeros(outputs, rank))
-        self.scale = scale
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """`[out, in]` -> `[out, in]`."""
-        return torch.addmm(weight, self.up, self.down, alpha=self.scale)
-
-
 def select_parts(model: Segmenter, *, train: str, lora: Lora, task_prompt: bool, seed: int) -> None:
     """Freeze what does not train and give the parts that `lora` names their adapters.
 
@@ -66,21 +45,23 @@ def select_parts(model: Segmenter, *, train: str, lora: Lora, task_prompt: bool,
     for name, value in model.sam.named_parameters():
         value.requires_grad_(name.split(".")[0] in own)
     model.task_prompt.requires_grad_(task_prompt)
-    generator = torch.Generator().manual_seed(seed)
-    for part in sorted(adapted):
-        for layer in list(_attention(model.sam.get_submodule(part), ATTENTION[part])):
-            adapter = LowRank(layer.weight, rank=lora.rank, scale=lora.alpha / lora.rank, generator=generator)
-            parametrize.register_parametrization(layer, "weight", adapter)
+    for number, part in enumerate(sorted(adapted)):
+        from sum.models.lora import adapt  # seconds: only where it is wanted
+
+        within = model.sam.get_submodule(part)
+        names = list(_attention(within, ATTENTION[part]))
+        adapt(within, names, rank=lora.rank, alpha=lora.alpha, seed=seed + number)
 
 
 def merge_adapters(model: nn.Module) -> None:
     """Write every adapter into its weight; the state dict has stock SAM's names again, the answers are the same."""
-    for layer in list(model.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    if any(hasattr(layer, "base_layer") for layer in model.modules()):
+        from sum.models.lora import merge
+
+        merge(model)
 
 
-def _attention(part: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
+def _attention(part: nn.Module, names: tuple[str, ...]) -> Iterator[str]:
     for name, layer in part.named_modules():
         if isinstance(layer, nn.Linear) and name.rsplit(".", 1)[-1] in names:
-            yield layer
+            yield name

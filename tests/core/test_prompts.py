@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sum.core import prompts
+from sum.core.chance import normal
 from sum.core.prompts import (
     correction_weights,
     jitter_boxes,
@@ -170,7 +171,8 @@ def test_sampling_takes_half_precision_and_leaves_gradients_alone():
 
 def test_box_noise_has_the_right_spread_and_its_coordinates_are_independent():
     box = torch.tensor([[400.0, 500.0, 600.0, 900.0]])  # 200 wide, 400 high
-    noise = jitter_boxes(box.repeat(40_000, 1), side=2048, generator=seeded(), limit=1e9) - box
+    drawn = normal(torch.arange(40_000), start=0, count=4)
+    noise = jitter_boxes(box.repeat(40_000, 1), side=2048, noise=drawn, limit=1e9) - box
     assert noise.std(0).tolist() == pytest.approx([20, 40, 20, 40], rel=0.02)
     assert (noise.mean(0) / noise.std(0)).abs().max() < 0.02  # the public code moves boxes right and down only
     assert (torch.corrcoef(noise.T) - torch.eye(4)).abs().max() < 0.02
@@ -178,7 +180,8 @@ def test_box_noise_has_the_right_spread_and_its_coordinates_are_independent():
 
 def test_box_noise_is_cut_not_drawn_again():
     box = torch.tensor([[400.0, 500.0, 600.0, 900.0]])
-    noise = jitter_boxes(box.repeat(40_000, 1), side=2048, generator=seeded()) - box
+    drawn = normal(torch.arange(40_000), start=0, count=4)
+    noise = jitter_boxes(box.repeat(40_000, 1), side=2048, noise=drawn) - box
     assert noise.abs().max() <= 20
     at_limit = (noise.abs() > 19.999).double().mean(0)
     outside = [2 * stats.norm.sf(20 / sd) for sd in (20, 40, 20, 40)]
@@ -194,7 +197,7 @@ def test_box_noise_is_cut_not_drawn_again():
 def test_noisy_boxes_stay_boxes_in_the_frame(corners, scale, seed):
     x, y = sorted(corners[:2]), sorted(corners[2:])
     box = torch.tensor([[x[0], y[0], x[1], y[1]]])
-    out = jitter_boxes(box, side=64, generator=seeded(seed), scale=scale)
+    out = jitter_boxes(box, side=64, noise=normal(torch.tensor([seed]), start=0, count=4), scale=scale)
     assert out.dtype == torch.float32
     assert out.min() >= 0
     assert out.max() <= 63

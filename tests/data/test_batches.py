@@ -79,10 +79,10 @@ def test_a_missing_photo_is_one_clear_error_from_a_worker_too(workers: int) -> N
     assert re.fullmatch(r"photo-\d\.jpg: the image is missing", str(caught.value))
 
 
-def test_workers_read_the_same_batches() -> None:
-    for a, b in zip(
-        mixture().batches(start=0, stop=4, workers=0), mixture().batches(start=0, stop=4, workers=2), strict=True
-    ):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_read_the_same_batches(workers: int) -> None:
+    found = mixture().batches(start=0, stop=4, workers=workers)
+    for a, b in zip(mixture().batches(start=0, stop=4, workers=0), found, strict=True):
         assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
 
 
@@ -93,13 +93,32 @@ def test_a_photo_that_changed_since_ingest_is_refused(tmp_path: Path) -> None:
         images.sample(0, masks=30, rng=np.random.default_rng(0))
 
 
-def test_processes_share_a_batch_without_overlap() -> None:
-    whole = mixture().batch(2)
-    parts = [mixture(rank=r, ranks=3).batch(2) for r in range(3)]
-    images = torch.cat([p.image[:, 0, 0, 0] for p in parts])
-    assert sorted(images.tolist()) == sorted(whole.image[:, 0, 0, 0].tolist())
-    assert sum(len(p.image_index) for p in parts) == len(whole.image_index)
-    assert sorted(torch.cat([p.point for p in parts])[:, 0].tolist()) == sorted(whole.point[:, 0].tolist())
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_processes_share_each_batch_and_no_image_comes_twice_in_an_epoch(ranks: int) -> None:
+    """Over many ends of epochs, of 7 and of 5 images: process r has places r, r + ranks, ... of the one batch."""
+    seen: list[list[int]] = [[], []]
+    for step in range(12):
+        whole, parts = mixture().batch(step), [mixture(rank=r, ranks=ranks).batch(step) for r in range(ranks)]
+        assert {len(part.image) for part in parts} == {6 // ranks}  # nobody waits for one who has nothing to do
+        for place in range(6):
+            part, row = parts[place % ranks], place // ranks
+            assert torch.equal(part.image[row], whole.image[place])
+            own, all_of = part.image_index == row, whole.image_index == place
+            for name in ("mask", "certainty", "point", "task", "seed"):
+                assert torch.equal(getattr(part, name)[own], getattr(whole, name)[all_of]), name
+            role = 1 - int(whole.task[all_of][0])  # of `mixture`: its first source has task 1
+            seen[role].append(int(part.image[row, 0, 0, 0]))
+    for role, size in enumerate((7, 5)):
+        epochs = [seen[role][start : start + size] for start in range(0, len(seen[role]), size)]
+        assert len(epochs) > 5
+        assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+
+
+def test_every_mask_of_every_step_has_a_seed_of_its_own() -> None:
+    seeds = torch.cat([mixture().batch(step).seed for step in range(50)])
+    assert len(seeds.unique()) == len(seeds)
+    assert 0.4 < float((seeds > 2**62).float().mean()) < 0.6
 
 
 def test_collate_keeps_masks_with_their_image() -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,10 +15,10 @@ import torch
 from safetensors import safe_open
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sum.data.batches import TrainBatch
 from sum.engine import Loop, LoopOptions
+from sum.models import absorbed
 from sum.models.backbones import BACKBONES, build_tiny
 from sum.models.groups import group_table, parameter_groups
 from sum.models.parts import Lora, merge_adapters, select_parts
@@ -32,12 +38,12 @@ def small() -> Segmenter:
     return Segmenter(build_tiny(side=64, channels=32), backbone="tiny")
 
 
-def with_vit() -> Segmenter:
+def with_vit(channels: int = 32) -> Segmenter:
     """SAM's own ViT blocks, windowed and global, with relative positions, at 64 px."""
     torch.manual_seed(0)
-    sam = build_tiny(side=64, channels=32)
+    sam = build_tiny(side=64, channels=channels)
     sam.image_encoder = ImageEncoderViT(
-        img_size=64, patch_size=8, embed_dim=24, depth=2, num_heads=2, out_chans=32, qkv_bias=True,
+        img_size=64, patch_size=8, embed_dim=24, depth=2, num_heads=2, out_chans=channels, qkv_bias=True,
         use_rel_pos=True, window_size=4, global_attn_indexes=(1,),
     )  # fmt: skip
     return Segmenter(sam, backbone="tiny")
@@ -110,6 +116,7 @@ def _checkpoint(folder: Path) -> list[str]:
         return list(file.keys())
 
 
+FACTORS = (".lora_A.default.weight", ".lora_B.default.weight")
 LORA = [
     Lora(encoder=True),
     Lora(decoder=True, rank=2, alpha=8.0),
@@ -131,12 +138,12 @@ def test_adapters_begin_as_nothing_train_alone_and_merge_to_the_same_answers(
     adapted = {p for p, on in (("image_encoder", lora.encoder), ("mask_decoder", lora.decoder)) if on}
     factors = 0
     for name, value in model.named_parameters():
-        if name.endswith((".up", ".down")):
+        if name.endswith(FACTORS):
             factors += 1
             assert value.requires_grad
-            assert name.endswith(".down") or value.abs().max() > 0, name  # learnt something
+            assert name.endswith(FACTORS[0]) or value.abs().max() > 0, name  # learnt something
         elif name.split(".")[1:2] and name.split(".")[1] in adapted:
-            assert torch.equal(value, before[name.replace("parametrizations.weight.original", "weight")]), name
+            assert torch.equal(value, before[name.replace("base_layer.", "")]), name
     assert factors
     trained = answer(model)
     assert not torch.equal(trained, start)
@@ -148,20 +155,127 @@ def test_adapters_begin_as_nothing_train_alone_and_merge_to_the_same_answers(
         inside = {name.rsplit(".", 2)[1] for name in changed if name.startswith(f"sam.{part}.")}
         assert inside
         assert inside <= {"qkv", "proj", "out", "q_proj", "k_proj", "v_proj", "out_proj"}
-    assert not any(parametrize.is_parametrized(layer) for layer in model.modules())
+    assert not any(hasattr(layer, "base_layer") for layer in model.modules())
+
+
+def learnt(model: Segmenter, *, lora: Lora) -> dict[str, nn.Module]:
+    """Give the model adapters that have learnt something; returns the adapted layers by their names."""
+    select_parts(model, train="decoder", lora=lora, task_prompt=True, seed=1)
+    torch.manual_seed(5)
+    for name, value in model.named_parameters():
+        if name.endswith(FACTORS[1]):
+            nn.init.normal_(value, std=0.2)
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "base_layer")}
+
+
+def factors_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A `[rank, in]` and B `[out, rank]`."""
+    return layer.lora_A.default.weight, layer.lora_B.default.weight
 
 
 def test_an_adapted_weight_is_that_of_the_paper() -> None:
-    """W + alpha / r * U D, in float64, of a layer whose factors are known."""
+    """W + alpha / r * B A, in float64, of all layers whose factors are known, before and after merging."""
     model = small()
-    select_parts(model, train="decoder", lora=Lora(decoder=True, rank=2, alpha=3.0), task_prompt=False, seed=1)
-    layer = model.sam.mask_decoder.transformer.layers[0].self_attn.q_proj
-    adapter = layer.parametrizations.weight[0]
-    nn.init.normal_(adapter.up)
-    want = layer.parametrizations.weight.original.double() + 1.5 * adapter.up.double() @ adapter.down.double()
-    torch.testing.assert_close(layer.weight.double(), want, rtol=1e-5, atol=1e-6)
+    layers = learnt(model, lora=Lora(decoder=True, rank=2, alpha=3.0))
+    want, evenly = {}, []
+    for name, layer in layers.items():
+        down, up = (value.double() for value in factors_of(layer))
+        want[name] = layer.base_layer.weight.double() + 1.5 * up @ down
+        evenly.append(down.flatten() * down.shape[1] ** 0.5)
+        torch.testing.assert_close(layer.weight.double(), want[name], rtol=1e-5, atol=1e-6)
+    assert 0.95 < torch.cat(evenly).abs().max() <= 1
     merge_adapters(model)
-    torch.testing.assert_close(layer.weight.double(), want, rtol=1e-5, atol=1e-6)
+    for name in layers:
+        torch.testing.assert_close(model.get_submodule(name).weight.double(), want[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [Lora(encoder=True, alpha=6.0), Lora(decoder=True, rank=2)])
+@pytest.mark.parametrize("rounds", ["first", "later", "first, one image"])
+def test_adapters_learn_what_merged_weights_of_stock_sam_would_tell_them(lora: Lora, rounds: str) -> None:
+    """The gradient of A is s B' G, of B it is s G A', G being that of the merged weight in SAM's own decoder."""
+    model = with_vit(128)  # wide enough that the training decoder absorbs projections: it reads their weights
+    attention = model.sam.mask_decoder.transformer.final_attn_token_to_image
+    assert absorbed.pays(attention, 5 + 2)
+    layers = learnt(model, lora=lora)
+    plain = copy.deepcopy(model)
+    merge_adapters(plain)
+    plain.requires_grad_(True)
+    part, scale = batch(3), lora.alpha / lora.rank
+    if "one" in rounds:  # masks of one image share what they see
+        part = replace(part, image=part.image[:1], hw=part.hw[:1], image_index=torch.zeros_like(part.image_index))
+    logits = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1)) if rounds == "later" else None
+    prompts = Prompts.from_points(part.point[:, None], torch.ones(3, 1, dtype=torch.int64), logits=logits)
+    answers = []
+    for each in (model, plain):
+        embedding = each.encode(part.image, part.hw)
+        if each is plain:
+            each.decode = partial(_stock, each)
+        said = each.decode(embedding, part.image_index, prompts, multimask=rounds != "later", task=part.task)
+        (said.logits.square().mean() + said.iou.square().sum()).backward()
+        answers.append(said.logits.detach())
+    assert (answers[0] - answers[1]).abs().max() <= 1e-5 * answers[1].std()  # factored against merged: rounding
+    for name, layer in layers.items():
+        down, up = factors_of(layer)
+        whole = plain.get_submodule(name).weight.grad
+        wanted = (scale * up.detach().T @ whole, scale * whole @ down.detach().T)
+        for found, want in zip((down.grad, up.grad), wanted, strict=True):
+            assert found.abs().max() > 0, name
+            torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+        assert layer.base_layer.weight.grad is None
+
+
+def _stock(model: Segmenter, embedding: Tensor, index: Tensor, prompts: Prompts, *, multimask: bool, task: Tensor):
+    """`Segmenter.decode` with gradients in SAM's own order of arithmetic, not that of the training decoder."""
+    decoder = model.sam.mask_decoder
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(index), -1, -1)
+    tokens = torch.cat([own, model.embed_points(prompts)], 1)
+    wanted = [1, 2, 3] if multimask else [0]
+    return model._decode_as_sam(embedding[index], tokens, model._task_rows()[task], prompts.logits, wanted)
+
+
+def test_a_model_is_adapted_the_same_way_twice_and_leaves_the_random_numbers_alone() -> None:
+    models, state = [small(), small()], torch.get_rng_state()
+    for model in models:
+        select_parts(model, train="full", lora=Lora(encoder=True, decoder=True), task_prompt=True, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = small()
+    select_parts(other, train="full", lora=Lora(encoder=True, decoder=True), task_prompt=True, seed=4)
+    drawn = [name for name in first if name.endswith(FACTORS[0])]
+    assert not any(torch.equal(first[name], other.state_dict()[name]) for name in drawn)
+
+
+def test_under_bfloat16_a_merged_model_answers_with_the_same_bits_too() -> None:
+    model = with_vit()
+    learnt(model, lora=Lora(encoder=True, decoder=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = answer(model)
+    merge_adapters(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(answer(model), before)
+
+
+@pytest.mark.slow
+def test_peft_is_imported_for_adapters_only_and_asks_nobody() -> None:
+    """No connection and no look-up of a name while it is imported, adapts, and merges."""
+    code = """
+import sys
+import sum.stages.finetune
+from tests.models.test_parts import Lora, learnt, merge_adapters, small
+
+def deny(event, arguments):
+    assert event not in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"), event
+
+sys.addaudithook(deny)
+model = small()
+merge_adapters(model)
+assert not {"peft", "transformers"} & set(sys.modules)
+learnt(model, lora=Lora(encoder=True, decoder=True))
+merge_adapters(model)
+assert "peft" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": "."}, timeout=100)
 
 
 def test_a_stopped_training_of_adapters_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -183,7 +297,7 @@ def test_adapters_of_sams_vit_are_in_every_attention_and_keep_their_layer() -> N
     with torch.device("meta"):
         model = Segmenter(BACKBONES["vit_b"].build(), backbone="vit_b")
     select_parts(model, train="decoder", lora=Lora(encoder=True), task_prompt=True, seed=0)
-    names = [name for name, _ in model.named_parameters() if name.endswith((".up", ".down"))]
+    names = [name for name, _ in model.named_parameters() if name.endswith(FACTORS)]
     assert len(names) == 12 * 2 * 2  # blocks, qkv and proj, two factors
     groups = parameter_groups(model, layer_decay=0.8, weight_decay=0.1)
     scale = {name: group["scale"] for group in groups for name in group["names"]}
