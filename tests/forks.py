@@ -1,0 +1,62 @@
+"""Processes that are copies of this one: nothing is imported again, so a kill, or two gloo processes, cost little."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Python 3.12 warns of any fork beside threads; the copy leaves those alone.
+fork_beside_threads = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Do `work` in a copy of this process; returns its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except BaseException:  # noqa: BLE001  # the copy must not go on as pytest
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(child: int, *, within: float = 60.0) -> int:
+    """How a copy ended: its exit code, or minus the signal. One that still runs is killed, and the test fails."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    raise AssertionError(f"process {child} hangs")
+
+
+def gang(count: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What `work(rank)` returns, as JSON, in each of `count` gloo processes; folder: for their notes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def member(rank: int) -> None:
+        from accelerate.state import AcceleratorState
+
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
+        AcceleratorState._reset_state(True)  # of the process that was copied
+        (folder / f"{rank}.json").write_text(json.dumps(work(rank)))
+
+    children = [fork(lambda rank=rank: member(rank)) for rank in range(count)]
+    assert [ended(child) for child in children] == [0] * count
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
