@@ -79,7 +79,7 @@ def _pieces(tensors: Mapping[str, Tensor], names: list[str], *, facts: Mapping[s
     yield memoryview(_header(tensors, names, facts=facts))
     for name in names:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield flat.view(torch.uint8).numpy().data
 
 
 def _header(tensors: Mapping[str, Tensor], names: list[str], *, facts: Mapping[str, str]) -> bytes:
