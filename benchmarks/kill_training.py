@@ -6,7 +6,7 @@ In a temporary project of demo scenes, pseudo-labels and maps, with the shipped 
 draws something of its own (average, augmentation, accumulation, adapters, early stopping). A checkpoint a step, and
 every other kill waits for the next write of one to begin, so that many kills fall into a write. Several processes are
 started by torchrun: all are killed, or only one, whereupon the others must end by themselves. Then the same command
-goes on. Whenever the training completes, what it published is compared, and all is trained anew.
+goes on. Whenever the training completes, what it published and its last state are compared, and all is trained anew.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from safetensors.torch import load_file
 
 from benchmarks.kills import command, environment, make_project, run
+from sum.tensor_files import DIGEST
 
 OUT, WORK = Path("data/models/small"), Path("work/finetune")
 SAME = ("model.safetensors", "history.csv", "summary.json", "model.json")
@@ -118,8 +120,11 @@ def parts(folder: Path) -> set[Path]:
     return set((folder / WORK).glob("*/.checkpoint-*.partial"))
 
 
-def published(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / OUT / name).read_bytes() for name in SAME}
+def results(folder: Path) -> dict[str, bytes]:
+    """What was published, and the last state: weights, average and moments, without the history's seconds."""
+    found = {name: (folder / OUT / name).read_bytes() for name in SAME}
+    state = load_file(max((folder / WORK).glob("*/checkpoint-*.safetensors")))
+    return found | {name: value.numpy().tobytes() for name, value in state.items() if name not in ("history", DIGEST)}
 
 
 def clean(folder: Path) -> None:
@@ -166,7 +171,7 @@ def torment(
     began = time.monotonic()
     training.finish()
     window = 0.6 * (time.monotonic() - began)
-    want = published(folder)
+    want = results(folder)
     while tally.kills < kills:
         clean(folder)
         while tally.kills < kills:
@@ -178,10 +183,10 @@ def torment(
         else:
             training = Training(folder, words, processes=processes)
         training.finish()
-        if published(folder) != want:
+        if results(folder) != want:
             raise SystemExit(f"other bytes after {tally.kills} kills")
         tally.completed += 1
-        say(f"          complete: {len(want)} files, the same bytes")
+        say(f"          complete: {len(SAME)} files and {len(want) - len(SAME)} tensors, the same bytes")
     return tally
 
 
