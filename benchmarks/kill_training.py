@@ -22,7 +22,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 from safetensors.torch import load_file
@@ -63,19 +65,22 @@ class Tally:
         )
 
 
-class Training:
-    """The command that trains, started."""
+class Command(Protocol):
+    """What subprocess.Popen is."""
 
-    def __init__(self, folder: Path, words: list[str], *, processes: int) -> None:
-        self.folder, self.processes = folder, processes
-        single = command("finetune", "small", *words)
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        line = single if processes == 1 else [single[0], *several, *single[1:]]
-        env = environment(0, 1) | {"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(folder)}  # where torchrun leaves its own
-        if processes == 1:
-            del env["RANK"], env["WORLD_SIZE"]
-        with (folder / "log").open("w") as log:
-            self.process = subprocess.Popen(line, cwd=folder, env=env, stdout=log, stderr=log)
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Training:
+    """The command that trains, started: one process, or one that waits for several."""
+
+    def __init__(self, folder: Path, process: Command, *, processes: int) -> None:
+        self.folder, self.process, self.processes = folder, process, processes
 
     def log(self) -> str:
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
@@ -111,8 +116,9 @@ class Training:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise SystemExit(f"the others go on after the kill of one process:\n{self.log()}") from None
-        if psutil.wait_procs(everyone, timeout=10)[1]:
-            raise SystemExit("torchrun ended, its workers did not")
+        left = psutil.wait_procs(everyone, timeout=10)[1]
+        if any(one.status() != psutil.STATUS_ZOMBIE for one in left):
+            raise SystemExit("the command ended, its workers did not")
         return time.monotonic() - began
 
 
@@ -162,12 +168,21 @@ def strike(training: Training, dice: random.Random, *, window: float, tally: Tal
 
 
 def torment(
-    folder: Path, *, kills: int, processes: int, words: list[str], seed: int = 0, say: Callable[[str], None] = print
+    folder: Path,
+    start: Callable[[], Command],
+    *,
+    kills: int,
+    processes: int,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
 ) -> Tally:
-    """Train budget small of a project undisturbed, then with so many kills. Raises SystemExit on other bytes."""
+    """Train budget small of a project undisturbed, then with so many kills. Raises SystemExit on other bytes.
+
+    start: starts the training, which logs to folder/log.
+    """
     dice, tally = random.Random(seed), Tally()
     clean(folder)
-    training = Training(folder, words, processes=processes)
+    training = Training(folder, start(), processes=processes)
     training.wait(lambda: any((folder / WORK).glob("*/checkpoint-*")), within=600)
     began = time.monotonic()
     training.finish()
@@ -176,19 +191,31 @@ def torment(
     while tally.kills < kills:
         clean(folder)
         while tally.kills < kills:
-            training = Training(folder, words, processes=processes)
+            training = Training(folder, start(), processes=processes)
             told = strike(training, dice, window=window, tally=tally)
             if told is None:
                 break
             say(told)
         else:
-            training = Training(folder, words, processes=processes)
+            training = Training(folder, start(), processes=processes)
         training.finish()
         if results(folder) != want:
             raise SystemExit(f"other bytes after {tally.kills} kills")
         tally.completed += 1
         say(f"          complete: {len(SAME)} files and {len(want) - len(SAME)} tensors, the same bytes")
     return tally
+
+
+def launch(folder: Path, words: list[str], *, processes: int) -> Command:
+    """`python -m sum finetune small`, or the same under torchrun."""
+    single = command("finetune", "small", *words)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    line = single if processes == 1 else [single[0], *several, *single[1:]]
+    env = environment(0, 1) | {"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(folder)}  # where torchrun leaves its own
+    if processes == 1:
+        del env["RANK"], env["WORLD_SIZE"]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(line, cwd=folder, env=env, stdout=log, stderr=log)
 
 
 def main() -> None:
@@ -205,9 +232,9 @@ def main() -> None:
         words = [f"{key}={value}" for key, value in SETTINGS.items()]
         tally = torment(
             folder,
+            partial(launch, folder, words, processes=options.processes),
             kills=options.kills,
             processes=options.processes,
-            words=words,
             seed=options.seed,
             say=lambda line: print(line, flush=True),
         )

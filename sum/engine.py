@@ -232,8 +232,8 @@ class Loop:
         for number, one in enumerate(gather_object([trouble])):
             if one:
                 raise Refused(
-                    f"process {number} of {self.ranks} cannot go on from the checkpoint: {one}. Mend that and run "
-                    "the same command again; all processes need the same folder work/, on a disk that they share."
+                    f"process {number} of {self.ranks} cannot go on from the checkpoint: {one.rstrip('.')}. Mend that, "
+                    "then run the same command again; all processes need the same work/, on a disk that they share."
                 )
         if chosen:
             stood = put_back(self.folder, chosen, self._state())

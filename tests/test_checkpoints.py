@@ -296,7 +296,7 @@ def test_all_processes_go_on_from_what_the_first_finds_or_none_does(whole: Loop,
     place = tmp_path / "missing/1" / LAST
     words = f"process 1 of 2 cannot go on from the checkpoint: {place} does not exist"
     assert found["missing"].startswith(words)
-    assert "all processes need the same folder work/" in found["missing"]
+    assert "all processes need the same work/" in found["missing"]
     assert "its content does not match the SHA-256" in found["damaged"]
     assert "another file than that of process 0" in found["another"]
 

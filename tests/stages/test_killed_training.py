@@ -1,10 +1,11 @@
-"""kill -9 of `python -m sum finetune` at random moments, with one process and with two under torchrun (slow).
+"""kill -9 of `python -m sum finetune` at random moments, with one process and with two that share a batch (slow).
 
-benchmarks/kill_training.py does it thirty times, on pseudo-labels and maps; these are its functions.
+benchmarks/kill_training.py does it thirty times, on pseudo-labels and maps and under torchrun; these are its functions.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import pytest
 from PIL import Image
 
 from benchmarks.kill_training import torment
+from sum.cli import main
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
+from sum.stages import finetune as preloaded  # noqa: F401  # so that no copy imports it
 from sum.storage import sha256_file
+from tests.forks import Forked, ended, fork_beside_threads, members
 from tests.stages.label_world import configure, make_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [fork_beside_threads, pytest.mark.slow, pytest.mark.timeout(300)]
 OPTIM = {"steps": 6, "lr": 1e-3, "images_per_batch": 2, "masks_per_image": 2, "ema": 0.9, "checkpoint_every": 1}
 FINETUNE = {
     "method": "human_only",
@@ -43,7 +47,7 @@ def photo(number: int) -> tuple[ImageRecord, MaskRecord]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     images, masks = zip(*(photo(number) for number in range(5)), strict=True)
@@ -52,12 +56,27 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sets = {"h": {"kind": "raster", "split": "train", "task": "part"} | places}
     sets["u"] = {"kind": "images", "split": "unlabelled"} | places
     budgets = {"small": {"human": ["h"], "unlabelled": ["u"]}}
-    configure(tmp_path, budgets=budgets, datasets=sets, finetune=FINETUNE)
+    configure(tmp_path, budgets=budgets, datasets=sets, finetune=FINETUNE, tracking={"uri": tracking_uri})
     return tmp_path
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 3), (2, 2)])
-def test_a_killed_training_publishes_the_same_bytes(project: Path, processes: int, kills: int) -> None:
-    tally = torment(project, kills=kills, processes=processes, words=[])
-    assert tally.kills == kills
+def finetune(processes: int) -> None:
+    """The command, in a copy of this process; of two that share a batch no torchrun ends one when the other dies."""
+
+    def work(rank: int = 0) -> None:
+        assert main(["finetune", "small"]) == 0
+
+    if processes == 1:
+        work()
+    else:
+        assert [ended(child, within=120) for child in members(processes, work)] == [0] * processes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_training_publishes_the_same_bytes(project: Path, processes: int) -> None:
+    def start() -> Forked:
+        return Forked(partial(finetune, processes), project / "log")
+
+    tally = torment(project, start, kills=4, processes=processes)
+    assert tally.kills == 4
     assert tally.completed >= 1
