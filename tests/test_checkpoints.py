@@ -41,10 +41,6 @@ def copied(whole: Loop, folder: Path) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Bytes
-
-
 def test_a_file_is_what_the_library_reads_and_ends_with_the_hash_of_the_rest(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -114,10 +110,6 @@ def test_what_a_checkpoint_holds_and_that_only_two_are_kept(whole: Loop) -> None
     assert torch.equal(found["average.bias"], whole.average["bias"])
     assert torch.equal(found["adam.exp_avg_sq.weight"], whole.optimizer.state[whole.model.weight]["exp_avg_sq"])
     assert read_facts(whole.folder / LAST)["step"] == str(STEPS)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Damage
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "history", "empty", "folder"])
@@ -192,10 +184,6 @@ def test_a_full_disk_leaves_what_was_there(whole: Loop, tmp_path: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Kills
-
-
 def die_at(folder: Path, call: int) -> None:
     """Let this process get SIGKILL at call number `call` that opens, renames or removes something in `folder`."""
     seen = []
@@ -250,10 +238,6 @@ def test_a_run_killed_within_a_write_ends_the_same(whole: Loop, tmp_path: Path, 
     assert left.name.endswith(".partial")
     assert same_run(train(tmp_path), whole)
     assert names(tmp_path) == ["checkpoint-0000009.safetensors", LAST]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Several processes
 
 
 def test_all_processes_go_on_from_what_the_first_finds_or_none_does(whole: Loop, tmp_path: Path) -> None:
