@@ -25,13 +25,12 @@ from sum.models.refiner import Refiner, save_refiner
 
 PROJECT = Path(__file__).parents[1]
 OUT = {"pseudo_label": Path("data/pseudo_labels"), "uncertainty": Path("data/uncertainty")}
-SMALL = [f"demo.scenes.{name}=4" for name in ("salient_train", "salient_test", "entity_train", "entity_test")]
-SMALL += ["demo.scenes.part_train=4", "demo.scenes.part_test=4", "demo.scenes.unlabelled=64"]
+SCENES = {f"{task}_{split}": 4 for task in ("salient", "entity", "part") for split in ("train", "test")}
 SETTINGS = ["pseudo_label.shard_images=4", "pseudo_label.points_per_side=12"]
 
 
-def command(stage: str) -> list[str]:
-    return [sys.executable, "-m", "sum", stage, *(SMALL if stage == "demo" else SETTINGS)]
+def command(stage: str, *settings: str) -> list[str]:
+    return [sys.executable, "-m", "sum", stage, *(settings or SETTINGS)]
 
 
 def environment(rank: int, workers: int) -> dict[str, str]:
@@ -39,20 +38,26 @@ def environment(rank: int, workers: int) -> dict[str, str]:
     return os.environ | ranks | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 
 
-def run(stage: str, folder: Path) -> None:
+def run(stage: str, folder: Path, *settings: str) -> None:
     done = subprocess.run(
-        command(stage), cwd=folder, env=environment(0, 1), capture_output=True, text=True, check=False
+        command(stage, *settings), cwd=folder, env=environment(0, 1), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{stage}: {done.stderr}")
 
 
-def make_project(folder: Path) -> None:
+def make_project(folder: Path, *, unlabelled: int = 64) -> None:
+    """Demo scenes, checked, the shipped weights, and an untrained refinement module."""
     shutil.copy(PROJECT / "params.yaml", folder)
     weights = Path("sum/models/weights/tiny.safetensors")
     (folder / weights.parent).mkdir(parents=True)
     shutil.copy(PROJECT / weights, folder / weights)
-    for stage in ("demo", "ingest", "validate"):
+    run(
+        "demo",
+        folder,
+        *(f"demo.scenes.{name}={count}" for name, count in (SCENES | {"unlabelled": unlabelled}).items()),
+    )
+    for stage in ("ingest", "validate"):
         run(stage, folder)
     refiner = Refiner(load_segmenter(folder / weights, backbone="tiny"))
     save_refiner(folder / "data/refiner/model.safetensors", refiner, origin=fingerprint(folder / weights), about={})

@@ -1,14 +1,11 @@
 """The training loop over a model, a step and batches; stops at any moment and goes on as if nothing had happened.
 
-A checkpoint is one safetensors file: parameters, AdamW's moments, the averaged weights, and the history so far. The
-batch, the random numbers and the learning rate of step t are functions of t, so nothing else has to be remembered.
+The batch, the random numbers and the learning rate of step t are functions of t: sum/checkpoints.py keeps the rest.
 The only module that knows Accelerate.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -16,25 +13,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from sum.checkpoints import Position, Row, State, keep, newest, put_back, trouble_with
 from sum.data.batches import TrainBatch
-from sum.errors import ConfigError, TrainingDiverged
+from sum.errors import ConfigError, Refused, StorageError, TrainingDiverged
 from sum.models.groups import parameter_groups
 from sum.models.mask_chunk import MaskChunk
 from sum.progress import track
-from sum.storage import write_atomic
 
 log = logging.getLogger(__name__)
 
 Step = Callable[["Loop", TrainBatch, torch.Generator], dict[str, Tensor]]
-Row = dict[str, float]
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +78,6 @@ class Loop:
         self.model = model.to(self.accelerator.device)
         groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr)
-        self.names = {id(p): n for n, p in model.named_parameters()}
         self.average = (
             {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
         )
@@ -218,63 +213,37 @@ class Loop:
         """
         sizes = self.accelerator.gather(torch.tensor([self.chunk.size], device=self.accelerator.device))
         self.chunk.size = int(sizes.min())
-        if not self.accelerator.is_main_process:
-            return
-        tensors = {
-            f"model.{n}": value for n, value in self.model.state_dict().items()
-        }  # buffers too: SAM's random frequencies
-        tensors |= {f"average.{n}": t for n, t in self.average.items()}
-        for value, state in self.optimizer.state.items():
-            tensors |= {f"adam.{key}.{self.names[id(value)]}": t for key, t in state.items()}
-        tensors = {name: t.contiguous().cpu() for name, t in tensors.items()}
-        header = {"step": str(self.step), "history": json.dumps(self.history), "digest": _digest(tensors)}
-        header["mask_chunk"] = str(self.chunk.size)  # another one would round otherwise
-        write_atomic(self.folder / f"checkpoint-{self.step:07d}.safetensors", save(tensors, metadata=header))
-        for old in sorted(self.folder.glob("checkpoint-*.safetensors"))[:-2]:
-            old.unlink()
+        if self.rank == 0:
+            keep(self.folder, self._state(), Position(self.step, self.history, self.chunk.size))
 
     def resume(self) -> None:
-        """Take up the newest checkpoint that can be read; a damaged one is named in the log and passed over."""
-        if self.accelerator.is_main_process:
-            for left in self.folder.glob(".checkpoint-*.partial"):  # of a run that was killed while writing
-                left.unlink()
-        for path in sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    header = file.metadata()
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                if (header or {}).get("digest") != _digest(tensors):
-                    raise OSError("its content does not match its digest")
-            except (SafetensorError, OSError) as error:
-                log.warning("%s cannot be read (%s): going back to the checkpoint before it", path, error)
-                continue
-            self._restore(tensors, header)
-            log.info("resumed at step %d from %s", self.step, path)
-            return
+        """Take up the newest checkpoint that is whole, the same in all processes: process 0 chooses, all must read it.
 
-    def _restore(self, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-        parameters, state_dict = dict(self.model.named_parameters()), self.model.state_dict()
-        moments: dict[str, dict[str, Any]] = {}
-        with torch.no_grad():
-            for key, tensor in tensors.items():
-                kind, _, name = key.partition(".")
-                if kind == "model":
-                    state_dict[name].copy_(tensor)
-                elif kind == "average":
-                    self.average[name].copy_(tensor)
-                else:
-                    part, _, name = name.partition(".")
-                    home = "cpu" if part == "step" else parameters[name].device
-                    moments.setdefault(name, {})[part] = tensor.to(home)
-        for name, state in moments.items():
-            self.optimizer.state[parameters[name]] = state
-        self.step, self.history = int(header["step"]), json.loads(header["history"])
-        self.chunk.size = int(header["mask_chunk"])
+        Raises Refused in all of them when one cannot.
+        """
+        found, trouble = None, ""
+        try:
+            found = newest(self.folder) if self.rank == 0 else None
+        except StorageError as error:
+            trouble = str(error)
+        chosen = self.told_by_first(found)
+        if chosen and self.rank:
+            trouble = trouble_with(self.folder, chosen)
+        for number, one in enumerate(gather_object([trouble])):
+            if one:
+                raise Refused(
+                    f"process {number} of {self.ranks} cannot go on from the checkpoint: {one.rstrip('.')}. Mend that, "
+                    "then run the same command again; all processes need the same work/, on a disk that they share."
+                )
+        if chosen:
+            stood = put_back(self.folder, chosen, self._state())
+            self.step, self.history, self.chunk.size = stood.step, stood.history, stood.mask_chunk
+            log.info("resumed at step %d from %s", self.step, self.folder / chosen.name)
 
+    def told_by_first(self, value: Told) -> Told:
+        """What process 0 has of this value: a decision that all must make alike."""
+        told: list[Told] = broadcast_object_list([value])
+        return told[0]
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names and bytes of the tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    def _state(self) -> State:
+        return State(self.model, self.optimizer, self.average)

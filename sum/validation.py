@@ -51,7 +51,7 @@ class Watch:
     def look(self, loop: Loop) -> None:
         """Measure the loop's weights if nobody has. Raises Enough when the best is `patience` checkpoints old."""
         step = loop.step
-        self.figures = {known: figure for known, figure in self.figures.items() if known <= step}
+        self.figures = {known: figure for known, figure in loop.told_by_first(self.figures).items() if known <= step}
         with published(loop):
             if step not in self.figures:
                 self.figures[step] = self._measure(loop)
