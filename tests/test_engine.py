@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
-from sum.engine import Loop, LoopOptions, learning_rate
+from sum.engine import MACHINE, Loop, LoopOptions, learning_rate
 from sum.errors import ConfigError, TrainingDiverged
 from sum.models.backbones import BACKBONES
 from sum.models.groups import layer_of, parameter_groups
@@ -69,7 +69,7 @@ def train(folder: Path, **changes: object) -> Loop:
 def same_run(a: Loop, b: Loop) -> bool:
     weights = all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
     averages = all(torch.equal(a.average[name], b.average[name]) for name in a.average)
-    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in loop.history] for loop in (a, b)]
+    rows = [[{k: v for k, v in row.items() if k not in MACHINE} for row in loop.history] for loop in (a, b)]
     return weights and averages and rows[0] == rows[1]
 
 

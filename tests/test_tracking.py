@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sum import tracking
+from sum import mlflow_client, tracking
 from sum.errors import TrackingError
 from sum.provenance import environment, flatten, provenance
 from sum.registry import Registry, compare_link, download, run_of_weights
@@ -243,7 +243,7 @@ def test_no_server_is_one_error_at_once(free_port):
 
 @pytest.mark.timeout(60)
 def test_a_server_that_hangs_is_one_error_within_seconds(silent_server, monkeypatch):
-    monkeypatch.setattr(tracking, "KNOCK", 0.2)
+    monkeypatch.setattr(mlflow_client, "KNOCK", 0.2)
     began = time.monotonic()
     with pytest.raises(TrackingError, match=r"no MLflow server answers.*timed out"):
         start(f"http://127.0.0.1:{silent_server}")
