@@ -60,14 +60,14 @@ def _knock(uri: str) -> None:
 
 
 @contextmanager
-def refusals(what: str) -> Iterator[None]:
-    """Whatever MLflow raises while `what` is logged -> TrackingError."""
+def refusals(what: str, *, verb: str = "take") -> Iterator[None]:
+    """Whatever MLflow raises while it is to take (or give) `what` -> TrackingError."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow did not take {what}: {' '.join(str(error).split())[:500]}") from error
+        raise TrackingError(f"MLflow did not {verb} {what}: {' '.join(str(error).split())[:500]}") from error
 
 
 def or_none(ask: Callable[[], T]) -> T | None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -218,6 +219,21 @@ def download_model(client: Any, model_id: str, *, folder: Path) -> list[Path]:
     """Copy the files of a logged model into `folder`; returns them in order."""
     from mlflow.artifacts import download_artifacts
 
-    with refusals(f"the download of model {model_id}"), as_default(client):
+    with refusals(f"model {model_id}", verb="give"), as_default(client):
         download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=str(folder), tracking_uri=client.tracking_uri)
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def read_files(client: Any, run_id: str, *, folder: str) -> dict[str, str]:
+    """File name -> text of the files that were kept with a run below `folder`; {} when there are none."""
+    with refusals(f"the files of run {run_id}", verb="give"), TemporaryDirectory(prefix="sum-run-") as place:
+        if not client.list_artifacts(run_id, folder):
+            return {}
+        found = Path(client.download_artifacts(run_id, folder, place))
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(found.iterdir())}
+
+
+def tag_run(uri: str, run_id: str, *, key: str, value: str) -> None:
+    """Set a tag of a run, whatever its status."""
+    with refusals(f"tag {key} of run {run_id}"):
+        connect(uri).set_tag(run_id, key, value)

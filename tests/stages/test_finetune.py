@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from sum.settings import Config
 from sum.stages import check_labels, finetune, pseudo_label, uncertainty
 from sum.stages.common import REFINER
 from sum.storage import sha256_file, write_json
+from sum.training_record import begin, skipped_items
 from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
@@ -311,13 +312,22 @@ def test_the_run_tells_the_terms_of_its_licences_and_what_was_skipped(
     config = replace(plain, datasets=plain.datasets | {"h": replace(plain.datasets["h"], licence="CC-BY-NC-4.0")})
     summary = {"datasets": {name: {"skipped": number} for name, number in skipped.items()}}
     write_json(Path("data/manifest/summary.json"), summary)
-    record = finetune.start_record(config, facts={"budget": "small"}, work=tmp_path / "work")
+    entry = config.budgets["small"]
+    record = begin(
+        tmp_path / "work" / "mlflow.json",
+        params=asdict(config),
+        facts={"budget": "small"},
+        files={},
+        licences={name: config.datasets[name].licence for name in (*entry.human, *entry.unlabelled)},
+        skipped=skipped_items(Path("data/manifest")),
+        machine={},
+    )
     record.finish()
     found = tracking.connect(tracking_uri).get_run(record.id).data
     assert found.tags["licence_terms"] == "non-commercial: h; attribution: u"
     assert found.tags["licences"] == "CC-BY-NC-4.0; MIT"
     assert found.tags["skipped"] == words  # of the sets of this budget
-    assert found.metrics["skipped"] == count
+    assert found.metrics["skipped_items"] == count
 
 
 def test_labels_that_failed_their_check_are_not_learnt_from(project: Path, tracking_uri: str) -> None:
