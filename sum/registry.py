@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from sum.errors import TrackingError
 from sum.mlflow_client import as_default, connect, or_none, refusals
+from sum.run_page import BORN_OF
 from sum.storage import sha256_file
 from sum.tracking import WEIGHTS_TAG, Run, download_model, experiment_id, find_model, start_run
 
@@ -133,7 +134,10 @@ def run_of_weights(
 
 
 def trainings(uri: str, *, experiment: str) -> list[Training]:
-    """The runs of stage finetune, the newest first; none without such an experiment. TrackingError without a server."""
+    """The runs of stage finetune, the newest first, without those that reproduce one; none without such an experiment.
+
+    Raises TrackingError without a server.
+    """
     client = connect(uri)
     with refusals("the question for runs"):
         found = client.get_experiment_by_name(experiment)
@@ -145,7 +149,8 @@ def trainings(uri: str, *, experiment: str) -> list[Training]:
         while page.token:
             page = client.search_runs([found.experiment_id], "tags.budget LIKE '%'", page_token=page.token)
             runs += page
-    return [_training(run, versions.get(run.info.run_id, ())) for run in runs if "data" in run.data.tags]
+    made = [run for run in runs if "data" in run.data.tags and BORN_OF not in run.data.tags]
+    return [_training(run, versions.get(run.info.run_id, ())) for run in made]
 
 
 def _training(run: Any, versions: Sequence[str]) -> Training:

@@ -69,6 +69,7 @@ def circumstances(*, code: str, device: torch.device, processes: int, precision:
         "processes": str(processes),
         "precision": precision,
         "command": command_line(),
+        "version.torch": torch.__version__,  # with its build, such as +cu130: the package's own does not tell
     }
 
 

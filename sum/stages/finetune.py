@@ -254,20 +254,17 @@ def publish(
         for step, figure in watch.figures.items():
             record.log_metrics({"held_out_iou": figure}, step=step)
     merge_adapters(model)
-    cost = {
-        "seconds_this_session": seconds,
-        "seconds": float(history["seconds"].sum()),
-        "peak_memory_mb": peak_memory(),
-    }
+    total = float(history["seconds"].sum())
+    cost = {"seconds_this_session": seconds, "seconds": total, "peak_memory_mb": peak_memory()}
     with replace_folder(home_of(reproduces).models / budget) as folder:
         weights = folder / "model.safetensors"
         digest = save_segmenter(weights, model, about=about)
-        history.drop(columns=list(MACHINE)).to_csv(folder / "history.csv", index=False)
+        history.drop(columns=list(MACHINE), errors="ignore").to_csv(folder / "history.csv", index=False)
         write_json(folder / "summary.json", summary)
         entry = config.budgets[budget]
         origin = {**about, "human": entry.human, "unlabelled": entry.unlabelled}
         write_json(folder / tracking.CARD, describe(weights.name, model, fingerprint=digest, about=origin))
-        record.log_metrics({"total_seconds": cost["seconds"]}, step=loop.step)
+        record.log_metrics({"total_seconds": total}, step=loop.step)
         for name in ("history.csv", "summary.json"):
             record.log_file(folder / name)
         if reproduces is None:
@@ -279,7 +276,7 @@ def publish(
 
 def tail_means(history: pd.DataFrame, *, rows: int = 20) -> dict[str, float]:
     """Means of the last steps of what was logged: deterministic, so DVC can compare them."""
-    last = history.tail(rows).drop(columns=["step", "lr", "masks", *MACHINE])
+    last = history.tail(rows).drop(columns=["step", "lr", "masks", *MACHINE], errors="ignore")
     return {str(name): round(float(value), 6) for name, value in last.mean().items()}
 
 
