@@ -26,6 +26,7 @@ DIFF = "uncommitted.patch"  # tracked files against the commit, where the tree w
 RECORD = "record.json"
 VERSION = 1  # of RECORD
 AGAIN = Path("work/reproduce")  # below it, a folder for each run that is trained again
+RESUMED = "resumed"  # tag of a run that went on after a stop on another device, or with other threads or processes
 BORN_OF = "reproduces"  # tag of a run: the id of the run that it trains again
 
 
@@ -53,6 +54,7 @@ class Page:
     files: Mapping[str, str]  # path -> sha256 of the labels and maps
     machine: Mapping[str, str]  # of `circumstances`
     texts: Mapping[str, str]  # file name -> its text: PARAMS, and LOCK and DIFF where there were any
+    resumed: str  # what of `machine` was otherwise after a stop; ''
     model_id: str  # the logged model
     weights: str  # its fingerprint
 
@@ -94,6 +96,15 @@ def write_page(
             record.log_text(text, name=f"{FOLDER}/{name}")
 
 
+def note_resumption(record: Run, machine: Mapping[str, str]) -> None:
+    """Tag a run that goes on where it rounds otherwise than where it began. machine: of `circumstances`, now."""
+    then = _record(read_files(record.client, record.id, folder=FOLDER), record.id)["machine"]
+    changed = [f"{name} {machine[name]}" for name in ("device", "threads", "processes") if machine[name] != then[name]]
+    if changed:
+        with refusals(f"tag {RESUMED} of run {record.id}"):
+            record.client.set_tag(record.id, RESUMED, ", ".join(changed))
+
+
 def read_page(uri: str, run_id: str) -> Page:
     """The page of a run. Raises ConfigError when there is no such fine-tuning, DataError when it lacks what is needed,
     TrackingError without a server.
@@ -116,7 +127,8 @@ def read_page(uri: str, run_id: str) -> Page:
         why = f"it reproduces run {again}: reproduce that one" if again else f"its status is {found.info.status}"
         raise DataError(f"run {run_id} has no logged weights to compare with; {why}")
     weights = str(model.tags[WEIGHTS_TAG])
-    return Page(run_id, about["facts"], about["files"], about["machine"], texts, str(model.model_id), weights)
+    resumed = str(found.data.tags.get(RESUMED, ""))
+    return Page(run_id, about["facts"], about["files"], about["machine"], texts, resumed, str(model.model_id), weights)
 
 
 def _record(texts: Mapping[str, str], run_id: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from sum import tracking
 from sum.engine import Row
 from sum.licences import summarise
-from sum.run_page import BORN_OF, write_page
+from sum.run_page import BORN_OF, note_resumption, write_page
 from sum.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def begin(
     where = params["tracking"]
     found = _taken_up(note, uri=where["uri"])
     if found is not None:
+        note_resumption(found, machine)
         return found
     lost = {name: skipped.get(name, 0) for name in licences}
     about = {

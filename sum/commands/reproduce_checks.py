@@ -120,11 +120,14 @@ def _machine(page: Page, config: Config) -> list[Difference]:
         "processes": f"surely other weights: `torchrun --nproc-per-node {count} -m sum reproduce {page.run_id}`",
     }
     watched = [name for name in page.machine if name not in (*BLIND, "code", "git.commit")]
-    return [
+    found = [
         Difference(name, page.machine[name], now.get(name, MISSING), notes.get(name, "may round otherwise"))
         for name in watched
         if page.machine[name] != now.get(name, MISSING)
     ]
+    if page.resumed:
+        found.append(Difference("resumed", page.resumed, "-", "it went on so after a stop: other weights are likely"))
+    return found
 
 
 def _settings(config: Config, today: Config, *, budget: str) -> list[Difference]:

@@ -24,7 +24,7 @@ from sum.config import check_config, load_config
 from sum.errors import ConfigError
 from sum.models.distance import apart
 from sum.registry import trainings
-from sum.run_page import FOLDER, read_page
+from sum.run_page import FOLDER, note_resumption, read_page
 from sum.settings import Config
 from sum.stages import finetune
 from sum.stages.common import code_hash
@@ -115,8 +115,9 @@ def test_the_page_holds_all_that_was_set_and_all_that_may_matter(world: World, t
 
 def test_complete_params_of_the_largest_example_are_taken_again() -> None:
     """With keys that kinds of data sets leave out."""
-    config = check_config(yaml.safe_load((PROJECT / "examples/paper.yaml").read_text()), source="paper.yaml")
-    assert check_config(yaml.safe_load(yaml.safe_dump(asdict(config), sort_keys=False)), source="again") == config
+    tree = yaml.load((PROJECT / "examples/paper.yaml").read_text(), Loader=yaml.CSafeLoader)
+    config = check_config(tree, source="paper.yaml")
+    assert check_config(asdict(config), source="again") == config
 
 
 def test_the_curves_are_in_mlflow_and_what_depends_on_the_machine_is_not_in_the_history(world: World) -> None:
@@ -163,12 +164,17 @@ def test_what_may_matter_is_told_and_refuses_nothing(
     monkeypatch.setattr(reproduce_checks, "circumstances", lambda **words: now(**words) | changed)
     monkeypatch.setattr(reproduce_checks, "code_hash", lambda: "c0de" * 16)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    page = read_page(world.uri, world.run_id)
+    run = tracking.Run(tracking.connect(world.uri), world.run_id)
+    note_resumption(run, page.machine)
+    assert read_page(world.uri, world.run_id).resumed == ""
+    note_resumption(run, {**page.machine, "threads": "3", "version.torch": "0.2"})
     assert reproduce(world, "--check-only") == 0
     rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
     for what, words in (
         ("version.torch", "0.1"), ("threads", "set to those of the run"), ("device", "ABACUS"),
         ("processes", "torchrun --nproc-per-node 1 -m sum reproduce"), ("code", "git checkout"),
-        ("params: seed", "the run's is used"), ("params: finetune.optim.lr", "0.5"),
+        ("resumed", "threads 3"), ("params: seed", "the run's is used"), ("params: finetune.optim.lr", "0.5"),
     ):  # fmt: skip
         assert words in rows[what], what
 
