@@ -51,7 +51,8 @@ def train_in_parts(
         def scaled(loss: Tensor, share: float = images) -> None:
             backward(loss * share)
 
-        shares = {"loss": images, "out_of_memory": 1, "mask_chunk": 1 / parts}  # of the IoUs: a mask's
+        shares = dict.fromkeys(("loss", "loss_mask", "loss_iou"), images)  # of the IoUs: a mask's
+        shares |= {"out_of_memory": 1, "mask_chunk": 1 / parts}
         for name, value in play(piece, backward=scaled).items():
             log[name] = log.get(name, torch.zeros(())) + value * shares.get(name, masks)
     return log

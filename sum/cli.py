@@ -75,6 +75,9 @@ COMMANDS: Mapping[str, Command] = {
         "export-labels FOLDER [--images N]", "write pseudo-labels as COCO JSON, and their uncertainty as PNGs"
     ),
     "plan": Command("plan [key=value ...] [--no-time]", "memory and time of fine-tuning, and settings that fit"),
+    "reproduce": Command(
+        "reproduce RUN_ID [--check-only]", "train a fine-tuning of MLflow again as it was, and compare the weights"
+    ),
     "contact-sheet": Command(
         "contact-sheet FILE.jpg [--images N]", "draw photos beside their pseudo-labels and uncertainty"
     ),

@@ -23,14 +23,17 @@ from torch import Tensor, nn
 from sum.checkpoints import Position, Row, State, keep, newest, put_back, trouble_with
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, Refused, StorageError, TrainingDiverged
+from sum.exchange import Exchange
 from sum.models.groups import parameter_groups
 from sum.models.mask_chunk import MaskChunk
 from sum.progress import track
+from sum.provenance import peak_memory
 
 log = logging.getLogger(__name__)
 
 Step = Callable[["Loop", TrainBatch, torch.Generator], dict[str, Tensor]]
 Told = TypeVar("Told")
+MACHINE = ("seconds", "peak_memory_mb")  # columns of the history that another run of the same training has otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class Loop:
             {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
         )
         self.chunk = MaskChunk(options.mask_chunk)
+        self.exchange = Exchange(self.accelerator.gather, ranks=self.ranks, device=self.accelerator.device)
         self.history: list[Row] = []
         self.step = 0
 
@@ -136,14 +140,17 @@ class Loop:
             rate = learning_rate(self.step, self.options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            scalars = {k: float(v) for k, v in compute(self, next(stream).to(device), generator).items()}
-            norm = self._update(fit=math.isfinite(scalars.get("loss", 0.0)))
+            batch = next(stream).to(device)
+            found = {**compute(self, batch, generator), "grad_norm": self._gradient()}
+            counts = {"masks": len(batch.image_index), "peak_memory_mb": peak_memory()}
+            scalars = self.exchange.over({**counts, **found})  # the one wait for the device in a step
+            fit = all(math.isfinite(scalars.get(name, 0.0)) for name in ("loss", "grad_norm"))
+            self._update(fit=fit)
             now = time.perf_counter()
-            about = {"step": self.step, "lr": rate, "seconds": round(now - began, 4)}
-            kept = {"skipped": 1.0} if norm is None else {"skipped": 0.0, "grad_norm": norm, **scalars}
-            self.history.append({**about, **kept})
+            row = {"step": self.step, "lr": rate, "seconds": round(now - began, 4), "skipped": float(not fit)}
+            self.history.append(row | (scalars if fit else {}))
             began = now
-            if norm is None:
+            if not fit:
                 self._tell_skipped()
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
@@ -170,41 +177,37 @@ class Loop:
                 "optim.clip_norm."
             )
 
-    def _update(self, *, fit: bool) -> float | None:
-        """One optimizer step over the gradients of all processes; returns the gradient norm before clipping.
-
-        fit: whether the loss of this process is finite. When that of any is not, or the gradient is not, nothing
-        changes: None. A parameter that no process has a gradient for is left alone, as with one process.
-        """
+    def _gradient(self) -> Tensor:
+        """The gradients of all processes as one, clipped; returns its norm before clipping, a scalar on the device."""
         values = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.accelerator.num_processes > 1:
-            fit = self._average(values, fit=fit)
-        limit = self.options.clip_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(values, limit))
-        if not fit or not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            return None
-        self.optimizer.step()
+        if self.ranks > 1:
+            self._average(values)
+        return torch.nn.utils.clip_grad_norm_(values, self.options.clip_norm or float("inf"))
+
+    def _update(self, *, fit: bool) -> None:
+        """One optimizer step. fit: whether loss and gradient of all processes are finite; if not, nothing changes.
+
+        A parameter that no process has a gradient for is left alone, as with one process.
+        """
+        if fit:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
+        if fit and self.average:
             decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
             for group in self.optimizer.param_groups:
                 for name, value in zip(group["names"], group["params"], strict=True):
                     self.average[name].lerp_(value.detach(), 1 - decay)
-        return norm
 
-    def _average(self, values: Sequence[nn.Parameter], *, fit: bool) -> bool:
-        """Gradients become their mean over the processes; returns whether the losses of all are finite."""
+    def _average(self, values: Sequence[nn.Parameter]) -> None:
+        """Gradients become their mean over the processes."""
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in values]
-        flags = torch.tensor([not fit, *(p.grad is not None for p in values)], device=grads[0].device)
+        flags = torch.tensor([p.grad is not None for p in values], device=grads[0].device)
         flat = torch.cat([*(g.flatten() for g in grads), flags.to(grads[0].dtype)])
         *pieces, told = torch.split(
             self.accelerator.reduce(flat, reduction="mean"), [*(p.numel() for p in values), len(flags)]
         )
-        unfit, *has = (told > 0).tolist()
-        for p, piece, there in zip(values, pieces, has, strict=True):
+        for p, piece, there in zip(values, pieces, (told > 0).tolist(), strict=True):
             p.grad = piece.view_as(p).clone() if there else None
-        return not unfit
 
     def save(self) -> None:
         """Write the checkpoint of this step atomically and keep the one before it.

@@ -10,6 +10,7 @@
     |       `-- NotFound   a file, folder or object does not exist
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
     |-- TrackingError      the MLflow server does not answer or refuses
+    |-- NotReproduced      a run that was trained again gave other weights
     |-- TrainingDiverged   no loss or gradient was finite for too many steps in a row
     `-- OutOfMemory        a training step does not fit the device, however few masks it takes at once
 
@@ -69,6 +70,10 @@ class ValidationFailed(SumError, ValueError):
 
 class TrackingError(SumError, RuntimeError):
     """The MLflow tracking server is absent or refuses."""
+
+
+class NotReproduced(SumError, ValueError):
+    """A run that was trained again gave other weights."""
 
 
 class TrainingDiverged(SumError, ArithmeticError):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 UNKNOWN = "unknown"
+LARGEST = 2_000_000  # characters kept of a difference
 LONGEST = 6000  # characters MLflow keeps of a parameter
 SHOWN = ("torch", "torchvision", "segment-anything", "numpy", "accelerate", "safetensors", "mlflow", "dvc")
 
@@ -45,6 +47,23 @@ def environment() -> str:
     return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *found]) + "\n"
 
 
+def command_line() -> str:
+    """How this process was started; of the interpreter the name only."""
+    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+
+
+def uncommitted(root: Path | None = None) -> str | None:
+    """What tracked files differ from the commit in, as `git apply` takes it; None without git, or when nothing does.
+
+    Of more than LARGEST characters only the beginning is kept, and the end says so.
+    """
+    change = _git(root or Path.cwd(), "diff", "--no-color", "--no-ext-diff", "--binary", "HEAD")
+    if not change:
+        return None
+    cut = f"\n# cut after {LARGEST} of {len(change)} characters: `git apply` cannot take it\n"
+    return change[:LARGEST] + (cut if len(change) > LARGEST else "\n")
+
+
 def flatten(tree: Mapping[str, Any], *, above: str = "") -> dict[str, str]:
     """Nested settings -> {"optim.lr": "0.001"}; a list is one value."""
     flat: dict[str, str] = {}
@@ -65,11 +84,14 @@ def peak_memory() -> float:
 
 def _git(folder: Path, *command: str) -> str | None:
     """What git answers; None without git, a repository or a commit."""
+    words = ["git", *command]
     try:
-        answer = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(
+            words, cwd=folder, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return answer.stdout.strip("\n")
 
 
 def _version(name: str) -> str:

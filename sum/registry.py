@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,19 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 from sum.errors import TrackingError
+from sum.mlflow_client import as_default, connect, or_none, refusals
+from sum.run_page import BORN_OF
 from sum.storage import sha256_file
-from sum.tracking import (
-    URI,
-    WEIGHTS_TAG,
-    Run,
-    connect,
-    download_model,
-    experiment_id,
-    find_model,
-    or_none,
-    refusals,
-    start_run,
-)
+from sum.tracking import WEIGHTS_TAG, Run, download_model, experiment_id, find_model, start_run
 
 MODE = "workflowType=machine_learning"  # MLflow's pages open in GenAI mode without it; it belongs behind the #
 START_PAGE = f"/#/experiments?{MODE}"
@@ -65,7 +54,7 @@ class Registry:
 
     def register(self, model_id: str, *, run_id: str, name: str, tags: Mapping[str, str]) -> Version:
         """The version of registered model `name` that is logged model `model_id`: found or made; tags up to date."""
-        with refusals(f"registered model {name}"), _as_default(self.client):
+        with refusals(f"registered model {name}"), as_default(self.client):
             if or_none(lambda: self.client.get_registered_model(name)) is None:
                 self.client.create_registered_model(name)
             source = f"{SOURCE}{model_id}"
@@ -145,7 +134,10 @@ def run_of_weights(
 
 
 def trainings(uri: str, *, experiment: str) -> list[Training]:
-    """The runs of stage finetune, the newest first; none without such an experiment. TrackingError without a server."""
+    """The runs of stage finetune, the newest first, without those that reproduce one; none without such an experiment.
+
+    Raises TrackingError without a server.
+    """
     client = connect(uri)
     with refusals("the question for runs"):
         found = client.get_experiment_by_name(experiment)
@@ -157,7 +149,8 @@ def trainings(uri: str, *, experiment: str) -> list[Training]:
         while page.token:
             page = client.search_runs([found.experiment_id], "tags.budget LIKE '%'", page_token=page.token)
             runs += page
-    return [_training(run, versions.get(run.info.run_id, ())) for run in runs if "data" in run.data.tags]
+    made = [run for run in runs if "data" in run.data.tags and BORN_OF not in run.data.tags]
+    return [_training(run, versions.get(run.info.run_id, ())) for run in made]
 
 
 def _training(run: Any, versions: Sequence[str]) -> Training:
@@ -206,8 +199,7 @@ def download(uri: str, name: str, *, alias: str, folder: Path) -> Path:
         wanted = client.get_logged_model(model_id).tags.get(WEIGHTS_TAG)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".download-") as place:
-        with _as_default(client):
-            files = download_model(client, model_id, folder=Path(place))
+        files = download_model(client, model_id, folder=Path(place))
         weights = next((path for path in files if sha256_file(path) == wanted), None)
         if weights is None:
             raise TrackingError(
@@ -217,19 +209,6 @@ def download(uri: str, name: str, *, alias: str, folder: Path) -> Path:
         for path in files:
             path.replace(folder / path.name)
     return folder / weights.name
-
-
-@contextmanager
-def _as_default(client: Any) -> Iterator[None]:
-    """MLflow looks up logged models at the default server, whatever the client's: make them the same."""
-    before = os.environ.get(URI)
-    os.environ[URI] = client.tracking_uri
-    try:
-        yield
-    finally:
-        os.environ.pop(URI)
-        if before is not None:
-            os.environ[URI] = before
 
 
 def compare_link(name: str, runs: Mapping[str, str]) -> str:

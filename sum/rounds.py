@@ -58,8 +58,9 @@ def train_rounds(
 
     backward takes a scalar loss; the losses of all rounds and masks add up to the mean over images and rounds. chunk:
     how many masks are at work at once (default: all). What chance decides for a mask hangs on its seed alone.
-    Returns scalars: loss, the IoU with the label after the first and the last round, how many
-    masks were at work at once, and how often the memory did not suffice for more. Raises OutOfMemory.
+    Returns scalars: loss, and of it the mask losses (focal and Dice) and the IoU head's; the IoU with the label after
+    the first and the last round, how many masks were at work at once, and how often the memory did not suffice for
+    more. Raises OutOfMemory.
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures
@@ -106,22 +107,23 @@ def play(
 ) -> dict[str, Tensor]:
     """All rounds of some masks; adds to the gradients of the model and of `embedding` `[B, C, h, w]`.
 
-    Returns scalars: the part of these masks in the batch's loss, and the sums of their IoUs of the first and last
+    Returns scalars: the part of these masks in the batch's losses, and the sums of their IoUs of the first and last
     round.
     """
     batch, prompts = turn.batch, turn.prompts
     asked = batch if rounds.weigh_points else without_doubt(batch)
     judged = batch if rounds.weigh_loss else without_doubt(batch)
-    log: dict[str, Tensor] = {"loss": torch.zeros((), device=embedding.device)}
+    log: dict[str, Tensor] = {}
     for number in range(rounds.count):
         with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
         with autocast():
             prediction = model.decode(
                 embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
             )
-        loss, best, fine, iou = round_loss(prediction, judged, rounds=rounds, share=turn.share)
+        loss, best, fine, iou, parts = round_loss(prediction, judged, rounds=rounds, share=turn.share)
         backward(loss / rounds.count)
-        log["loss"] += loss.detach() / rounds.count
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            log[name] = log.get(name, 0.0) + value / rounds.count
         if number == 0:
             log["iou_first"] = log["iou_last"] = iou.sum()
         if number + 1 == rounds.count:
@@ -139,13 +141,13 @@ def play(
 
 def round_loss(
     prediction: Prediction, batch: TrainBatch, *, rounds: Rounds, share: Tensor | None = None
-) -> tuple[Tensor, Prediction, Tensor, Tensor]:
+) -> tuple[Tensor, Prediction, Tensor, Tensor, dict[str, Tensor]]:
     """Loss of a round of the best output of each mask: the mean over images of the mean over an image's masks.
 
     share: `[N]`, what each mask counts, where `batch` holds only some of the masks of a larger one.
 
-    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and
-    its IoU `[N]`.
+    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient,
+    its IoU `[N]`, and what the mask losses and the IoU head's make of the scalar, without gradient.
     """
     side = batch.mask.shape[-1]
     fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
@@ -161,8 +163,13 @@ def round_loss(
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
     share = image_shares(batch.image_index, images=len(batch.image)) if share is None else share
-    total = (share * (losses[rows, index] + rounds.weights.iou * quality)).sum()
-    return total, prediction.pick(index), chosen, iou
+    each = losses[rows, index]
+    total = (share * (each + rounds.weights.iou * quality)).sum()
+    parts = {
+        "loss_mask": (share * each.detach()).sum(),
+        "loss_iou": rounds.weights.iou * (share * quality.detach()).sum(),
+    }
+    return total, prediction.pick(index), chosen, iou, parts
 
 
 def image_shares(image_index: Tensor, *, images: int) -> Tensor:

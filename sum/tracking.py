@@ -1,4 +1,4 @@
-"""MLflow: runs, logged models, registered models. The only module that imports it.
+"""MLflow: runs and logged models. Only this module and sum.mlflow_client import it.
 
 A run is one finetune (or one base model). Its weights are a *logged model* of plain files, nothing pickled. The figures
 of the benchmark are metrics of that logged model on the benchmark as data set, and of the run under `dataset/metric`:
@@ -7,38 +7,27 @@ so both tables of the UI line up. Client calls only, no global active run. sum.r
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sum.errors import TrackingError
+from sum.mlflow_client import as_default, connect, or_none, refusals
 from sum.provenance import UNKNOWN, environment, flatten, provenance
 
 log = logging.getLogger(__name__)
 
-URI = "MLFLOW_TRACKING_URI"  # of the environment: wins over tracking.uri
 WEIGHTS_TAG = "sum.weights"  # fingerprint of the weights: how a model is found again
 CARD = "model.json"  # beside a logged model's weights: what a reader needs to build the model
 BATCH = 900  # metrics a request; MLflow takes 1000
-KNOCK = 5.0  # seconds a server may take to say that it is there
 PATIENCE = 30.0  # seconds before a server that failed is asked again during training
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # default 7, with growing pauses: minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-}
-T = TypeVar("T")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -203,29 +192,6 @@ def resume_run(uri: str, run_id: str) -> Run | None:
     return Run(client, run_id, model_id=model and model.model_id, logged=logged)
 
 
-def connect(uri: str) -> Any:
-    """A client for `uri`, or for MLFLOW_TRACKING_URI if that is set. Raises TrackingError when nobody answers there."""
-    where = os.environ.get(URI) or uri
-    if where.startswith(("http://", "https://")):
-        _knock(where)
-    return _client(where, str(Path.cwd()))
-
-
-@functools.cache
-def _client(uri: str, folder: str) -> Any:
-    """One client a URI; folder: a relative sqlite file is another one elsewhere."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    with refusals(uri):
-        from mlflow import MlflowClient
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)  # creates or checks the database
-    return client
-
-
 def experiment_id(client: Any, name: str) -> str:
     """The id of experiment `name`, made if need be; below an SQLite file its files lie in mlruns/ next to it."""
     found = client.get_experiment_by_name(name)
@@ -253,41 +219,21 @@ def download_model(client: Any, model_id: str, *, folder: Path) -> list[Path]:
     """Copy the files of a logged model into `folder`; returns them in order."""
     from mlflow.artifacts import download_artifacts
 
-    with refusals(f"the download of model {model_id}"):
+    with refusals(f"model {model_id}", verb="give"), as_default(client):
         download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=str(folder), tracking_uri=client.tracking_uri)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _knock(uri: str) -> None:
-    """Ask a server whether it is there, once; MLflow's own client would try for minutes."""
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=KNOCK):  # noqa: S310  # http(s) only
-            return
-    except urllib.error.HTTPError:  # somebody answers: MLflow's client says more
-        return
-    except OSError as error:
-        hint = f"Start it (`mlflow server`), or unset {URI} and set tracking.uri in params.yaml to sqlite:///mlflow.db."
-        raise TrackingError(f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}). {hint}") from error
+def read_files(client: Any, run_id: str, *, folder: str) -> dict[str, str]:
+    """File name -> text of the files that were kept with a run below `folder`; {} when there are none."""
+    with refusals(f"the files of run {run_id}", verb="give"), TemporaryDirectory(prefix="sum-run-") as place:
+        if not client.list_artifacts(run_id, folder):
+            return {}
+        found = Path(client.download_artifacts(run_id, folder, place))
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(found.iterdir())}
 
 
-@contextmanager
-def refusals(what: str) -> Iterator[None]:
-    """Whatever MLflow raises while `what` is logged -> TrackingError."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow did not take {what}: {' '.join(str(error).split())[:500]}") from error
-
-
-def or_none(ask: Callable[[], T]) -> T | None:
-    """What `ask` returns; None when MLflow does not know the thing asked for."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ask()
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+def tag_run(uri: str, run_id: str, *, key: str, value: str) -> None:
+    """Set a tag of a run, whatever its status."""
+    with refusals(f"tag {key} of run {run_id}"):
+        connect(uri).set_tag(run_id, key, value)

@@ -42,7 +42,7 @@ def test_pieces_add_up_to_the_whole_batch(parts: int) -> None:
     for name, want in whole.items():
         torch.testing.assert_close(pieces[name], want, rtol=1e-3, atol=2e-6, msg=name)
     assert own.keys() == log.keys()
-    for name in ("loss", "iou_first", "iou_last", "out_of_memory"):
+    for name in ("loss", "loss_mask", "loss_iou", "iou_first", "iou_last", "out_of_memory"):
         torch.testing.assert_close(own[name], log[name].float(), rtol=1e-5, atol=1e-6)
 
 

@@ -39,6 +39,9 @@ NEUTRAL |= {
     "sum.shares",
     "sum.shard_work",
     "sum.uploads",
+    "sum.mlflow_client",
+    "sum.run_page",
+    "sum.training_record",
 }  # see test_defaults_of_settings_are_params_too
 NEUTRAL_PARAMS = {"tracking", "device"}  # where runs are kept, what computes: no reason to compute again
 ONLY_WORDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sum.data.batches import TrainBatch
-from sum.engine import Loop, LoopOptions, learning_rate
+from sum.engine import MACHINE, Loop, LoopOptions, learning_rate
 from sum.errors import ConfigError, TrainingDiverged
 from sum.models.backbones import BACKBONES
-from sum.models.groups import layer_of, parameter_groups
+from sum.models.groups import layer_of, parameter_groups, rate_curves
 
 STEPS = 12
 OPTIONS = {
@@ -61,7 +62,7 @@ def train(folder: Path, **changes: object) -> Loop:
 def same_run(a: Loop, b: Loop) -> bool:
     weights = all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
     averages = all(torch.equal(a.average[name], b.average[name]) for name in a.average)
-    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in loop.history] for loop in (a, b)]
+    rows = [[{k: v for k, v in row.items() if k not in MACHINE} for row in loop.history] for loop in (a, b)]
     return weights and averages and rows[0] == rows[1]
 
 
@@ -127,6 +128,17 @@ def test_layer_decay_groups(backbone: str) -> None:
     assert all(name in spared for name in scale if name.endswith("bias"))
 
 
+def test_a_curve_of_the_learning_rate_for_each_layer() -> None:
+    with torch.device("meta"):
+        model = BACKBONES["tiny"].build()
+    groups = parameter_groups(model, layer_decay=0.5, weight_decay=0.1)
+    blocks = {f"lr/encoder_{n:02d}": 0.5 ** (4 - n) for n in range(4)}
+    assert rate_curves(groups) == {"lr/patch_embed": 0.5**5, **blocks, "lr/decoder": 1.0}
+    assert rate_curves(parameter_groups(model, layer_decay=1.0, weight_decay=0.1)) == {}
+    model.image_encoder.requires_grad_(False)
+    assert rate_curves(parameter_groups(model, layer_decay=0.5, weight_decay=0.1)) == {}
+
+
 def test_layer_of_the_task_prompt_is_the_last() -> None:
     assert layer_of("task_prompt", blocks=12) == 13
     assert layer_of("sam.image_encoder.blocks.11.attn.qkv.weight", blocks=12) == 12
@@ -134,9 +146,9 @@ def test_layer_of_the_task_prompt_is_the_last() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_mean_gradient(tmp_path: Path) -> None:
+def test_two_processes_give_the_mean_gradient_and_one_history(tmp_path: Path) -> None:
     code = """
-import sys
+import json, sys
 from pathlib import Path
 import torch
 import tests.test_engine as t
@@ -149,9 +161,10 @@ loop = Loop(torch.nn.Conv2d(3, 1, 3, padding=1), options=options, folder=Path(sy
 def step(loop, batch, generator):
     loss = (loop.model(batch.image.float() / 255) * (1 + loop.rank)).mean()
     loop.backward(loss)
-    return {"loss": loss.detach()}
+    return {"loss": loss.detach()} | ({"own": torch.tensor(7.0)} if loop.rank else {})
 
 loop.run(t.toy_batches, step, title="toy")
+Path(f"{sys.argv[1]}-{loop.rank}.json").write_text(json.dumps(loop.history))
 """
     script = tmp_path / "two.py"
     script.write_text(code)
@@ -175,6 +188,11 @@ loop.run(t.toy_batches, step, title="toy")
         1.0, 1.0 / float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
     )
     torch.testing.assert_close(found, 0.1 * gradient, rtol=1e-4, atol=1e-6)
+    (row,), (other,) = (json.loads((tmp_path / f"two-{rank}.json").read_text()) for rank in range(2))
+    assert row | {"seconds": 0} == other | {"seconds": 0}
+    torch.manual_seed(0)
+    loss = float(nn.Conv2d(3, 1, 3, padding=1)(toy_batch(0).image.float() / 255).mean().detach())
+    assert (row["loss"], row["own"], row["masks"]) == (pytest.approx(1.5 * loss, rel=1e-5), 7.0, 4.0)
 
 
 def test_fewer_images_than_processes_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

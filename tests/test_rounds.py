@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sum.core.losses import LossWeights, mask_losses
+from sum.core.losses import LossWeights, dice_loss, focal_loss, mask_losses
 from sum.data.batches import TrainBatch
 from sum.models.backbones import BACKBONES
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
@@ -191,7 +191,7 @@ def test_correction_labels_follow_the_target() -> None:
 def test_only_the_best_of_three_is_trained() -> None:
     batch, logits = square_batch(), torch.randn(6, 3, 64, 64, requires_grad=True)
     scores = torch.rand(6, 3, requires_grad=True)
-    loss, best, _, _ = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
+    loss, best, *_ = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
     loss.backward()
     wanted = mask_losses(logits.detach(), batch.mask, batch.certainty, LossWeights()).argmin(1)
     assert logits.grad is not None
@@ -202,11 +202,23 @@ def test_only_the_best_of_three_is_trained() -> None:
     assert torch.equal(best.logits[:, 0], logits[torch.arange(6), wanted])
 
 
+def test_the_parts_of_the_loss_are_those_of_the_plain_formulas() -> None:
+    batch, weights = square_batch(), LossWeights(focal=3.0, dice=2.0, iou=0.5)
+    logits, scores = torch.randn(6, 1, 64, 64), torch.rand(6, 1)
+    loss, _, _, iou, parts = round_loss(Prediction(logits, scores), batch, rounds=Rounds(weights=weights))
+    label = (batch.mask, batch.certainty)
+    masks = 3 * focal_loss(logits, *label) + 2 * dice_loss(logits, *label)
+    share = 1 / (torch.bincount(batch.image_index)[batch.image_index] * len(batch.image))
+    torch.testing.assert_close(parts["loss_mask"], (share * masks).sum())
+    torch.testing.assert_close(parts["loss_iou"], (share * 0.5 * (scores[:, 0] - iou) ** 2).sum())
+    torch.testing.assert_close(parts["loss_mask"] + parts["loss_iou"], loss)
+
+
 def test_the_iou_target_is_cut_at_logit_zero_and_ignores_padding() -> None:
     batch = square_batch(1)
     logits = torch.where(batch.mask > 0, 0.2, -0.2)  # below probability 0.55: a cut at 0.5 logits would find nothing
     logits[..., 48:, :] = 9.0  # padding
-    _, _, _, iou = round_loss(Prediction(logits, torch.zeros(1, 1)), batch, rounds=Rounds())
+    _, _, _, iou, _ = round_loss(Prediction(logits, torch.zeros(1, 1)), batch, rounds=Rounds())
     assert iou.tolist() == [1.0]
     assert valid_pixels(batch)[..., 48:, :].sum() == 0
 
@@ -227,7 +239,7 @@ def test_permuting_the_masks_permutes_the_results_of_a_round() -> None:
     batch, order = square_batch(), torch.tensor([4, 0, 5, 2, 1, 3])
     answer = Prediction(torch.randn(6, 3, 64, 64), torch.rand(6, 3))
     parts = {name: getattr(batch, name)[order] for name in ("image_index", "mask", "certainty", "point", "task")}
-    loss, best, fine, iou = round_loss(answer, batch, rounds=Rounds())
+    loss, best, fine, iou, _ = round_loss(answer, batch, rounds=Rounds())
     moved = round_loss(Prediction(answer.logits[order], answer.iou[order]), replace(batch, **parts), rounds=Rounds())
     torch.testing.assert_close(moved[0], loss)
     for mine, theirs in ((moved[1].logits, best.logits), (moved[2], fine), (moved[3], iou)):

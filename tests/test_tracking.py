@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sum import tracking
+from sum import mlflow_client, tracking
 from sum.errors import TrackingError
-from sum.provenance import environment, flatten, provenance
+from sum.provenance import environment, flatten, provenance, uncommitted
 from sum.registry import Registry, compare_link, download, run_of_weights
 from sum.storage import sha256_file
 
@@ -243,7 +243,7 @@ def test_no_server_is_one_error_at_once(free_port):
 
 @pytest.mark.timeout(60)
 def test_a_server_that_hangs_is_one_error_within_seconds(silent_server, monkeypatch):
-    monkeypatch.setattr(tracking, "KNOCK", 0.2)
+    monkeypatch.setattr(mlflow_client, "KNOCK", 0.2)
     began = time.monotonic()
     with pytest.raises(TrackingError, match=r"no MLflow server answers.*timed out"):
         start(f"http://127.0.0.1:{silent_server}")
@@ -267,6 +267,25 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     assert (facts["git.commit"], facts["git.dirty"], facts["dvc.lock"]) == ("unknown",) * 3
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     assert provenance(tmp_path)["git.commit"] == "unknown"
+
+
+def test_uncommitted_changes_are_a_patch_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert uncommitted(tmp_path) is None
+    path = tmp_path / "file.txt"
+    path.write_text("one\n\ntwo\n")
+    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert uncommitted(tmp_path) is None
+    path.write_text("one\n\n  two \n")
+    patch = uncommitted(tmp_path)
+    subprocess.run(["git", "checkout", "--quiet", "file.txt"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "apply"], input=patch, text=True, cwd=tmp_path, check=True)
+    assert path.read_text() == "one\n\n  two \n"
+    monkeypatch.setattr("sum.provenance.LARGEST", 10)
+    assert uncommitted(tmp_path).splitlines()[0] == patch[:10]
+    assert "cut after 10 of" in uncommitted(tmp_path)
 
 
 def test_peak_memory_is_in_megabytes():

@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> str:
 def _models(uri: str, *, experiment: str, folders: Mapping[str, Path]) -> list[tuple[Training, list[str]]]:
     """Trainings on the data of these revisions (name -> folder), and of which."""
     from sum.data.differences import fingerprints
+    from sum.mlflow_client import URI
     from sum.registry import trainings
-    from sum.tracking import URI
 
     where = os.environ.get(URI) or uri
     if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():

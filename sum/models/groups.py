@@ -55,3 +55,16 @@ def group_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{len(group['params'])} tensors, {sum(value.numel() for value in group['params']):,} numbers"
         for group in groups
     ]
+
+
+def rate_curves(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A name for each layer that learns, such as lr/encoder_03, and its share of the learning rate.
+
+    Empty where all have the same. lr/patch_embed comes before the encoder's blocks, lr/decoder is all behind them.
+    """
+    found = dict[str, float]()
+    for group in groups:
+        scale, layer = float(group["scale"]), int(group["layer"])
+        part = "decoder" if scale == 1 else f"encoder_{layer - 1:02d}" if layer else "patch_embed"
+        found[f"lr/{part}"] = scale
+    return found if len({*found.values()}) > 1 else {}

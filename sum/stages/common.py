@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
@@ -37,13 +38,15 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(json.dumps([code_hash(), *plain], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def folders_fingerprint(*folders: Path) -> str:
-    """sha256 over names and contents of the files of some stages' folders."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.glob("*")):
-            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+def file_hashes(*folders: Path) -> dict[str, str]:
+    """Path -> sha256 of the files of some stages' folders; of a folder that is not there, none."""
+    return {path.as_posix(): sha256_file(path) for folder in folders for path in sorted(folder.glob("*"))}
+
+
+def files_fingerprint(files: Mapping[str, str]) -> str:
+    """sha256 over names and contents of `file_hashes`."""
+    lines = (f"{PurePosixPath(path).name} {content}\n" for path, content in files.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @cache

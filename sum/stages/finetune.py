@@ -5,10 +5,9 @@ The methods of the paper's comparison are sets of options of this one path: sum/
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,33 +25,41 @@ from sum.data.labels import LabelStore
 from sum.data.records import Manifest, read_manifest
 from sum.data.samples import HumanImages, PseudoImages
 from sum.data.verdicts import require_valid
-from sum.engine import Loop, Row
+from sum.engine import MACHINE, Loop, Row
 from sum.errors import DataError, choose
-from sum.licences import summarise
 from sum.methods import METHODS, MethodOptions, doubt_of
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
-from sum.models.groups import group_table
+from sum.models.groups import group_table, rate_curves
 from sum.models.parts import Lora, merge_adapters, select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
+from sum.run_page import circumstances, home_of
 from sum.settings import BudgetConfig
-from sum.stages.common import base_weights, fingerprint, folders_fingerprint, loop_options, round_options
+from sum.stages.common import (
+    base_weights,
+    code_hash,
+    file_hashes,
+    files_fingerprint,
+    fingerprint,
+    loop_options,
+    round_options,
+)
 from sum.storage import replace_folder, write_json
+from sum.training_record import begin, log_rows, skipped_items
 from sum.validation import Enough, Watch, hold_out
 
 log = logging.getLogger(__name__)
 
 CHECKED = Path("data/checks/labels.json")
-MANIFEST, LABELS, MAPS, MODELS = (
-    Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty", "models")
-)
+MANIFEST, LABELS, MAPS = (Path("data") / name for name in ("manifest", "pseudo_labels", "uncertainty"))
 
 
-def run(config: Config, *, budget: str) -> Path:
+def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder.
 
-    Raises MissingInput before the stages that it needs, ValidationFailed when stage check_labels refused the labels.
+    reproduces: the MLflow run that is trained again, all below work/reproduce/ID (see `home_of`). Raises MissingInput
+    before the stages that it needs, ValidationFailed when stage check_labels refused the labels.
     """
     entry = choose(config.budgets, budget, key="budgets")
     method = choose(METHODS, config.finetune.method, key="finetune.method")
@@ -61,18 +68,11 @@ def run(config: Config, *, budget: str) -> Path:
     human, held = hold_out(manifest.select(datasets=entry.human), share=stop.held_out if stop.patience else 0.0)
     if method.pseudo_labels:
         require_valid(CHECKED, reader="finetune", maker="check_labels")
-    doubt = doubt_of(method, name=config.finetune.method, maps=MAPS)
-    base = base_weights(config)
-    model = load_segmenter(base, backbone=config.model.backbone)
-    facts = {
-        "budget": budget,
-        "method": config.finetune.method,
-        "base": file_fingerprint(base),
-        "data": manifest.select(datasets={*entry.human, *entry.unlabelled}).fingerprint,
-        "labels": folders_fingerprint(*label_folders(method)) if method.pseudo_labels else "none",
-        "doubt": doubt,
-    }
-    work = Path("work/finetune") / f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
+    files = label_files(method)
+    facts = facts_of(config, budget=budget, manifest=manifest, files=files)
+    model = load_segmenter(base_weights(config), backbone=config.model.backbone)
+    name = f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
+    work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
     watch = Watch(held, patience=stop.patience, folder=work) if stop.patience else None
@@ -81,14 +81,36 @@ def run(config: Config, *, budget: str) -> Path:
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
-    record = start_record(config, facts=facts, work=work) if loop.rank == 0 else None
+    record = start_record(config, loop, facts=facts, files=files, reproduces=reproduces) if loop.rank == 0 else None
+    rates = rate_curves(loop.optimizer.param_groups)
+    on_rows = log_rows(record, images=config.finetune.optim.images_per_batch, rates=rates)
     began = time.perf_counter()
     with record or nullcontext():
-        train(config, loop, sources, entry=entry, method=method, on_rows=log_rows(record), watch=watch)
+        train(config, loop, sources, entry=entry, method=method, on_rows=on_rows, watch=watch)
         if record is not None:
             seconds = time.perf_counter() - began
-            publish(config, loop, budget=budget, facts=facts, record=record, seconds=seconds, watch=watch)
-    return MODELS / budget
+            publish(config, loop, facts=facts, record=record, seconds=seconds, watch=watch, reproduces=reproduces)
+    return home_of(reproduces).models / budget
+
+
+def label_files(method: MethodOptions) -> dict[str, str]:
+    """Path -> sha256 of the labels and maps that a method reads."""
+    return file_hashes(*label_folders(method)) if method.pseudo_labels else {}
+
+
+def facts_of(config: Config, *, budget: str, manifest: Manifest, files: Mapping[str, str]) -> dict[str, str]:
+    """What a training reads, by fingerprint. files: of `label_files`. Raises as `doubt_of`; CheckpointError without
+    base weights.
+    """
+    entry, name = config.budgets[budget], config.finetune.method
+    return {
+        "budget": budget,
+        "method": name,
+        "base": file_fingerprint(base_weights(config)),
+        "data": manifest.select(datasets={*entry.human, *entry.unlabelled}).fingerprint,
+        "labels": files_fingerprint(files) if METHODS[name].pseudo_labels else "none",
+        "doubt": doubt_of(METHODS[name], name=name, maps=MAPS),
+    }
 
 
 def image_sources(
@@ -182,71 +204,40 @@ def train(
         loop.run(batches, step, title="finetune", on_rows=told)
 
 
-def start_record(config: Config, *, facts: dict[str, str], work: Path) -> tracking.Run:
-    """The MLflow run of this training: the one begun before a kill, or a new one."""
-    note = work / "mlflow.json"
-    if note.is_file():
-        found = tracking.resume_run(config.tracking.uri, json.loads(note.read_text())["run_id"])
-        if found is not None:
-            return found
-        log.warning("the MLflow run of %s is gone: its metrics go to a new run", note)
-    licences = {name: config.datasets[name].licence for name in used_sets(config, facts["budget"])}
-    skipped = skipped_items(licences)
-    record = tracking.start_run(
-        uri=config.tracking.uri,
-        experiment=config.tracking.experiment,
-        name=f"ft-{facts['budget']}",
-        params=asdict(config) | facts,
-        tags={
-            **facts,
-            "licences": "; ".join(sorted({*licences.values()})),
-            "licence_terms": summarise(licences),
-            "skipped": "; ".join(f"{name}: {count}" for name, count in skipped.items() if count) or "none",
-        },
+def start_record(
+    config: Config, loop: Loop, *, facts: Mapping[str, str], files: Mapping[str, str], reproduces: str | None
+) -> tracking.Run:
+    """The MLflow run of this training; files: path -> sha256 of labels and maps."""
+    entry, precision = config.budgets[facts["budget"]], config.finetune.optim.precision
+    return begin(
+        loop.folder / "mlflow.json",
+        params=asdict(config),
+        facts=facts,
+        files=files,
+        licences={name: config.datasets[name].licence for name in (*entry.human, *entry.unlabelled)},
+        skipped=skipped_items(MANIFEST),
+        machine=circumstances(
+            code=code_hash(), device=loop.accelerator.device, processes=loop.ranks, precision=precision
+        ),
+        reproduces=reproduces,
     )
-    record.log_metrics({"skipped": sum(skipped.values())}, step=0)
-    write_json(note, {"run_id": record.id})
-    return record
-
-
-def used_sets(config: Config, budget: str) -> list[str]:
-    """Names of the data sets of a budget."""
-    entry = config.budgets[budget]
-    return [*entry.human, *entry.unlabelled]
-
-
-def skipped_items(names: Iterable[str]) -> dict[str, int]:
-    """Data set -> files and annotations that stage ingest could not use."""
-    path = MANIFEST / "summary.json"
-    found = json.loads(path.read_text(encoding="utf-8"))["datasets"] if path.is_file() else {}
-    return {name: int(found.get(name, {}).get("skipped", 0)) for name in names}
-
-
-def log_rows(record: tracking.Run | None) -> Callable[[Sequence[Row]], None]:
-    """Where rows of the history go: to MLflow at once, from the first process only."""
-
-    def send(rows: Sequence[Row]) -> None:
-        if record is None:
-            return
-        for row in rows:
-            record.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
-        record.offer()
-
-    return send
 
 
 def publish(
     config: Config,
     loop: Loop,
     *,
-    budget: str,
     facts: dict[str, str],
     record: tracking.Run,
     seconds: float,
     watch: Watch | None = None,
+    reproduces: str | None = None,
 ) -> None:
-    """Write data/models/BUDGET whole: weights, history, summary, and where MLflow has them."""
-    model = loop.finish()
+    """Write data/models/BUDGET whole: weights, history, summary, and where MLflow has them.
+
+    The weights of a run that reproduces another are compared with the other's, they are no logged model of their own.
+    """
+    model, budget = loop.finish(), facts["budget"]
     assert isinstance(model, Segmenter)
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
@@ -264,31 +255,29 @@ def publish(
         for step, figure in watch.figures.items():
             record.log_metrics({"held_out_iou": figure}, step=step)
     merge_adapters(model)
-    cost = {
-        "seconds_this_session": seconds,
-        "seconds": float(history["seconds"].sum()),
-        "peak_memory_mb": peak_memory(),
-    }
-    with replace_folder(MODELS / budget) as folder:
+    total = float(history["seconds"].sum())
+    cost = {"seconds_this_session": seconds, "seconds": total, "peak_memory_mb": peak_memory()}
+    with replace_folder(home_of(reproduces).models / budget) as folder:
         weights = folder / "model.safetensors"
         digest = save_segmenter(weights, model, about=about)
-        history.drop(columns="seconds").to_csv(folder / "history.csv", index=False)
+        history.drop(columns=list(MACHINE), errors="ignore").to_csv(folder / "history.csv", index=False)
         write_json(folder / "summary.json", summary)
         entry = config.budgets[budget]
         origin = {**about, "human": entry.human, "unlabelled": entry.unlabelled}
         write_json(folder / tracking.CARD, describe(weights.name, model, fingerprint=digest, about=origin))
-        record.log_metrics(cost, step=loop.step)
+        record.log_metrics({"total_seconds": total}, step=loop.step)
         for name in ("history.csv", "summary.json"):
             record.log_file(folder / name)
-        model_id = record.log_model(
-            weights, name=f"ft-{budget}", fingerprint=digest, params=about, tags={"budget": budget}
-        )
-        write_json(folder / "run.json", {"run_id": record.id, "model_id": model_id, "fingerprint": digest, **cost})
+        if reproduces is None:
+            tags = {"budget": budget}
+            record.log_model(weights, name=f"ft-{budget}", fingerprint=digest, params=about, tags=tags)
+        note = {"run_id": record.id, "model_id": record.model_id, "fingerprint": digest}
+        write_json(folder / "run.json", note | cost)
 
 
 def tail_means(history: pd.DataFrame, *, rows: int = 20) -> dict[str, float]:
     """Means of the last steps of what was logged: deterministic, so DVC can compare them."""
-    last = history.tail(rows).drop(columns=["step", "seconds", "lr"])
+    last = history.tail(rows).drop(columns=["step", "lr", "masks", *MACHINE], errors="ignore")
     return {str(name): round(float(value), 6) for name, value in last.mean().items()}
 
 

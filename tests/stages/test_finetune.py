@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,74 +15,30 @@ from safetensors.torch import load_file
 
 from sum import tracking
 from sum.data.labels import LabelStore
-from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest, write_manifest
+from sum.data.records import read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
 from sum.errors import ConfigError, DataError, MissingInput, TrackingError, ValidationFailed
 from sum.methods import METHODS
 from sum.models.checkpoint import load_segmenter
-from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
-from sum.settings import Config
-from sum.stages import check_labels, finetune, pseudo_label, uncertainty
-from sum.stages.common import REFINER
+from sum.stages import check_labels, finetune, uncertainty
 from sum.storage import sha256_file, write_json
-from tests.stages.label_world import WEIGHTS, configure, contents, kill, make_project
+from sum.training_record import begin, skipped_items
+from tests.stages.label_world import WEIGHTS, contents, kill
+from tests.stages.tuning_world import OPTIM, make_labelled, settings
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
 )
-BUDGETS = {"small": {"human": ["h"], "unlabelled": ["u"]}}
-DATASETS = {
-    "h": {"kind": "raster", "root": "data/raw/u", "split": "train", "task": "part", "licence": "MIT"},
-    "u": {"kind": "images", "root": "data/raw/u", "split": "unlabelled", "licence": "MIT"},
-}
-OPTIM = {"steps": 3, "lr": 1e-3, "images_per_batch": 2, "masks_per_image": 2, "checkpoint_every": 1}
-
-
-def settings(folder: Path, uri: str, *, method: str = "sum", maps: str = "confidence", **more: object) -> Config:
-    return configure(
-        folder,
-        budgets=BUDGETS,
-        datasets=DATASETS,
-        tracking={"uri": uri},
-        uncertainty={"method": maps, "min_refine_area": 1},
-        refine={"discrepancy": ["teacher"]},
-        finetune={"method": method, "optim": OPTIM, "rounds": {"rounds": 2}} | more,
-    )
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos with pseudo-labels and maps, and one photo with a human mask."""
     folder = tmp_path_factory.mktemp("template")
-    make_project(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        plain = read_manifest(Path("data/manifest"), reader="test")
-        mask = np.zeros((48, 64), dtype=bool)
-        mask[10:30, 20:50] = True
-        photo = "data/raw/u/0.png"
-        human = ImageRecord("h/0", "h", photo, sha256_file(photo), 48, 64, "part", "train", "MIT")
-        row = MaskRecord("h/0#0", "h/0", "h", "part", "train", 600, 20, 10, 49, 29, encode_mask(mask), "", "")
-        write_manifest(Path("data/manifest"), [*plain.images, human], [row])
-        config = settings(folder, "sqlite:///unused.db")
-        make_refiners()
-        pseudo_label.run(config)
-        uncertainty.run(config)
-        check_labels.run(config)
+    make_labelled(folder)
     return folder
-
-
-def make_refiners() -> None:
-    """A refinement module and the other one of discrepancy_teacher, of random changes to SAM's decoder."""
-    for seed, path in enumerate((REFINER, REFINER.with_name("student.safetensors"))):
-        refiner = Refiner(load_segmenter(WEIGHTS, backbone="tiny"))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for value in refiner.core.sam.parameters():
-                value.add_(0.05 * torch.randn(value.shape, generator=generator))
-        save_refiner(path, refiner, origin=sha256_file(WEIGHTS), about={})
 
 
 @pytest.fixture
@@ -311,13 +267,22 @@ def test_the_run_tells_the_terms_of_its_licences_and_what_was_skipped(
     config = replace(plain, datasets=plain.datasets | {"h": replace(plain.datasets["h"], licence="CC-BY-NC-4.0")})
     summary = {"datasets": {name: {"skipped": number} for name, number in skipped.items()}}
     write_json(Path("data/manifest/summary.json"), summary)
-    record = finetune.start_record(config, facts={"budget": "small"}, work=tmp_path / "work")
+    entry = config.budgets["small"]
+    record = begin(
+        tmp_path / "work" / "mlflow.json",
+        params=asdict(config),
+        facts={"budget": "small"},
+        files={},
+        licences={name: config.datasets[name].licence for name in (*entry.human, *entry.unlabelled)},
+        skipped=skipped_items(Path("data/manifest")),
+        machine={},
+    )
     record.finish()
     found = tracking.connect(tracking_uri).get_run(record.id).data
     assert found.tags["licence_terms"] == "non-commercial: h; attribution: u"
     assert found.tags["licences"] == "CC-BY-NC-4.0; MIT"
     assert found.tags["skipped"] == words  # of the sets of this budget
-    assert found.metrics["skipped"] == count
+    assert found.metrics["skipped_items"] == count
 
 
 def test_labels_that_failed_their_check_are_not_learnt_from(project: Path, tracking_uri: str) -> None:
