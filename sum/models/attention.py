@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 STRIP = (
@@ -61,7 +62,7 @@ class _Strips(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         with torch.autocast(q.device.type, enabled=False):
-            for plane, part in _strips(*q.shape[:2]):
+            for plane, part in _strips(q):
                 share = _shares(q[plane, part], k[plane], rows[plane, part], columns[plane, part], scale)
                 out[plane, part] = share @ v[plane]
         ctx.save_for_backward(q, k, v, rows, columns, out)
@@ -76,7 +77,7 @@ class _Strips(torch.autograd.Function):
         to_k, to_v = (torch.zeros_like(x.transpose(1, 2), dtype=wide).contiguous() for x in (k, v))  # [m, d, H * W]
         to_q, to_rows, to_columns = (torch.empty_like(x) for x in (q, rows, columns))
         mean = (upstream * out).sum(-1, keepdim=True)
-        for plane, part in _strips(*q.shape[:2]):
+        for plane, part in _strips(q):
             share = _shares(q[plane, part], k[plane], rows[plane, part], columns[plane, part], ctx.scale)
             to_v[plane] += upstream[plane, part].transpose(1, 2) @ share
             pull = upstream[plane, part] @ v[plane].transpose(1, 2)
@@ -89,13 +90,19 @@ class _Strips(torch.autograd.Function):
         return to_q.mul_(ctx.scale), back_k, back_v, to_rows, to_columns, None
 
 
-def _strips(planes: int, queries: int) -> Iterator[tuple[slice, slice]]:
-    """Planes and queries whose scores are made at once: several small planes, or a part of a large one."""
+def _strips(q: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Planes and queries whose scores are made at once: several small planes, or a part of a large one.
+
+    Of the planner's tensors, which have no values, only the first: the others need the same memory after it.
+    """
+    planes, queries = q.shape[:2]
     together = max(1, STRIP // queries**2)
     length = queries if queries**2 <= STRIP else max(1, STRIP // queries)
     for plane in range(0, planes, together):
         for start in range(0, queries, length):
             yield slice(plane, plane + together), slice(start, start + length)
+            if isinstance(q, FakeTensor):
+                return
 
 
 def _shares(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
