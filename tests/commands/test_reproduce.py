@@ -36,7 +36,8 @@ pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
 )
 PROJECT = Path(__file__).parents[2]
-LOCK = {"stages": {"ingest": {"cmd": "x", "outs": [{"path": "data/manifest"}, {"path": "data/pseudo_labels"}]}}}
+OUTS = [{"path": f"data/{name}", "md5": f"{name}.dir"} for name in ("manifest", "pseudo_labels")]
+LOCK = {"stages": {"ingest": {"cmd": "x", "outs": OUTS}}}
 WHO = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
@@ -191,7 +192,9 @@ def spoil_data(_: World) -> None:
 
 
 def no_data(_: World) -> None:
+    """As after `dvc repro` of other data."""
     shutil.rmtree("data/manifest")
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace("manifest.dir", "other.dir"))
 
 
 def no_base(_: World) -> None:
@@ -203,7 +206,10 @@ def no_base(_: World) -> None:
     [
         (spoil_base, ["base: weights.safetensors", "the weights of sha256", "git checkout"]),
         (no_base, ["base: weights.safetensors", "git checkout"]),
-        (spoil_data, ["data: the rows of its data sets in data/manifest", "dvc checkout data/manifest` (`dvc pull`"]),
+        (
+            spoil_data,
+            ["data: the rows of its data sets in data/manifest", "`dvc checkout data/manifest` (", "`dvc pull`"],
+        ),
         (no_data, ["data: the rows", "`cp place/dvc.lock dvc.lock && dvc checkout data/manifest`"]),
     ],
 )
