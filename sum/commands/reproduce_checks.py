@@ -150,10 +150,14 @@ def mend(page: Page, refused: Sequence[Difference], place: Path) -> str:
             f"the weights of sha256 {base}: `git checkout {page.machine['git.commit']} -- FILE` if git has them"
         )
     wanted = [*([MANIFEST] if "data" in gone else []), *([LABELS, MAPS] if "labels" in gone else [])]
-    locked = [path.as_posix() for path in wanted if path.as_posix() in _locked(page)]
-    if locked:
-        words = f"`cp {place / LOCK} {LOCK} && dvc checkout {' '.join(locked)}`"
-        advice.append(f"{words} (`dvc pull` instead where DVC's cache lacks them)")
+    then, now = _locked(page.texts.get(LOCK, "")), _locked(Path(LOCK).read_text() if Path(LOCK).is_file() else "")
+    named = [path.as_posix() for path in wanted if path.as_posix() in then]
+    if named:
+        same = all(then[path] == now.get(path) for path in named)
+        words = f"`{'' if same else f'cp {place / LOCK} {LOCK} && '}dvc checkout {' '.join(named)}`"
+        advice.append(
+            f"{words} (it asks before it drops files it has not stored; `dvc pull` where its cache lacks them)"
+        )
     elif wanted:
         advice.append(
             "the run's dvc.lock does not name them: put the files back, or run the stages before at its commit"
@@ -161,10 +165,11 @@ def mend(page: Page, refused: Sequence[Difference], place: Path) -> str:
     return f"{told}. To bring back: {'; '.join(advice)}"
 
 
-def _locked(page: Page) -> set[str]:
-    """The outputs that the run's dvc.lock names."""
-    tree = yaml.safe_load(page.texts.get(LOCK, "")) or {}
-    return {str(out["path"]) for stage in tree.get("stages", {}).values() for out in stage.get("outs", ())}
+def _locked(text: str) -> dict[str, str]:
+    """The outputs that a dvc.lock names, and their digests."""
+    tree = yaml.safe_load(text) or {}
+    outs = [out for stage in tree.get("stages", {}).values() for out in stage.get("outs", ())]
+    return {str(out["path"]): str(out.get("md5")) for out in outs}
 
 
 def headline(page: Page, found: Sequence[Difference]) -> str:

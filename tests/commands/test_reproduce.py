@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sum import tracking
 from sum.cli import main
 from sum.commands import reproduce_checks
-from sum.commands.reproduce import own_config
+from sum.commands.reproduce import own_config, threads
 from sum.commands.reproduce_checks import differences, mend
 from sum.config import check_config, load_config
 from sum.errors import ConfigError
@@ -36,7 +36,8 @@ pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
 )
 PROJECT = Path(__file__).parents[2]
-LOCK = {"stages": {"ingest": {"cmd": "x", "outs": [{"path": "data/manifest"}, {"path": "data/pseudo_labels"}]}}}
+OUTS = [{"path": f"data/{name}", "md5": f"{name}.dir"} for name in ("manifest", "pseudo_labels")]
+LOCK = {"stages": {"ingest": {"cmd": "x", "outs": OUTS}}}
 WHO = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
@@ -191,7 +192,9 @@ def spoil_data(_: World) -> None:
 
 
 def no_data(_: World) -> None:
+    """As after `dvc repro` of other data."""
     shutil.rmtree("data/manifest")
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace("manifest.dir", "other.dir"))
 
 
 def no_base(_: World) -> None:
@@ -203,7 +206,10 @@ def no_base(_: World) -> None:
     [
         (spoil_base, ["base: weights.safetensors", "the weights of sha256", "git checkout"]),
         (no_base, ["base: weights.safetensors", "git checkout"]),
-        (spoil_data, ["data: the rows of its data sets in data/manifest", "dvc checkout data/manifest` (`dvc pull`"]),
+        (
+            spoil_data,
+            ["data: the rows of its data sets in data/manifest", "`dvc checkout data/manifest` (", "`dvc pull`"],
+        ),
         (no_data, ["data: the rows", "`cp place/dvc.lock dvc.lock && dvc checkout data/manifest`"]),
     ],
 )
@@ -271,6 +277,13 @@ def test_a_device_that_is_not_there_gives_way(world: World) -> None:
     assert own_config(replace(page, texts={**page.texts, "params.yaml": text}), world.config).device in ("mps", "auto")
 
 
+def test_a_training_has_the_threads_of_the_run() -> None:
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
 def test_the_distance_of_two_files_of_weights(tmp_path: Path) -> None:
     one = {"a.x": torch.tensor([1.0, -4.0]), "a.y": torch.ones(2), "b": torch.zeros(3)}
     save_file(one, tmp_path / "one.safetensors")
@@ -294,14 +307,9 @@ def test_the_distance_of_two_files_of_weights(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> World:
-    """A run with labels and maps, made by two threads, with options that draw something."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        options: dict[str, Any] = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "lora": {"decoder": True}}
-        return make_run(tmp_path_factory.mktemp("tuned"), empty_database, labelled=True, **options)
-    finally:
-        torch.set_num_threads(before)
+    """A run with labels and maps, with options that draw something."""
+    options: dict[str, Any] = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "lora": {"decoder": True}}
+    return make_run(tmp_path_factory.mktemp("tuned"), empty_database, labelled=True, **options)
 
 
 @pytest.fixture
@@ -329,7 +337,6 @@ def test_the_same_weights_come_out_whatever_params_say_today(
         "history.csv": True, "model.json": True, "model.safetensors": True, "run.json": False, "summary.json": True
     }  # fmt: skip
     assert not (place / "work").exists()
-    assert torch.get_num_threads() == 1
     about = json.loads(again["run.json"])
     run = tracking.connect(labelled.uri).get_run(about["run_id"])
     assert (run.data.tags["reproduces"], run.data.tags["reproduced"]) == (labelled.run_id, "identical")
@@ -369,3 +376,24 @@ def test_another_seed_gives_other_weights_and_exit_1(labelled: World, capsys: py
     (again,) = Path("work/reproduce").glob("*/models/small/run.json")
     new = json.loads(again.read_text())["run_id"]
     assert tracking.connect(labelled.uri).get_run(new).data.tags["reproduced"] == "different"
+
+
+@pytest.mark.slow
+def test_a_stopped_reproduction_goes_on_in_its_mlflow_run_and_the_next_one_begins_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def again() -> int:
+        client = tracking.connect(world.uri)
+        found = client.search_runs([client.get_experiment_by_name("sum").experiment_id])
+        return len([run for run in found if run.data.tags.get("reproduces") == world.run_id])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "publish", stop)
+        assert reproduce(world) == 130
+    assert list(Path("work/reproduce", world.run_id, "work").rglob("checkpoint-*"))
+    assert (reproduce(world), again()) == (0, 1)
+    assert (reproduce(world), again()) == (0, 2)
+    assert capsys.readouterr().out.count("identical: ") == 2
