@@ -109,6 +109,13 @@ class Loop:
         """Add the gradients of `loss`."""
         self.accelerator.backward(loss)
 
+    def _mean(self, scalars: Row) -> Row:
+        """Means over the processes of what each logs of its own images: they may have images of another role."""
+        if self.ranks == 1:
+            return scalars
+        values = torch.tensor(list(scalars.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(scalars, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
     def run(
         self,
         batches: Callable[[int], Iterator[TrainBatch]],
@@ -145,7 +152,7 @@ class Loop:
             norm = self._update(fit=math.isfinite(scalars.get("loss", 0.0)))
             now = time.perf_counter()
             about = {"step": self.step, "lr": rate, "seconds": round(now - began, 4)}
-            kept = {"skipped": 1.0} if norm is None else {"skipped": 0.0, "grad_norm": norm, **scalars}
+            kept = {"skipped": 1.0} if norm is None else {"skipped": 0.0, "grad_norm": norm, **self._mean(scalars)}
             self.history.append({**about, **kept})
             began = now
             if norm is None:
