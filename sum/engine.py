@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sum.culprits import Culprits, Found, diverged, look
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, TrainingDiverged
 from sum.models.groups import parameter_groups
@@ -87,6 +89,7 @@ class Loop:
             {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
         )
         self.chunk = MaskChunk(options.mask_chunk)
+        self.culprits = Culprits()
         self.history: list[Row] = []
         self.step = 0
 
@@ -118,7 +121,7 @@ class Loop:
         on_rows: Callable[[Sequence[Row]], None] | None = None,
     ) -> None:
         """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns
-        scalars to log.
+        scalars to log; and, if it can, `mask_losses` `[N]`, to name the mask that made a step not finite.
 
         on_rows gets the new rows of the history at each checkpoint, and first of all the whole history of the run
         before: nobody knows how much of it was reported when that run died.
@@ -141,7 +144,10 @@ class Loop:
             rate = learning_rate(self.step, self.options)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            scalars = {k: float(v) for k, v in compute(self, next(stream).to(device), generator).items()}
+            batch = next(stream).to(device)
+            found = compute(self, batch, generator)
+            losses = found.pop("mask_losses", None)  # stay where they are: nobody looks while all is well
+            scalars = {k: float(v) for k, v in found.items()}
             norm = self._update(fit=math.isfinite(scalars.get("loss", 0.0)))
             now = time.perf_counter()
             about = {"step": self.step, "lr": rate, "seconds": round(now - began, 4)}
@@ -149,7 +155,9 @@ class Loop:
             self.history.append({**about, **kept})
             began = now
             if norm is None:
-                self._tell_skipped()
+                self._tell_skipped(look(batch, losses))
+            else:
+                self.culprits.clear()
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
                 self.save()
@@ -164,16 +172,16 @@ class Loop:
                     value.copy_(self.average[name])
         return self.model
 
-    def _tell_skipped(self) -> None:
-        """Log a step that was left out. Raises TrainingDiverged after too many in a row."""
+    def _tell_skipped(self, own: Found) -> None:
+        """Log a step that was left out, on all processes. Raises TrainingDiverged after too many in a row."""
+        told = self.culprits.tell(gather_object([own]))
         row = next((n for n, entry in enumerate(reversed(self.history)) if not entry.get("skipped")), len(self.history))
-        log.warning("step %d is left out: its loss or gradient is not finite (%d in a row)", self.step, row)
-        if row >= self.options.max_skipped:
-            raise TrainingDiverged(
-                f"steps {self.step + 1 - row} to {self.step}: no loss or gradient was finite, optim.max_skipped is "
-                f"{self.options.max_skipped}; checkpoints in {self.folder} are from before. Lower optim.lr, or set "
-                "optim.clip_norm."
-            )
+        log.warning("step %d is left out: its loss or gradient is not finite (%d in a row); %s", self.step, row, told)
+        limit = self.options.max_skipped
+        if row >= limit:
+            newest = max(self.folder.glob("checkpoint-*.safetensors"), default=None)
+            steps = (self.step + 1 - row, self.step)
+            raise TrainingDiverged(diverged(steps, limit=limit, culprits=self.culprits, checkpoint=newest))
 
     def _update(self, *, fit: bool) -> float | None:
         """One optimizer step over the gradients of all processes; returns the gradient norm before clipping.

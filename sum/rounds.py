@@ -57,7 +57,8 @@ def train_rounds(
     backward takes a scalar loss; the losses of all rounds and masks add up to the mean over images and rounds. chunk:
     how many masks are at work at once (default: all); all that is drawn by chance is drawn for all masks before.
     Returns scalars: loss, the IoU with the label after the first and the last round, how many
-    masks were at work at once, and how often the memory did not suffice for more. Raises OutOfMemory.
+    masks were at work at once, and how often the memory did not suffice for more; and `mask_losses` `[N]`, what each
+    mask loses in a round. Raises OutOfMemory.
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures
@@ -72,11 +73,13 @@ def train_rounds(
     def attempt(parts: Sequence[slice]) -> tuple[Tensor, dict[str, Tensor]]:
         embedding = features.detach().requires_grad_(features.requires_grad)
         log: dict[str, Tensor] = {}
+        losses = []
         for part in parts:
             turn = Turn(batch.masks(part), prompts.masks(part), share[part], [chance[part] for chance in chances])
             found = play(model, embedding, turn, rounds=rounds, backward=backward, autocast=autocast)
+            losses.append(found.pop("mask_losses"))
             log = {name: log[name] + value if log else value for name, value in found.items()}
-        return embedding, log
+        return embedding, log | {"mask_losses": torch.cat(losses)}
 
     embedding, log = chunk.over(len(batch.mask), model.parameters(), attempt)
     if embedding.grad is not None:
@@ -104,21 +107,22 @@ def play(
     """All rounds of some masks; adds to the gradients of the model and of `embedding` `[B, C, h, w]`.
 
     Returns scalars: the part of these masks in the batch's loss, and the sums of their IoUs of the first and last
-    round.
+    round; and `mask_losses` `[n]`, the mean over the rounds of each.
     """
     batch, prompts = turn.batch, turn.prompts
     asked = batch if rounds.weigh_points else without_doubt(batch)
     judged = batch if rounds.weigh_loss else without_doubt(batch)
-    log: dict[str, Tensor] = {"loss": torch.zeros((), device=embedding.device)}
+    log = {"loss": embedding.new_zeros((), dtype=torch.float32), "mask_losses": torch.zeros_like(turn.share)}
     for number in range(rounds.count):
         with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
         with autocast():
             prediction = model.decode(
                 embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
             )
-        loss, best, fine, iou = round_loss(prediction, judged, rounds=rounds, share=turn.share)
+        loss, best, fine, iou, lost = round_loss(prediction, judged, rounds=rounds, share=turn.share)
         backward(loss / rounds.count)
         log["loss"] += loss.detach() / rounds.count
+        log["mask_losses"] += lost / rounds.count
         if number == 0:
             log["iou_first"] = log["iou_last"] = iou.sum()
         if number + 1 == rounds.count:
@@ -136,13 +140,13 @@ def play(
 
 def round_loss(
     prediction: Prediction, batch: TrainBatch, *, rounds: Rounds, share: Tensor | None = None
-) -> tuple[Tensor, Prediction, Tensor, Tensor]:
+) -> tuple[Tensor, Prediction, Tensor, Tensor, Tensor]:
     """Loss of a round of the best output of each mask: the mean over images of the mean over an image's masks.
 
     share: `[N]`, what each mask counts, where `batch` holds only some of the masks of a larger one.
 
-    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient, and
-    its IoU `[N]`.
+    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient,
+    its IoU `[N]`, and the loss of each mask `[N]` without gradient.
     """
     side = batch.mask.shape[-1]
     fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
@@ -158,8 +162,8 @@ def round_loss(
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
     share = image_shares(batch.image_index, images=len(batch.image)) if share is None else share
-    total = (share * (losses[rows, index] + rounds.weights.iou * quality)).sum()
-    return total, prediction.pick(index), chosen, iou
+    each = losses[rows, index] + rounds.weights.iou * quality
+    return (share * each).sum(), prediction.pick(index), chosen, iou, each.detach()
 
 
 def image_shares(image_index: Tensor, *, images: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sum.core.losses import LossWeights, mask_losses
 from sum.data.batches import TrainBatch
-from sum.models.backbones import BACKBONES
+from sum.models.backbones import BACKBONES, build_tiny
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
 from sum.rounds import Rounds, correct, first_prompts, round_loss, train_rounds, valid_pixels
 
@@ -35,8 +35,8 @@ def square_batch(count: int = 6, *, loss_side: int = 64) -> TrainBatch:
 class Recorder(Segmenter):
     """A Segmenter that keeps what its decoder is asked."""
 
-    def __init__(self) -> None:
-        super().__init__(BACKBONES["tiny"].build(), backbone="tiny")
+    def __init__(self, *, side: int = 128) -> None:
+        super().__init__(build_tiny(side=side, channels=side // 2), backbone="tiny")
         self.asked: list[tuple[Prompts, bool, Tensor | None]] = []
         self.answers: list[Prediction] = []
 
@@ -190,7 +190,7 @@ def test_correction_labels_follow_the_target() -> None:
 def test_only_the_best_of_three_is_trained() -> None:
     batch, logits = square_batch(), torch.randn(6, 3, 64, 64, requires_grad=True)
     scores = torch.rand(6, 3, requires_grad=True)
-    loss, best, _, _ = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
+    loss, best, *_ = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
     loss.backward()
     wanted = mask_losses(logits.detach(), batch.mask, batch.certainty, LossWeights()).argmin(1)
     assert logits.grad is not None
@@ -205,7 +205,7 @@ def test_the_iou_target_is_cut_at_logit_zero_and_ignores_padding() -> None:
     batch = square_batch(1)
     logits = torch.where(batch.mask > 0, 0.2, -0.2)  # below probability 0.55: a cut at 0.5 logits would find nothing
     logits[..., 48:, :] = 9.0  # padding
-    _, _, _, iou = round_loss(Prediction(logits, torch.zeros(1, 1)), batch, rounds=Rounds())
+    _, _, _, iou, _ = round_loss(Prediction(logits, torch.zeros(1, 1)), batch, rounds=Rounds())
     assert iou.tolist() == [1.0]
     assert valid_pixels(batch)[..., 48:, :].sum() == 0
 
@@ -226,8 +226,8 @@ def test_permuting_the_masks_permutes_the_results_of_a_round() -> None:
     batch, order = square_batch(), torch.tensor([4, 0, 5, 2, 1, 3])
     answer = Prediction(torch.randn(6, 3, 64, 64), torch.rand(6, 3))
     parts = {name: getattr(batch, name)[order] for name in ("image_index", "mask", "certainty", "point", "task")}
-    loss, best, fine, iou = round_loss(answer, batch, rounds=Rounds())
+    loss, best, fine, iou, each = round_loss(answer, batch, rounds=Rounds())
     moved = round_loss(Prediction(answer.logits[order], answer.iou[order]), replace(batch, **parts), rounds=Rounds())
     torch.testing.assert_close(moved[0], loss)
-    for mine, theirs in ((moved[1].logits, best.logits), (moved[2], fine), (moved[3], iou)):
+    for mine, theirs in ((moved[1].logits, best.logits), (moved[2], fine), (moved[3], iou), (moved[4], each)):
         assert torch.equal(mine, theirs[order])
