@@ -140,4 +140,4 @@ def least_time(build: Build, shape: StepShape, *, device: torch.device) -> float
         began = time.perf_counter()
         (square @ square).sum().item()  # waits for it
         best = min(best, time.perf_counter() - began)
-    return shape.images * counter.get_total_flops() * best / (2 * 1024**3)
+    return float(shape.images * counter.get_total_flops()) * best / (2 * 1024**3)

@@ -21,7 +21,7 @@ from torch import nn
 
 from sum.accumulation import train_in_parts
 from sum.cli import main
-from sum.commands.plan import case_of, plan
+from sum.commands.plan import case_of, changed, plan, proposals
 from sum.commands.plan_devices import ROOM, Device
 from sum.config import load_config
 from sum.data.batches import TrainBatch, collate
@@ -198,30 +198,48 @@ def test_memory_on_a_gpu_is_predicted_within_15_percent() -> None:
 def test_the_plan_of_this_project_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--no-time", "device=cpu", "finetune.rounds.rounds=2"]) == 0
     said = capsys.readouterr().out
-    assert "finetune: tiny at 128 px, 6 images x 4 masks a step, 2 rounds" in said
+    assert "finetune: tiny at 128 px, method sum, trains full, 6 images x 4 masks a step, 2 rounds" in said
     assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
     assert "time:" not in said
 
 
+def test_proposals_go_from_the_same_training_to_another() -> None:
+    config = load_config(["finetune.optim.images_per_batch=6", "finetune.optim.masks_per_image=4"])
+    found = dict(proposals(config))
+    assert [words.partition(":")[0] for words in found] == [
+        "the same gradients", "the gradient of the same batch, other points", "rounded otherwise",
+        "another training", "another training",
+    ]  # fmt: skip
+    chunks, pieces, *_, alone = found.values()
+    assert [family["finetune.optim.mask_chunk"] for family in chunks] == [12, 6, 3, 1]
+    assert [family["finetune.accumulate"] for family in pieces] == [2, 4, 6]
+    shape = case_of(changed(config, alone[-1])).shape
+    assert (shape.chunk, shape.pieces, shape.precision) == (1, 6, "bf16")
+    assert changed(config, alone[-1]).finetune.train == "decoder"
+    small = changed(config, alone[-1])
+    assert list(proposals(small)) == []  # nothing is left to be changed
+    with pytest.raises(ValueError, match="accumulate"):
+        changed(config, {"finetune.accumulate": 7})
+
+
 @pytest.mark.slow
 def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None:
-    changes = ["finetune.optim.images_per_batch=2", "finetune.optim.masks_per_image=16", "finetune.rounds.rounds=2"]
+    words = ["finetune.optim.images_per_batch=2", "finetune.optim.masks_per_image=16", "finetune.rounds.rounds=1"]
+    config = load_config(words)
     peaks = []
-    for more in ([], ["finetune.optim.mask_chunk=16"], ["finetune.optim.mask_chunk=1"]):
-        case = case_of(load_config([*changes, *more]))
+    for more in ({}, {"finetune.optim.mask_chunk": 16}, {"finetune.optim.mask_chunk": 1}):
+        case = case_of(changed(config, more))
         peaks.append(trace_memory(case.build, case.shape).peak)
     assert peaks[2] < peaks[1] < 0.95 * peaks[0]
     room = Device("small", torch.device("meta"), (peaks[0] + peaks[1]) / 2 / ROOM, 0.0)
-    (first, proposal), case = plan(changes, room)
+    (first, proposal), case = plan(config, room)
     assert "does NOT fit" in first
-    assert "proposal: finetune.optim.mask_chunk=16 (the same gradients)" in proposal
+    assert "proposal (the same gradients): finetune.optim.mask_chunk: 16; " in proposal
     assert case is not None
     assert case.shape.chunk == 16
-    less = Device("less", torch.device("meta"), 0.9 * peaks[2] / ROOM, 0.0)  # than masks one by one need
-    (_, proposal), case = plan(changes, less)
-    assert "finetune.optim.mask_chunk=1 finetune.accumulate=2 (the gradient of the same batch" in proposal
     none = Device("none", torch.device("meta"), 1e6, 0.0)
-    said, case = plan(changes, none)
+    least = {"finetune.optim.mask_chunk": 1, "finetune.accumulate": 2, "finetune.train": "decoder"}
+    said, case = plan(changed(config, {**least, "finetune.optim.precision": "bf16"}), none)
     assert "none; not even the decoder alone" in said[-1]
     assert case is None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sum.commands.plan_devices import Device
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sum.models.segmenter import Segmenter
     from sum.planner import StepShape
 
+Changes = dict[str, Any]  # key of params.yaml -> value
 LIMIT = 60.0  # s: what measuring may take on a device
 BUSY = 0.5  # processes beside this one
 
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> str:
     case_of(config)  # imports what the stage imports: it is part of the program's size
     lines = [describe(config)]
     for device in find_devices(options.card):
-        said, case = plan(options.changes, device)
+        said, case = plan(config, device)
         lines += [f"{device.name}, {_gb(device.free)} free", *said]
         if case is not None and device.here and not options.no_time:
             lines += time_lines(case, device, steps=config.finetune.optim.steps, limit=options.limit)
@@ -105,12 +106,10 @@ def describe(config: Config) -> str:
     )
 
 
-def plan(changes: Sequence[str], device: Device) -> tuple[list[str], Case | None]:
+def plan(config: Config, device: Device) -> tuple[list[str], Case | None]:
     """Memory of the step on a device and, where it does not fit, the first change that makes it fit; and what fits."""
-    from sum.config import load_config
     from sum.planner import trace_memory
 
-    config = load_config(list(changes))
     case = case_of(config)
     memory = trace_memory(case.build, case.shape, grouped=device.grouped)
     rest = memory.peak - memory.weights - memory.training
@@ -125,34 +124,32 @@ def plan(changes: Sequence[str], device: Device) -> tuple[list[str], Case | None
     if device.fits(memory.peak):
         return lines, case
     for words, family in proposals(config):
-        found = _mildest(changes, family, device)
+        found = _mildest(config, family, device)
         if found is not None:
-            more, smaller, peak = found
-            return [*lines, f"  proposal: {' '.join(more)} ({words}): {_gb(device.whole(peak))}"], smaller
+            changes, smaller, peak = found
+            settings = ", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items())
+            return [*lines, f"  proposal ({words}): {settings}; {_gb(device.whole(peak))}"], smaller
     return [*lines, "  proposal: none; not even the decoder alone with one mask at a time fits here"], None
 
 
-def _mildest(
-    changes: Sequence[str], family: Sequence[list[str]], device: Device
-) -> tuple[list[str], Case, float] | None:
+def _mildest(config: Config, family: Sequence[Changes], device: Device) -> tuple[Changes, Case, float] | None:
     """The first of a family that fits, with its tensors' bytes; None where its last, which needs least, does not."""
-    from sum.config import load_config
     from sum.planner import trace_memory
 
-    last = None
-    for more in [family[-1], *family[:-1]]:
-        case = case_of(load_config([*changes, *more]))
-        peak = trace_memory(case.build, case.shape, grouped=device.grouped).peak
+    least = None
+    for changes in (family[-1], *family[:-1]):
+        case = case_of(changed(config, changes))
+        peak = float(trace_memory(case.build, case.shape, grouped=device.grouped).peak)
         fits = device.fits(peak)
-        if last is None and not fits:
+        if fits and least is not None:
+            return changes, case, peak
+        if least is None and not fits:
             return None
-        if fits and last is not None:
-            return more, case, peak
-        last = last or (more, case, float(peak))
-    return last
+        least = least or (changes, case, peak)
+    return least
 
 
-def proposals(config: Config) -> Iterator[tuple[str, list[list[str]]]]:
+def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
     """Families of changes in the order in which they should be tried: first those that train the same.
 
     A family goes from the mildest to the one that needs least memory, and holds what the families before ended with.
@@ -160,25 +157,35 @@ def proposals(config: Config) -> Iterator[tuple[str, list[list[str]]]]:
     settings, optim = config.finetune, config.finetune.optim
     tried = optim.mask_chunk or optim.images_per_batch * optim.masks_per_image
     chunks = sorted({max(1, tried // part) for part in (2, 4, 8, 32, tried)} - {tried}, reverse=True)
-    kept: list[str] = []
+    kept: Changes = {}
     if chunks:
-        yield "the same gradients", [[f"finetune.optim.mask_chunk={chunk}"] for chunk in chunks]
-        kept = ["finetune.optim.mask_chunk=1"]
+        yield "the same gradients", [{"finetune.optim.mask_chunk": chunk} for chunk in chunks]
+        kept = {"finetune.optim.mask_chunk": 1}
     pieces = [size for size in _doubled(settings.accumulate, optim.images_per_batch) if size > settings.accumulate]
     if pieces:
-        yield (
-            "the gradient of the same batch, other points",
-            [[*kept, f"finetune.accumulate={size}"] for size in pieces],
-        )
-        kept = [*kept, f"finetune.accumulate={pieces[-1]}"]
+        family = [{**kept, "finetune.accumulate": size} for size in pieces]
+        yield "the gradient of the same batch, other points", family
+        kept = family[-1]
     if optim.precision == "fp32":
-        yield "rounded otherwise", [[*kept, "finetune.optim.precision=bf16"]]
-        kept = [*kept, "finetune.optim.precision=bf16"]
+        kept = {**kept, "finetune.optim.precision": "bf16"}
+        yield "rounded otherwise", [kept]
     if not settings.lora.encoder and settings.train == "full":
-        yield "another training: adapters in the encoder", [[*kept, "finetune.lora.encoder=true"]]
+        yield "another training: adapters in the encoder", [{**kept, "finetune.lora.encoder": True}]
     if settings.lora.encoder or settings.train == "full":
-        parts = ["finetune.lora.encoder=false", "finetune.train=decoder"]
-        yield "another training: of the decoder alone", [[*kept, *parts]]
+        alone: Changes = {"finetune.lora.encoder": False, "finetune.train": "decoder"}
+        yield "another training: of the decoder alone", [{**kept, **alone}]
+
+
+def changed(config: Config, changes: Changes) -> Config:
+    """The settings with other values of some keys. Raises ValueError as the settings do."""
+    for key, value in changes.items():
+        config = _changed(config, key.split("."), value)
+    return config
+
+
+def _changed(node: Any, path: Sequence[str], value: object) -> Any:
+    name, *rest = path
+    return replace(node, **{name: _changed(getattr(node, name), rest, value) if rest else value})
 
 
 def _doubled(first: int, last: int) -> list[int]:
