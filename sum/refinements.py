@@ -82,7 +82,7 @@ def trials(
             batch = collate([sample]).to(base.task_prompt.device)
             if embedding is None:
                 with torch.inference_mode():
-                    embedding = base.encode(batch.image, batch.hw)
+                    embedding = base.encode_fast(batch.image, batch.hw)
             yield from _answers(
                 part, frame, batch, embedding, models=(base, refiner, others), filters=filters, generator=generator
             )

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from sum.core.geometry import mask_to_box
 from sum.core.losses import LossWeights, best_of, iou_loss, mask_iou, mask_losses
-from sum.core.prompts import correction_weights, jitter_boxes, place_points, point_labels, sample_points, uniform
+from sum.core.prompts import (
+    beside,
+    correction_weights,
+    jitter_boxes,
+    place_points,
+    point_labels,
+    sample_points,
+    uniform,
+)
 from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
@@ -204,10 +212,9 @@ def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, generator: to
     xy, found = sample_points(batch.mask * batch.certainty, generator=generator)
     xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
     point = torch.stack([xy, torch.zeros_like(xy)], 1)
-    boxed = torch.rand(len(xy), generator=generator, device=generator.device).to(xy.device) < rounds.box_odds
-    corners = torch.tensor([BOX_FIRST, BOX_SECOND], device=xy.device)
-    single = torch.tensor([POSITIVE, PAD], device=xy.device)
-    return Prompts(torch.where(boxed[:, None, None], box, point), torch.where(boxed[:, None], corners, single))
+    boxed = beside(torch.rand(len(xy), generator=generator, device=generator.device), xy) < rounds.box_odds
+    labels = [torch.where(boxed, BOX_FIRST, POSITIVE), torch.where(boxed, BOX_SECOND, PAD)]
+    return Prompts(torch.where(boxed[:, None, None], box, point), torch.stack(labels, 1))
 
 
 def correct(prompts: Prompts, fine: Tensor, batch: TrainBatch, *, logits: Tensor, side: int, chance: Tensor) -> Prompts:

@@ -183,6 +183,7 @@ class FinetuneConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
+    recompute_encoder: bool = False  # run the encoder's blocks again in the backward pass: less memory, same gradient
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     optim: OptimConfig
     rounds: RoundsConfig

@@ -34,11 +34,16 @@ def uniform(count: int, *, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
 
 
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """To the device of `like`; to a GPU without waiting for it."""
+    return values.to(like.device, non_blocking=like.device.type != "cpu")
+
+
 def place_points(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     """As `sample_points`, for numbers drawn before: chance `[B]` float64 in [0, 1), on any device."""
     values = weights.device.type == "cpu" and not isinstance(weights, FakeTensor)  # the planner's have none
     draw = _draw_sparse if values else _draw_dense
-    index, found = draw(weights[:, 0], _beside(chance, weights))
+    index, found = draw(weights[:, 0], beside(chance, weights))
     width = weights.shape[-1]
     xy = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), dim=-1)
     return (xy * found[:, None]).float(), found
@@ -54,7 +59,7 @@ def jitter_boxes(
     inside 0..side - 1, with x0 <= x1 and y0 <= y1.
     """
     box = xyxy.to(torch.promote_types(xyxy.dtype, torch.float32))
-    noise = _beside(torch.randn(box.shape, generator=generator, device=generator.device, dtype=box.dtype), box)
+    noise = beside(torch.randn(box.shape, generator=generator, device=generator.device, dtype=box.dtype), box)
     reach = scale * (box[:, 2:] - box[:, :2]).repeat(1, 2)
     moved = (box + (noise * reach).clamp(-limit, limit)).clamp(0, side - 1)
     low, high = torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])
@@ -102,11 +107,6 @@ def next_click(prediction: NDArray[np.bool_], target: NDArray[np.bool_]) -> tupl
 
 def _cut(mask: Tensor, *, above: float) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > above
-
-
-def _beside(values: Tensor, like: Tensor) -> Tensor:
-    """To the device of `like`; to a GPU without waiting for it."""
-    return values.to(like.device, non_blocking=like.is_cuda)
 
 
 def _draw_sparse(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:

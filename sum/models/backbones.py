@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from segment_anything import sam_model_registry
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
+
+from sum.models.vit import through
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +126,12 @@ class TinyEncoder(nn.Module):
             }
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        """`[B, 3, S, S]`, zero mean and unit variance -> `[B, C, S/8, S/8]`."""
-        fine = self.blocks[0](self.patch_embed(image.contiguous(memory_format=torch.channels_last)))
-        middle = self.blocks[1](fine)
-        coarse = self.blocks[3](self.blocks[2](middle))
+    def forward(self, image: Tensor, *, recompute: bool = False) -> Tensor:
+        """`[B, 3, S, S]`, zero mean and unit variance -> `[B, C, S/8, S/8]`. recompute: see sum.models.vit.encode."""
+        first, second, third, last = (partial(through, block, recompute=recompute) for block in self.blocks)
+        fine = first(self.patch_embed(image.contiguous(memory_format=torch.channels_last)))
+        middle = second(fine)
+        coarse = last(third(middle))
         wide = F.interpolate(self.neck["coarse"](coarse), scale_factor=2, mode="bilinear", align_corners=False)
         mixed = self.neck["mix"](self.neck["fine"](fine) + self.neck["middle"](middle) + wide)
         out: Tensor = self.neck["norm"](self.neck["out"](mixed).permute(0, 2, 3, 1))

@@ -213,7 +213,7 @@ def embed_all(
     def encode(part: slice) -> list[Tensor]:
         inner = torch.tensor([resized_hw(*size, model.side) for size in hw[part]], device=device)
         with _autocast(device, precision)():
-            return list(model.encode(torch.stack(list(frames[part])).to(device), inner).float()[:, None])
+            return list(model.encode_fast(torch.stack(list(frames[part])).to(device), inner).float()[:, None])
 
     return batch.over(len(frames), encode)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sum.core.geometry import valid_frame
 from sum.errors import ConfigError
+from sum.models import vit
 from sum.models.training_decoder import answer
 
 TASKS: dict[str, int] = {
@@ -56,7 +57,7 @@ class Prompts:
     @classmethod
     def from_boxes(cls, xyxy: Tensor, *, logits: Tensor | None = None) -> Prompts:
         """One box a mask: `[N, 4]`."""
-        label = torch.tensor([BOX_FIRST, BOX_SECOND], device=xyxy.device).expand(len(xyxy), 2)
+        label = torch.arange(BOX_FIRST, BOX_SECOND + 1, device=xyxy.device).expand(len(xyxy), 2)
         return cls(xyxy.view(-1, 2, 2), label, logits)
 
     def with_point(self, xy: Tensor, label: Tensor, *, logits: Tensor | None) -> Prompts:
@@ -104,8 +105,13 @@ class _TaskEncoder(nn.Module):
 class Segmenter(nn.Module):
     """A stock SAM plus four task vectors `[4, C]`, zero at birth: an untuned Segmenter equals SAM bit for bit.
 
+    That holds for `encode` and `decode` without gradients; with them, and in `encode_fast`, up to rounding.
     Row 0 (unspecified) is never trained: unlabelled images must keep asking for SAM's own behaviour.
+    recompute_encoder: with gradients, the encoder's blocks run again in the backward pass instead of keeping their
+    values.
     """
+
+    recompute_encoder = False
 
     def __init__(self, sam: Sam, *, backbone: str) -> None:
         super().__init__()
@@ -146,11 +152,22 @@ class Segmenter(nn.Module):
         """image `[B, 3, S, S]` uint8 or float 0..255, hw `[B, 2]` the part of the frame that is image -> `[B, C, h,
         w]`.
 
-        The padding becomes zero after normalisation, as in SAM.
+        The padding becomes zero after normalisation, as in SAM. Without gradients every bit is SAM's; with them, as
+        `encode_fast`.
         """
-        x = (image.to(self.sam.pixel_mean.dtype) - self.sam.pixel_mean) / self.sam.pixel_std
-        features: Tensor = self.sam.image_encoder(x * valid_frame(hw, self.side))
+        if torch.is_grad_enabled():
+            return self.encode_fast(image, hw)
+        features: Tensor = self.sam.image_encoder(self._normalised(image, hw))
         return features
+
+    def encode_fast(self, image: Tensor, hw: Tensor) -> Tensor:
+        """`encode` in less time and memory, equal up to rounding: how training, refinement and labelling encode."""
+        return vit.encode(self.sam.image_encoder, self._normalised(image, hw), recompute=self.recompute_encoder)
+
+    def _normalised(self, image: Tensor, hw: Tensor) -> Tensor:
+        x = (image.to(self.sam.pixel_mean.dtype) - self.sam.pixel_mean) / self.sam.pixel_std
+        inside: Tensor = x * valid_frame(hw, self.side)
+        return inside
 
     def embed_points(self, prompts: Prompts) -> Tensor:
         """Sparse prompt embedding `[N, T, C]`, equal to SAM's for points, boxes and padding alike."""
@@ -179,7 +196,7 @@ class Segmenter(nn.Module):
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(image_index), -1, -1)
         tokens = torch.cat([own, self.embed_points(prompts)], 1)
         offset = None if task is None else self._task_rows()[task]
-        wanted = list(range(1, decoder.num_mask_tokens)) if multimask else [0]
+        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
         if torch.is_grad_enabled():
             logits, iou = answer(
                 self.sam,
@@ -194,7 +211,7 @@ class Segmenter(nn.Module):
         return self._decode_as_sam(embedding[image_index], tokens, offset, prompts.logits, wanted)
 
     def _decode_as_sam(
-        self, source: Tensor, tokens: Tensor, offset: Tensor | None, feedback: Tensor | None, wanted: list[int]
+        self, source: Tensor, tokens: Tensor, offset: Tensor | None, feedback: Tensor | None, wanted: range
     ) -> Prediction:
         """The decoder in SAM's own order of arithmetic: without gradients every bit is SAM's."""
         encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
@@ -208,4 +225,4 @@ class Segmenter(nn.Module):
         fine = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
         planes = torch.stack([decoder.output_hypernetworks_mlps[i](states[:, 1 + i]) for i in wanted], 1)
         logits = (planes @ fine.flatten(2)).view(len(source), len(wanted), *fine.shape[-2:])
-        return Prediction(logits, decoder.iou_prediction_head(states[:, 0])[:, wanted])
+        return Prediction(logits, decoder.iou_prediction_head(states[:, 0])[:, wanted[0] : wanted[-1] + 1])

@@ -10,7 +10,7 @@ N counts masks, T tokens, P positions of the embedding, M wanted outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def answer(
     tokens: Tensor,
     offset: Tensor | None,
     feedback: Tensor | None,
-    wanted: Sequence[int],
+    wanted: range,
 ) -> tuple[Tensor, Tensor]:
     """Logits `[N, M, L, L]` and predicted IoU `[N, M]` of the wanted outputs of N masks on B images.
 
@@ -79,15 +79,15 @@ class _Scene:
             self.queries = absorbed.split(writes, writes.q_proj(placed))
 
     def answer(
-        self, index: Tensor, points: Tensor, offset: Tensor | None, feedback: Tensor | None, wanted: Sequence[int]
+        self, index: Tensor, points: Tensor, offset: Tensor | None, feedback: Tensor | None, wanted: range
     ) -> tuple[Tensor, Tensor]:
         """Logits and predicted IoU of a few masks."""
         tokens, image = self.look(self.source(index, offset, feedback), points, offset)
         heads = self.decoder.output_hypernetworks_mlps
         planes = torch.stack([heads[k](tokens[:, 1 + k]) for k in wanted], 1)
         drawn = checkpoint(self.draw, image, planes, use_reentrant=False, preserve_rng_state=False)
-        logits = absorbed.in_order(drawn, self.grid)
-        return logits, self.decoder.iou_prediction_head(tokens[:, 0])[:, list(wanted)]
+        logits, iou = absorbed.in_order(drawn, self.grid), self.decoder.iou_prediction_head(tokens[:, 0])
+        return logits, iou[:, wanted[0] : wanted[-1] + 1]  # a list as an index would be copied to a GPU, which waits
 
     def source(self, index: Tensor, offset: Tensor | None, feedback: Tensor | None) -> Tensor:
         """The image as each mask sees it `[n, P, C]`, or, shared, `[1, P, C]` without the offset."""

@@ -77,6 +77,7 @@ def run(config: Config, *, budget: str) -> Path:
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
     watch = Watch(held, patience=stop.patience, folder=work) if stop.patience else None
     choose_parts(config, model, method=method)
+    model.recompute_encoder = config.finetune.recompute_encoder
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))

@@ -127,7 +127,7 @@ def refine_step(
     """Loss of the refined masks of a batch against the human masks, over the pairs worth learning from."""
     refiner = loop.model
     with torch.no_grad(), loop.autocast():
-        embedding = base.encode(batch.image, batch.hw)
+        embedding = base.encode_fast(batch.image, batch.hw)
     pairs = pairs_of(base, embedding, batch, generator=generator, thresholds=thresholds)
     kept = pairs.good.nonzero().flatten()
     scalars = {"kept": pairs.good.float().mean(), "iou_sam": pairs.iou.mean(), "loss": torch.zeros(())}
