@@ -207,10 +207,10 @@ def test_proposals_go_from_the_same_training_to_another() -> None:
     config = load_config(["finetune.optim.images_per_batch=6", "finetune.optim.masks_per_image=4"])
     found = dict(proposals(config))
     assert [words.partition(":")[0] for words in found] == [
-        "the same gradients", "the gradient of the same batch, other points", "rounded otherwise",
-        "another training", "another training",
+        "the same gradients", "the same gradients, more time", "the gradient of the same batch, other points",
+        "rounded otherwise", "another training", "another training",
     ]  # fmt: skip
-    chunks, pieces, *_, alone = found.values()
+    chunks, _, pieces, *_, alone = found.values()
     assert [family["finetune.optim.mask_chunk"] for family in chunks] == [12, 6, 3, 1]
     assert [family["finetune.accumulate"] for family in pieces] == [2, 4, 6]
     shape = case_of(changed(config, alone[-1])).shape

@@ -102,6 +102,7 @@ def describe(config: Config) -> str:
         f"finetune: {config.model.backbone} at {side} px, method {settings.method}, trains {settings.train}"
         f"{adapters}, {optim.images_per_batch} images x {optim.masks_per_image} masks a step, "
         f"{settings.rounds.rounds} rounds, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
+        f"recompute_encoder {str(settings.recompute_encoder).lower()}, "
         f"mask_chunk {optim.mask_chunk or 'null'}, accumulate {settings.accumulate}, {optim.steps} steps"
     )
 
@@ -161,6 +162,9 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
     if chunks:
         yield "the same gradients", [{"finetune.optim.mask_chunk": chunk} for chunk in chunks]
         kept = {"finetune.optim.mask_chunk": 1}
+    if not settings.recompute_encoder and (settings.train == "full" or settings.lora.encoder):
+        kept = {**kept, "finetune.recompute_encoder": True}
+        yield "the same gradients, more time", [kept]
     pieces = [size for size in _doubled(settings.accumulate, optim.images_per_batch) if size > settings.accumulate]
     if pieces:
         family = [{**kept, "finetune.accumulate": size} for size in pieces]
