@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sum.culprits import Culprits, Found, diverged, look
+from sum.culprits import Culprits, diverged, look
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, TrainingDiverged
 from sum.models.groups import parameter_groups
@@ -154,10 +154,7 @@ class Loop:
             kept = {"skipped": 1.0} if norm is None else {"skipped": 0.0, "grad_norm": norm, **scalars}
             self.history.append({**about, **kept})
             began = now
-            if norm is None:
-                self._tell_skipped(look(batch, losses))
-            else:
-                self.culprits.clear()
+            self._judge(batch, losses, skipped=norm is None)
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
                 self.save()
@@ -172,9 +169,12 @@ class Loop:
                     value.copy_(self.average[name])
         return self.model
 
-    def _tell_skipped(self, own: Found) -> None:
+    def _judge(self, batch: TrainBatch, losses: Tensor | None, *, skipped: bool) -> None:
         """Log a step that was left out, on all processes. Raises TrainingDiverged after too many in a row."""
-        told = self.culprits.tell(gather_object([own]))
+        if not skipped:
+            self.culprits.clear()
+            return
+        told = self.culprits.tell(gather_object([look(batch, losses)]))
         row = next((n for n, entry in enumerate(reversed(self.history)) if not entry.get("skipped")), len(self.history))
         log.warning("step %d is left out: its loss or gradient is not finite (%d in a row); %s", self.step, row, told)
         limit = self.options.max_skipped

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sum.planner import StepShape
 
 Changes = dict[str, Any]  # key of params.yaml -> value
+ANOTHER = "another training"
 LIMIT = 60.0  # s: what measuring may take on a device
 BUSY = 0.5  # processes beside this one
 
@@ -124,8 +125,9 @@ def plan(config: Config, device: Device) -> tuple[list[str], Case | None]:
     ]
     if device.fits(memory.peak):
         return lines, case
+    stays = device.fits(memory.weights + memory.training)  # else only what trains less can help
     for words, family in proposals(config):
-        found = _mildest(config, family, device)
+        found = _mildest(config, family, device) if stays or words.startswith(ANOTHER) else None
         if found is not None:
             changes, smaller, peak = found
             settings = ", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items())
@@ -174,10 +176,10 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
         kept = {**kept, "finetune.optim.precision": "bf16"}
         yield "rounded otherwise", [kept]
     if not settings.lora.encoder and settings.train == "full":
-        yield "another training: adapters in the encoder", [{**kept, "finetune.lora.encoder": True}]
+        yield f"{ANOTHER}: adapters in the encoder", [{**kept, "finetune.lora.encoder": True}]
     if settings.lora.encoder or settings.train == "full":
         alone: Changes = {"finetune.lora.encoder": False, "finetune.train": "decoder"}
-        yield "another training: of the decoder alone", [{**kept, **alone}]
+        yield f"{ANOTHER}: of the decoder alone", [{**kept, **alone}]
 
 
 def changed(config: Config, changes: Changes) -> Config:
