@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -87,7 +86,7 @@ def probe_time(
     limit: float,
     clock: Clock = time.perf_counter,
 ) -> StepTime:
-    """Time of a step on `device`, which has the memory for it; reading the images is not in it.
+    """Time of a step on `device`, which has the memory for it, undisturbed: the fastest counts. Without reading images.
 
     limit: seconds that the probe may take, about. clock: time.process_time on a machine that others use, with one
     thread.
@@ -100,7 +99,7 @@ def probe_time(
     runs = min(RUNS, int(limit / rounds))
     if runs > 1:
         times = [probe.rounds(shape.images, shape.masks, parts=shape.pieces) for _ in range(runs)]
-        rounds = median(times[1:])
+        rounds = min(times[1:])
     return StepTime(rounds + updating, updating, image, mask, whole=runs > 1)
 
 

@@ -265,7 +265,7 @@ def smaller() -> Segmenter:
 
 
 def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folder: Path, device: str = "cpu") -> float:
-    """Seconds that a step of the real loop takes, from batch to batch: the middle of five. On a CPU its processor's."""
+    """Seconds that a step of the real loop takes, from batch to batch: the fastest of five; of the processor on a CPU."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     changes = {"steps": 7, "lr": 1e-6, "checkpoint_every": 100, "ema": 0.0, "decay_steps": 0, "device": device}
     loop = Loop(model, options=LoopOptions(**{**OPTIONS, **changes}), folder=folder)  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folde
         )  # fmt: skip
 
     loop.run(batches, step, title="clock")
-    return float(np.median(np.diff(times)[1:]))
+    return float(np.diff(times)[1:].min())
 
 
 @pytest.mark.slow
@@ -319,7 +319,7 @@ def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypa
         torch.set_num_threads(threads)
     assert (parts.whole, whole.whole) == (False, True)
     for predicted in (parts.step, whole.step):
-        assert predicted == pytest.approx((before + after) / 2, rel=0.15)
+        assert predicted == pytest.approx(min(before, after), rel=0.15)
 
 
 @pytest.mark.gpu
