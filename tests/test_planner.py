@@ -265,7 +265,7 @@ def smaller() -> Segmenter:
 
 
 def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folder: Path, device: str = "cpu") -> float:
-    """Seconds that a step of the real loop takes, from batch to batch: the fastest of five; of the processor on a CPU."""
+    """Seconds that a step of the real loop takes, from batch to batch: the fastest of five; on a CPU, the processor."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     changes = {"steps": 7, "lr": 1e-6, "checkpoint_every": 100, "ema": 0.0, "decay_steps": 0, "device": device}
     loop = Loop(model, options=LoopOptions(**{**OPTIONS, **changes}), folder=folder)  # type: ignore[arg-type]
