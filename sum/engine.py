@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from sum.checkpoints import Position, Row, State, keep, newest, put_back, trouble_with
+from sum.culprits import Culprits, diverged, look
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, Refused, StorageError, TrainingDiverged
 from sum.exchange import Exchange
@@ -86,6 +87,7 @@ class Loop:
         )
         self.chunk = MaskChunk(options.mask_chunk)
         self.exchange = Exchange(self.accelerator.gather, ranks=self.ranks, device=self.accelerator.device)
+        self.culprits = Culprits()
         self.history: list[Row] = []
         self.step = 0
 
@@ -117,7 +119,7 @@ class Loop:
         on_rows: Callable[[Sequence[Row]], None] | None = None,
     ) -> None:
         """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns
-        scalars to log.
+        scalars to log; and, if it can, `mask_losses` `[N]`, to name the mask that made a step not finite.
 
         on_rows gets the new rows of the history at each checkpoint, and first of all the whole history of the run
         before: nobody knows how much of it was reported when that run died.
@@ -142,6 +144,7 @@ class Loop:
                 group["lr"] = rate * group["scale"]
             batch = next(stream).to(device)
             found = {**compute(self, batch, generator), "grad_norm": self._gradient()}
+            losses = found.pop("mask_losses", None)  # stay where they are: nobody looks while all is well
             counts = {"masks": len(batch.image_index), "peak_memory_mb": peak_memory()}
             scalars = self.exchange.over({**counts, **found})  # the one wait for the device in a step
             fit = all(math.isfinite(scalars.get(name, 0.0)) for name in ("loss", "grad_norm"))
@@ -150,8 +153,7 @@ class Loop:
             row = {"step": self.step, "lr": rate, "seconds": round(now - began, 4), "skipped": float(not fit)}
             self.history.append(row | (scalars if fit else {}))
             began = now
-            if not fit:
-                self._tell_skipped()
+            self._judge(batch, losses, skipped=not fit)
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
                 self.save()
@@ -166,16 +168,19 @@ class Loop:
                     value.copy_(self.average[name])
         return self.model
 
-    def _tell_skipped(self) -> None:
-        """Log a step that was left out. Raises TrainingDiverged after too many in a row."""
+    def _judge(self, batch: TrainBatch, losses: Tensor | None, *, skipped: bool) -> None:
+        """Log a step that was left out, on all processes. Raises TrainingDiverged after too many in a row."""
+        if not skipped:
+            self.culprits.clear()
+            return
+        told = self.culprits.tell(gather_object([look(batch, losses)]))
         row = next((n for n, entry in enumerate(reversed(self.history)) if not entry.get("skipped")), len(self.history))
-        log.warning("step %d is left out: its loss or gradient is not finite (%d in a row)", self.step, row)
-        if row >= self.options.max_skipped:
-            raise TrainingDiverged(
-                f"steps {self.step + 1 - row} to {self.step}: no loss or gradient was finite, optim.max_skipped is "
-                f"{self.options.max_skipped}; checkpoints in {self.folder} are from before. Lower optim.lr, or set "
-                "optim.clip_norm."
-            )
+        log.warning("step %d is left out: its loss or gradient is not finite (%d in a row); %s", self.step, row, told)
+        limit = self.options.max_skipped
+        if row >= limit:
+            newest = max(self.folder.glob("checkpoint-*.safetensors"), default=None)
+            steps = (self.step + 1 - row, self.step)
+            raise TrainingDiverged(diverged(steps, limit=limit, culprits=self.culprits, checkpoint=newest))
 
     def _gradient(self) -> Tensor:
         """The gradients of all processes as one, clipped; returns its norm before clipping, a scalar on the device."""

@@ -77,7 +77,7 @@ class NotReproduced(SumError, ValueError):
 
 
 class TrainingDiverged(SumError, ArithmeticError):
-    """A gradient is NaN or infinite: going on would spoil the checkpoints."""
+    """No loss or gradient was finite for too many steps in a row; names images and masks, and the last checkpoint."""
 
 
 class OutOfMemory(SumError, MemoryError):

@@ -1,13 +1,11 @@
-"""What a training step needs before it is run: its memory by a dry trace of the real code, its time by a short probe.
+"""The memory that a training step needs, before it is run: a dry trace of the real code.
 
-The trace runs `train_rounds` and AdamW on tensors without values and adds up the storages that are alive: nothing is
-computed, and ViT-H is planned on a laptop. The probe runs them on the device with few masks. Nothing here knows what
-the model is made of.
+It runs `train_rounds` and AdamW on tensors without values and adds up the storages that are alive: nothing is
+computed, and ViT-H is planned on a laptop. Nothing here knows what the model is made of, or which parts of it train.
 """
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sum.accumulation import train_in_parts
 from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk
 from sum.models.segmenter import Segmenter
-from sum.rounds import Rounds, train_rounds
+from sum.rounds import Rounds
 
 Build = Callable[[], Segmenter]
-FEW, SOME = 2, 6  # masks of the probe: where one image has more, the step is extrapolated from these two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,7 @@ class StepShape:
     rounds: Rounds
     loss_side: int  # px
     chunk: int | None = None  # masks at work at once; None: all
+    pieces: int = 1  # in which the images are gone through
     precision: str = "fp32"  # or bf16
     ema: bool = False
 
@@ -82,12 +81,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-class FirstTurn(MaskChunk):
-    """Lets only the first masks have their turn: the others need the same memory after them."""
+class FirstTurns(MaskChunk):
+    """Lets only the first masks have their turn, twice as gradients are there then; the others need the same memory."""
 
     def parts(self, count: int) -> list[slice]:
-        """The first part."""
-        return super().parts(count)[:1]
+        """The first two parts."""
+        return super().parts(count)[:2]
 
 
 def make_batch(shape: StepShape, *, side: int) -> TrainBatch:
@@ -117,15 +116,16 @@ def update(model: Segmenter, optimizer: torch.optim.AdamW) -> None:
     optimizer.step()
 
 
-def run_rounds(model: Segmenter, batch: TrainBatch, *, shape: StepShape, chunk: MaskChunk) -> None:
-    """A step without the optimizer's part; leaves gradients."""
+def run_rounds(model: Segmenter, batch: TrainBatch, *, shape: StepShape, chunk: MaskChunk, parts: int = 1) -> None:
+    """A step without the optimizer's part; leaves gradients. parts: pieces in which the batch is gone through."""
     dtype = torch.bfloat16 if shape.precision == "bf16" else None
     autocast: Callable[[], AbstractContextManager[object]] = partial(
         torch.autocast, batch.image.device.type, dtype=dtype, enabled=dtype is not None
     )
-    train_rounds(
+    train_in_parts(
         model,
         batch,
+        parts=parts,
         rounds=shape.rounds,
         generator=torch.Generator().manual_seed(0),
         backward=lambda loss: loss.backward(),  # type: ignore[no-untyped-call]
@@ -148,56 +148,11 @@ def trace_memory(build: Build, shape: StepShape, *, grouped: bool = False) -> Me
         kept = [torch.zeros_like(value) for value in trained for _ in range(3 if shape.ema else 2)]
         batch = make_batch(shape, side=model.side)
         live.peak = live.now
-        run_rounds(model, batch, shape=shape, chunk=FirstTurn(shape.chunk))
+        piece = replace(shape, images=-(-shape.images // shape.pieces))
+        for _ in range(min(shape.pieces, 2)):  # the second finds the gradients of the first
+            part = batch if shape.pieces == 1 else make_batch(piece, side=model.side)
+            run_rounds(model, part, shape=shape, chunk=FirstTurns(shape.chunk))
         at_work = learnt if grouped else 2 * max(value.untyped_storage().nbytes() for value in trained)
         peak = max(live.peak, live.now + at_work)  # of the rounds, or of the update
         training = sum(value.untyped_storage().nbytes() for value in kept) + learnt
     return Memory(peak, weights, training)
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """Seconds of a step: measured parts, and the step that they add up to."""
-
-    update: float  # AdamW over all that trains
-    image: float  # an image without its masks
-    mask: float  # all rounds of a mask
-    step: float
-
-
-def probe_time(
-    build: Build, shape: StepShape, *, device: torch.device, clock: Callable[[], float] = time.perf_counter
-) -> StepTime:
-    """Time of a step on `device`, from a few real ones with one image and few masks; the fastest of three counts.
-
-    clock: seconds; time.process_time on a machine that others use. Reading the images is not in it.
-    """
-    torch.manual_seed(0)
-    model = build().to(device)
-    optimizer = optimizer_of(model)
-    few, some = (FEW, SOME) if shape.masks > SOME else (max(1, shape.masks // 2), shape.masks)
-    counts = sorted({few, some})
-    parts = {count: replace(shape, images=1, masks=count, chunk=None) for count in counts}
-    batches = {count: make_batch(part, side=model.side).to(device) for count, part in parts.items()}
-
-    def take(work: Callable[[], object]) -> float:
-        began = clock()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return clock() - began
-
-    found: dict[int, list[float]] = {count: [] for count in counts}
-    for turn in range(4):  # in turn, so that a slow moment meets all; the first warms up
-        for count in counts:
-            optimizer.zero_grad(set_to_none=True)
-            seconds = take(partial(run_rounds, model, batches[count], shape=parts[count], chunk=MaskChunk()))
-            found[count] += [seconds] if turn else []
-    take(partial(update, model, optimizer))  # makes the moments
-    updates = [take(partial(update, model, optimizer)) for _ in range(3)]
-    best = {count: min(times) for count, times in found.items()}
-    low, high = counts[0], counts[-1]
-    mask = (best[high] - best[low]) / (high - low) if high > low else best[high] / 2
-    image = max(0.0, best[high] - high * mask)
-    whole = min(updates) + shape.images * (image + shape.masks * mask)
-    return StepTime(min(updates), image, mask, whole)

@@ -60,7 +60,7 @@ def train_rounds(
     how many masks are at work at once (default: all). What chance decides for a mask hangs on its seed alone.
     Returns scalars: loss, and of it the mask losses (focal and Dice) and the IoU head's; the IoU with the label after
     the first and the last round, how many masks were at work at once, and how often the memory did not suffice for
-    more. Raises OutOfMemory.
+    more; and `mask_losses` `[N]`, what each mask loses in a round. Raises OutOfMemory.
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures
@@ -76,11 +76,13 @@ def train_rounds(
     def attempt(parts: Sequence[slice]) -> tuple[Tensor, dict[str, Tensor]]:
         embedding = features.detach().requires_grad_(features.requires_grad)
         log: dict[str, Tensor] = {}
+        losses = []
         for part in parts:
             turn = Turn(batch.masks(part), prompts.masks(part), share[part], [drawn[part] for drawn in chances])
             found = play(model, embedding, turn, rounds=rounds, backward=backward, autocast=autocast)
+            losses.append(found.pop("mask_losses"))
             log = {name: log[name] + value if log else value for name, value in found.items()}
-        return embedding, log
+        return embedding, log | {"mask_losses": torch.cat(losses)}
 
     embedding, log = chunk.over(len(batch.mask), model.parameters(), attempt)
     if embedding.grad is not None:
@@ -108,7 +110,7 @@ def play(
     """All rounds of some masks; adds to the gradients of the model and of `embedding` `[B, C, h, w]`.
 
     Returns scalars: the part of these masks in the batch's losses, and the sums of their IoUs of the first and last
-    round.
+    round; and `mask_losses` `[n]`, the mean over the rounds of each.
     """
     batch, prompts = turn.batch, turn.prompts
     asked = batch if rounds.weigh_points else without_doubt(batch)
@@ -120,34 +122,50 @@ def play(
             prediction = model.decode(
                 embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
             )
-        loss, best, fine, iou, parts = round_loss(prediction, judged, rounds=rounds, share=turn.share)
-        backward(loss / rounds.count)
-        for name, value in {"loss": loss.detach(), **parts}.items():
+        found = round_loss(prediction, judged, rounds=rounds, share=turn.share)
+        backward(found.total / rounds.count)
+        for name, value in found.parts(turn.share).items():
             log[name] = log.get(name, 0.0) + value / rounds.count
         if number == 0:
-            log["iou_first"] = log["iou_last"] = iou.sum()
+            log["iou_first"] = log["iou_last"] = found.iou.sum()
         if number + 1 == rounds.count:
-            log["iou_last"] = iou.sum()
+            log["iou_last"] = found.iou.sum()
         else:
             idle = rounds.idle_last and number + 2 == rounds.count
-            last = best.logits.detach().float()
+            last = found.best.logits.detach().float()
             prompts = (
                 prompts.with_logits(last)
                 if idle
-                else correct(prompts, fine, asked, logits=last, side=model.side, chance=turn.chances[number])
+                else correct(prompts, found.fine, asked, logits=last, side=model.side, chance=turn.chances[number])
             )
     return log
 
 
-def round_loss(
-    prediction: Prediction, batch: TrainBatch, *, rounds: Rounds, share: Tensor | None = None
-) -> tuple[Tensor, Prediction, Tensor, Tensor, dict[str, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class RoundLoss:
+    """What a round of `n` masks comes to; only `total` has a gradient."""
+
+    total: Tensor  # the mean over images of the mean over an image's masks
+    best: Prediction  # the best output of each mask, low resolution
+    fine: Tensor  # [n, 1, L, L] float32, its logits at the loss side
+    iou: Tensor  # [n], its IoU with the label
+    mask: Tensor  # [n], focal and Dice
+    quality: Tensor  # [n], the IoU head's error, weighted
+
+    def parts(self, share: Tensor) -> dict[str, Tensor]:
+        """What the history tells of it; share `[n]`: what each mask counts."""
+        return {
+            "loss": self.total.detach(),
+            "loss_mask": (share * self.mask).sum(),
+            "loss_iou": (share * self.quality).sum(),
+            "mask_losses": self.mask + self.quality,
+        }
+
+
+def round_loss(prediction: Prediction, batch: TrainBatch, *, rounds: Rounds, share: Tensor | None = None) -> RoundLoss:
     """Loss of a round of the best output of each mask: the mean over images of the mean over an image's masks.
 
     share: `[N]`, what each mask counts, where `batch` holds only some of the masks of a larger one.
-
-    Returns the scalar, that output (low-resolution), its logits `[N, 1, L, L]` at the loss side without gradient,
-    its IoU `[N]`, and what the mask losses and the IoU head's make of the scalar, without gradient.
     """
     side = batch.mask.shape[-1]
     fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
@@ -163,13 +181,9 @@ def round_loss(
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
     share = image_shares(batch.image_index, images=len(batch.image)) if share is None else share
-    each = losses[rows, index]
-    total = (share * (each + rounds.weights.iou * quality)).sum()
-    parts = {
-        "loss_mask": (share * each.detach()).sum(),
-        "loss_iou": rounds.weights.iou * (share * quality.detach()).sum(),
-    }
-    return total, prediction.pick(index), chosen, iou, parts
+    each, quality = losses[rows, index], rounds.weights.iou * quality
+    total = (share * (each + quality)).sum()
+    return RoundLoss(total, prediction.pick(index), chosen, iou, each.detach(), quality.detach())
 
 
 def image_shares(image_index: Tensor, *, images: int) -> Tensor:

@@ -42,15 +42,19 @@ def test_pieces_add_up_to_the_whole_batch(parts: int) -> None:
     for name, want in whole.items():
         torch.testing.assert_close(pieces[name], want, rtol=1e-3, atol=2e-6, msg=name)
     assert own.keys() == log.keys()
-    for name in ("loss", "loss_mask", "loss_iou", "iou_first", "iou_last", "out_of_memory"):
+    for name in ("loss", "loss_mask", "loss_iou", "iou_first", "iou_last", "out_of_memory", "mask_losses"):
         torch.testing.assert_close(own[name], log[name].float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("parts", "images"), [(1, [3]), (2, [2, 1]), (3, [1, 1, 1]), (7, [1, 1, 1])])
 def test_every_image_and_mask_is_in_one_piece(parts: int, images: list[int]) -> None:
     plain = three_images()
-    pieces = split_images(plain, parts)
+    named = replace(plain, image_ids=tuple("abc"), mask_ids=tuple("abcdef"))
+    rows, pieces = zip(*split_images(named, parts), strict=True)
     assert [len(piece.image) for piece in pieces] == images
     assert torch.equal(torch.cat([piece.image for piece in pieces]), plain.image)
     assert torch.equal(torch.cat([piece.mask for piece in pieces]), plain.mask)
+    assert [n for own in rows for n in own] == [*range(6)]
+    assert "".join(name for piece in pieces for name in piece.image_ids) == "abc"
+    assert "".join(name for piece in pieces for name in piece.mask_ids) == "abcdef"
     assert all(piece.image_index[0] == 0 and piece.image_index[-1] == len(piece.image) - 1 for piece in pieces)

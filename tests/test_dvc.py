@@ -36,6 +36,7 @@ NEUTRAL |= {
     "sum.cache",
     "sum.licences",
     "sum.claims",
+    "sum.culprits",
     "sum.shares",
     "sum.shard_work",
     "sum.uploads",

@@ -72,7 +72,9 @@ def samples(maps: str, *, loss_side: int = 64, **options: str):
     for number in range(len(images)):
         image_id = images._images[number].image_id
         order = np.random.default_rng(number).permutation(store.count(image_id)).tolist()
-        found.append((image_id, order, images.sample(number, masks=10**6, rng=np.random.default_rng(number))))
+        sample = images.sample(number, masks=10**6, rng=np.random.default_rng(number))
+        assert sample.mask_ids == tuple(f"{image_id} pseudo-label {k}" for k in order)
+        found.append((image_id, order, sample))
     return store, found
 
 

@@ -8,22 +8,34 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
 
+from sum.accumulation import train_in_parts
 from sum.cli import main
-from sum.commands.plan import ROOM, Device, plan
-from sum.models.backbones import BACKBONES
+from sum.commands.plan import case_of, changed, plan, proposals
+from sum.commands.plan_devices import ROOM, Device
+from sum.config import load_config
+from sum.data.batches import TrainBatch, collate
+from sum.data.coarse import CoarseScenes
+from sum.engine import Loop, LoopOptions
+from sum.models.backbones import BACKBONES, build_tiny
+from sum.models.checkpoint import load_segmenter
 from sum.models.mask_chunk import MaskChunk
+from sum.models.parts import Lora, select_parts
 from sum.models.segmenter import Segmenter
 from sum.planner import LiveBytes, StepShape, make_batch, optimizer_of, run_rounds, trace_memory, update
 from sum.rounds import Rounds
+from sum.step_time import probe_time
+from tests.test_engine import OPTIONS
 
 pytestmark = pytest.mark.timeout(600)
 PROJECT = Path(__file__).parents[1]
@@ -131,6 +143,27 @@ def test_what_a_step_keeps_and_what_makes_it_smaller() -> None:
     assert averaged.peak - whole.peak == 4 * numbers
     assert trace_memory(tiny, replace(shape, chunk=2)).peak < whole.peak
     assert trace_memory(frozen, shape).training < whole.training / 2
+    two = replace(shape, images=4)
+    assert whole.peak < trace_memory(tiny, replace(two, pieces=2)).peak < trace_memory(tiny, two).peak
+
+
+@pytest.mark.slow
+def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
+    """Weights, gradients and moments counted by hand from the model that stage finetune would make."""
+    found = {}
+    for name, changes in {
+        "full": ["finetune.train=full"],
+        "decoder": ["finetune.train=decoder"],
+        "lora": ["finetune.lora.encoder=true"],
+        "pieces": ["finetune.accumulate=6"],
+    }.items():
+        case = case_of(load_config([*changes, "finetune.rounds.rounds=1"]))
+        found[name] = trace_memory(case.build, case.shape)
+        trained = sum(value.numel() for value in case.build().parameters() if value.requires_grad)
+        assert found[name].training == 3 * 4 * trained, name
+    assert found["decoder"].training < found["lora"].training < found["full"].training
+    assert found["decoder"].peak < found["lora"].peak  # the encoder's activations are not kept
+    assert max(found["lora"].peak, found["pieces"].peak) < found["full"].peak
 
 
 @pytest.mark.slow
@@ -165,19 +198,136 @@ def test_memory_on_a_gpu_is_predicted_within_15_percent() -> None:
 def test_the_plan_of_this_project_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--no-time", "device=cpu", "finetune.rounds.rounds=2"]) == 0
     said = capsys.readouterr().out
-    assert "finetune: tiny at 128 px, 6 images x 4 masks a step, 2 rounds" in said
+    assert "finetune: tiny at 128 px, method sum, trains full, 6 images x 4 masks a step, 2 rounds" in said
     assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
     assert "time:" not in said
 
 
+def test_proposals_go_from_the_same_training_to_another() -> None:
+    config = load_config(["finetune.optim.images_per_batch=6", "finetune.optim.masks_per_image=4"])
+    found = dict(proposals(config))
+    assert [words.partition(":")[0] for words in found] == [
+        "the same gradients", "the same gradients, more time", "the gradient of the same batch, other points",
+        "rounded otherwise", "another training", "another training",
+    ]  # fmt: skip
+    chunks, _, pieces, *_, alone = found.values()
+    assert [family["finetune.optim.mask_chunk"] for family in chunks] == [12, 6, 3, 1]
+    assert [family["finetune.accumulate"] for family in pieces] == [2, 4, 6]
+    shape = case_of(changed(config, alone[-1])).shape
+    assert (shape.chunk, shape.pieces, shape.precision) == (1, 6, "bf16")
+    assert changed(config, alone[-1]).finetune.train == "decoder"
+    small = changed(config, alone[-1])
+    assert list(proposals(small)) == []  # nothing is left to be changed
+    with pytest.raises(ValueError, match="accumulate"):
+        changed(config, {"finetune.accumulate": 7})
+
+
 @pytest.mark.slow
 def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None:
-    shape = StepShape(images=2, masks=16, rounds=Rounds(count=2), loss_side=128)
-    whole, halves = trace_memory(tiny, shape).peak, trace_memory(tiny, replace(shape, chunk=16)).peak
-    assert halves < 0.95 * whole
-    room = Device("small", torch.device("meta"), (whole + halves) / 2 / ROOM, 0.0)
-    first, proposal = plan(tiny, shape, room)
+    words = ["finetune.optim.images_per_batch=2", "finetune.optim.masks_per_image=16", "finetune.rounds.rounds=1"]
+    config = load_config(words)
+    peaks = []
+    for more in ({}, {"finetune.optim.mask_chunk": 16}, {"finetune.optim.mask_chunk": 1}):
+        case = case_of(changed(config, more))
+        peaks.append(trace_memory(case.build, case.shape).peak)
+    assert peaks[2] < peaks[1] < 0.95 * peaks[0]
+    room = Device("small", torch.device("meta"), (peaks[0] + peaks[1]) / 2 / ROOM, 0.0)
+    (first, proposal), case = plan(config, room)
     assert "does NOT fit" in first
-    assert "finetune.optim.mask_chunk=16 (the same gradients)" in proposal
+    assert "proposal (the same gradients): finetune.optim.mask_chunk: 16; " in proposal
+    assert case is not None
+    assert case.shape.chunk == 16
     none = Device("none", torch.device("meta"), 1e6, 0.0)
-    assert "none; not even one image" in plan(tiny, replace(shape, images=1, masks=1), none)[-1]
+    least = {"finetune.optim.mask_chunk": 1, "finetune.accumulate": 2, "finetune.train": "decoder"}
+    said, case = plan(changed(config, {**least, "finetune.optim.precision": "bf16"}), none)
+    assert "none; not even the decoder alone" in said[-1]
+    assert case is None
+
+
+def scenes(folder: Path) -> TrainBatch:
+    """Three drawn scenes with at most eight masks each."""
+    source = CoarseScenes.made(folder, count=3, seed=5, coarsen=5, side=128, loss_side=128)
+    return collate([source.sample(k, masks=8, rng=np.random.default_rng(k)) for k in range(3)])
+
+
+def of_this_project() -> Segmenter:
+    """The tiny backbone with its weights, all of it training."""
+    model = load_segmenter("sum/models/weights/tiny.safetensors", backbone="tiny")
+    select_parts(model, train="full", lora=Lora(), task_prompt=True, seed=0)
+    return model
+
+
+def smaller() -> Segmenter:
+    """At 64 px; its decoder trains."""
+    model = Segmenter(build_tiny(side=64), backbone="tiny")
+    select_parts(model, train="decoder", lora=Lora(), task_prompt=True, seed=0)
+    return model
+
+
+def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folder: Path, device: str = "cpu") -> float:
+    """Seconds that a step of the real loop takes, from batch to batch: the fastest of five; on a CPU, the processor."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    changes = {"steps": 7, "lr": 1e-6, "checkpoint_every": 100, "ema": 0.0, "decay_steps": 0, "device": device}
+    loop = Loop(model, options=LoopOptions(**{**OPTIONS, **changes}), folder=folder)  # type: ignore[arg-type]
+    times = []
+
+    def batches(start: int) -> Iterator[TrainBatch]:
+        for _ in range(start, 7):
+            times.append(clock())
+            yield batch
+
+    def step(state: Loop, part: TrainBatch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        assert isinstance(state.model, Segmenter)
+        return train_in_parts(
+            state.model, part, parts=1, rounds=rounds, generator=generator, backward=state.backward
+        )  # fmt: skip
+
+    loop.run(batches, step, title="clock")
+    return float(np.diff(times)[1:].min())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "decoder"])
+def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From parts, and by a run of the whole step; against the real loop, with masks of scenes where the model is ours.
+
+    Seconds of the processor with one thread: other work on the machine does not count. The loop is timed before and
+    after, because it disturbs caches nevertheless.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if name == "full":
+        batch, make, rounds, build = scenes(tmp_path / "scenes"), of_this_project, Rounds(count=4), of_this_project
+        assert len(batch.mask) == 24
+    else:
+        make, rounds, build = smaller, Rounds(), smaller
+        batch = make_batch(StepShape(images=4, masks=10, rounds=rounds, loss_side=64), side=64)
+    shape = StepShape(
+        images=len(batch.image),
+        masks=len(batch.mask) // len(batch.image),
+        rounds=rounds,
+        loss_side=batch.mask.shape[-1],
+    )
+    try:
+        before = step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / "before")
+        parts, whole = (
+            probe_time(build, shape, device=torch.device("cpu"), limit=limit, clock=time.process_time)
+            for limit in (0.0, 30.0)
+        )
+        after = step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / "after")
+    finally:
+        torch.set_num_threads(threads)
+    assert (parts.whole, whole.whole) == (False, True)
+    for predicted in (parts.step, whole.step):
+        assert predicted == pytest.approx(min(before, after), rel=0.15)
+
+
+@pytest.mark.gpu
+def test_time_on_a_gpu_is_predicted_within_15_percent(tmp_path: Path) -> None:
+    shape = StepShape(images=4, masks=16, rounds=Rounds(), loss_side=256)
+    measured = step_of_a_loop(
+        vit(), make_batch(shape, side=256), rounds=shape.rounds, folder=tmp_path / "loop", device="cuda"
+    )
+    found = probe_time(vit, shape, device=torch.device("cuda"), limit=30.0)
+    assert found.whole
+    assert found.step == pytest.approx(measured, rel=0.15)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sum.core.losses import LossWeights, dice_loss, focal_loss, mask_losses
 from sum.data.batches import TrainBatch
-from sum.models.backbones import BACKBONES
+from sum.models.backbones import BACKBONES, build_tiny
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
 from sum.rounds import Rounds, correct, first_prompts, round_loss, train_rounds, valid_pixels
 
@@ -35,8 +35,8 @@ def square_batch(count: int = 6, *, loss_side: int = 64) -> TrainBatch:
 class Recorder(Segmenter):
     """A Segmenter that keeps what its decoder is asked."""
 
-    def __init__(self) -> None:
-        super().__init__(BACKBONES["tiny"].build(), backbone="tiny")
+    def __init__(self, *, side: int = 128) -> None:
+        super().__init__(build_tiny(side=side, channels=side // 2), backbone="tiny")
         self.asked: list[tuple[Prompts, bool, Tensor | None]] = []
         self.answers: list[Prediction] = []
 
@@ -100,7 +100,7 @@ def test_gradients_equal_one_backward_through_all_rounds() -> None:
     total = torch.zeros(())
     for prompts, multimask, task in stepwise.asked:
         answer = whole.decode(embedding, batch.image_index, prompts, multimask=multimask, task=task)
-        total = total + round_loss(answer, batch, rounds=rounds)[0] / rounds.count
+        total = total + round_loss(answer, batch, rounds=rounds).total / rounds.count
     total.backward()
     compared = set()
     for (name, p), (_, q) in zip(stepwise.named_parameters(), whole.named_parameters(), strict=True):
@@ -115,7 +115,7 @@ def test_every_image_counts_the_same_however_many_masks_it_has() -> None:
     """One mask of a human image beside four pseudo-labels of another: the loss is the mean of the two images' own."""
     batch = replace(square_batch(5), image_index=torch.tensor([0, 1, 1, 1, 1]))
     answer = Prediction(torch.randn(5, 1, 64, 64), torch.rand(5, 1))
-    both = round_loss(answer, batch, rounds=Rounds())[0]
+    both = round_loss(answer, batch, rounds=Rounds()).total
     alone = []
     for rows in (slice(0, 1), slice(1, 5)):
         part = {name: getattr(batch, name)[rows] for name in ("mask", "certainty", "point", "task")}
@@ -126,7 +126,7 @@ def test_every_image_counts_the_same_however_many_masks_it_has() -> None:
             image_index=torch.zeros(len(part["point"]), dtype=torch.int64),
             **part,
         )
-        alone.append(round_loss(Prediction(answer.logits[rows], answer.iou[rows]), own, rounds=Rounds())[0])
+        alone.append(round_loss(Prediction(answer.logits[rows], answer.iou[rows]), own, rounds=Rounds()).total)
     torch.testing.assert_close(both, torch.stack(alone).mean())
 
 
@@ -191,35 +191,37 @@ def test_correction_labels_follow_the_target() -> None:
 def test_only_the_best_of_three_is_trained() -> None:
     batch, logits = square_batch(), torch.randn(6, 3, 64, 64, requires_grad=True)
     scores = torch.rand(6, 3, requires_grad=True)
-    loss, best, *_ = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
-    loss.backward()
+    found = round_loss(Prediction(logits, scores), batch, rounds=Rounds())
+    found.total.backward()
     wanted = mask_losses(logits.detach(), batch.mask, batch.certainty, LossWeights()).argmin(1)
     assert logits.grad is not None
     assert scores.grad is not None
     trained = logits.grad.abs().amax((2, 3)) > 0
     assert torch.equal(trained, torch.nn.functional.one_hot(wanted, 3).bool())
     assert torch.equal(scores.grad != 0, trained)
-    assert torch.equal(best.logits[:, 0], logits[torch.arange(6), wanted])
+    assert torch.equal(found.best.logits[:, 0], logits[torch.arange(6), wanted])
 
 
 def test_the_parts_of_the_loss_are_those_of_the_plain_formulas() -> None:
     batch, weights = square_batch(), LossWeights(focal=3.0, dice=2.0, iou=0.5)
     logits, scores = torch.randn(6, 1, 64, 64), torch.rand(6, 1)
-    loss, _, _, iou, parts = round_loss(Prediction(logits, scores), batch, rounds=Rounds(weights=weights))
+    found = round_loss(Prediction(logits, scores), batch, rounds=Rounds(weights=weights))
     label = (batch.mask, batch.certainty)
     masks = 3 * focal_loss(logits, *label) + 2 * dice_loss(logits, *label)
     share = 1 / (torch.bincount(batch.image_index)[batch.image_index] * len(batch.image))
+    quality = 0.5 * (scores[:, 0] - found.iou) ** 2
+    parts = found.parts(share)
     torch.testing.assert_close(parts["loss_mask"], (share * masks).sum())
-    torch.testing.assert_close(parts["loss_iou"], (share * 0.5 * (scores[:, 0] - iou) ** 2).sum())
-    torch.testing.assert_close(parts["loss_mask"] + parts["loss_iou"], loss)
+    torch.testing.assert_close(parts["loss_iou"], (share * quality).sum())
+    torch.testing.assert_close(parts["mask_losses"], masks + quality)
+    torch.testing.assert_close(parts["loss_mask"] + parts["loss_iou"], parts["loss"])
 
 
 def test_the_iou_target_is_cut_at_logit_zero_and_ignores_padding() -> None:
     batch = square_batch(1)
     logits = torch.where(batch.mask > 0, 0.2, -0.2)  # below probability 0.55: a cut at 0.5 logits would find nothing
     logits[..., 48:, :] = 9.0  # padding
-    _, _, _, iou, _ = round_loss(Prediction(logits, torch.zeros(1, 1)), batch, rounds=Rounds())
-    assert iou.tolist() == [1.0]
+    assert round_loss(Prediction(logits, torch.zeros(1, 1)), batch, rounds=Rounds()).iou.tolist() == [1.0]
     assert valid_pixels(batch)[..., 48:, :].sum() == 0
 
 
@@ -228,8 +230,8 @@ def test_uncertain_pixels_give_no_gradient() -> None:
     certainty = batch.certainty.clone()
     certainty[..., 10:20, 10:20] = 0
     logits = torch.randn(6, 1, 64, 64, requires_grad=True)
-    loss, *_ = round_loss(Prediction(logits, torch.zeros(6, 1)), replace(batch, certainty=certainty), rounds=Rounds())
-    loss.backward()
+    answer = Prediction(logits, torch.zeros(6, 1))
+    round_loss(answer, replace(batch, certainty=certainty), rounds=Rounds()).total.backward()
     assert logits.grad is not None
     assert logits.grad[..., 10:20, 10:20].abs().max() == 0
     assert logits.grad[..., :10, :].abs().max() > 0
@@ -239,8 +241,9 @@ def test_permuting_the_masks_permutes_the_results_of_a_round() -> None:
     batch, order = square_batch(), torch.tensor([4, 0, 5, 2, 1, 3])
     answer = Prediction(torch.randn(6, 3, 64, 64), torch.rand(6, 3))
     parts = {name: getattr(batch, name)[order] for name in ("image_index", "mask", "certainty", "point", "task")}
-    loss, best, fine, iou, _ = round_loss(answer, batch, rounds=Rounds())
+    found = round_loss(answer, batch, rounds=Rounds())
     moved = round_loss(Prediction(answer.logits[order], answer.iou[order]), replace(batch, **parts), rounds=Rounds())
-    torch.testing.assert_close(moved[0], loss)
-    for mine, theirs in ((moved[1].logits, best.logits), (moved[2], fine), (moved[3], iou)):
-        assert torch.equal(mine, theirs[order])
+    torch.testing.assert_close(moved.total, found.total)
+    assert torch.equal(moved.best.logits, found.best.logits[order])
+    for name in ("fine", "iou", "mask", "quality"):
+        assert torch.equal(getattr(moved, name), getattr(found, name)[order])

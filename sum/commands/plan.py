@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-
+    from sum.commands.plan_devices import Device
     from sum.config import Config
     from sum.models.segmenter import Segmenter
     from sum.planner import StepShape
 
-GAPS, MOST_GAPS = 0.4, 400e6  # of the C library on a CPU: share of the tensors, bytes; see docs/results.md, "Planner"
-CONTEXT = 0.6e9  # bytes of CUDA and its libraries
-ROOM = 0.9  # share of the free memory that a plan may fill
+Changes = dict[str, Any]  # key of params.yaml -> value
+ANOTHER = "another training"
+LIMIT = 60.0  # s: what measuring may take on a device
+BUSY = 0.5  # processes beside this one
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """A device of this machine; bytes."""
+class Case:
+    """What stage finetune would train: how its model is made, trainable parts and all, and the shape of its step."""
 
-    name: str
-    device: torch.device
-    free: float
-    base: float  # what the program itself takes there
-
-    def whole(self, tensors: float) -> float:
-        """Bytes of a process whose tensors take `tensors` at the peak."""
-        return self.base + tensors + (min(GAPS * tensors, MOST_GAPS) if self.device.type == "cpu" else 0)
-
-    def fits(self, tensors: float) -> bool:
-        """Whether such a process has room here."""
-        return self.whole(tensors) <= ROOM * self.free
+    build: Callable[[], Segmenter]
+    shape: StepShape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,136 +34,195 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "changes", nargs="*", metavar="key=value", help="numbers of params.yaml, as finetune.optim.images_per_batch=2"
     )
     parser.add_argument("--no-time", action="store_true", help="memory only: nothing is computed")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, metavar="SECONDS", help=f"for measuring on a device ({LIMIT:g})"
+    )
+    parser.add_argument(
+        "--card", type=float, action="append", default=[], metavar="GB", help="also a CUDA card of so many GB: memory"
+    )
 
 
 def run(options: argparse.Namespace) -> str:
     """The plan of stage finetune for params.yaml, a paragraph a device."""
+    from sum.commands.plan_devices import find_devices
     from sum.config import load_config
-    from sum.models.backbones import BACKBONES
-    from sum.models.segmenter import Segmenter
 
     config = load_config(options.changes)
-    name = config.model.backbone
-
-    def build() -> Segmenter:
-        return Segmenter(BACKBONES[name].build(), backbone=name)
-
-    shape = shape_of(config, side=BACKBONES[name].side)
-    optim = config.finetune.optim
-    lines = [
-        (
-            f"finetune: {name} at {BACKBONES[name].side} px, {shape.images} images x {shape.masks} masks a step, "
-            f"{shape.rounds.count} rounds, losses at {shape.loss_side} px, {shape.precision}, "
-            f"mask_chunk {shape.chunk or 'null'}, {optim.steps} steps"
-        )
-    ]
-    for device in find_devices():
-        lines += [f"{device.name}, {_gb(device.free)} free", *plan(build, shape, device)]
-        if not options.no_time:
-            lines += time_lines(build, shape, device, steps=optim.steps)
-    lines.append("Not in it: reading images, checkpoints, labelling and evaluation.")
+    case_of(config)  # imports what the stage imports: it is part of the program's size
+    lines = [describe(config)]
+    for device in find_devices(options.card):
+        said, case = plan(config, device)
+        lines += [f"{device.name}, {_gb(device.free)} free", *said]
+        if case is not None and device.here and not options.no_time:
+            lines += time_lines(case, device, steps=config.finetune.optim.steps, limit=options.limit)
+    lines.append("One process. Not in it: reading images, checkpoints, labelling and evaluation.")
     return "\n".join(lines) + "\n"
 
 
-def shape_of(config: Config, *, side: int) -> StepShape:
-    """What stage finetune would run, on one process."""
+def case_of(config: Config) -> Case:
+    """What stage finetune would run, on one process and with random weights. Whatever makes the model smaller or its
+    parts train belongs in `choose_parts`, and is planned.
+    """
+    from sum.methods import METHODS
+    from sum.models.backbones import BACKBONES
+    from sum.models.segmenter import Segmenter
     from sum.planner import StepShape
     from sum.stages.common import round_options
+    from sum.stages.finetune import choose_parts
 
-    optim = config.finetune.optim
-    return StepShape(
-        images=optim.images_per_batch,
-        masks=optim.masks_per_image,
-        rounds=round_options(config.finetune.rounds, task_prompt="first"),
-        loss_side=config.finetune.rounds.loss_side or side,
-        chunk=optim.mask_chunk,
-        precision=optim.precision,
-        ema=optim.ema > 0,
+    name, settings = config.model.backbone, config.finetune
+    method = METHODS[settings.method]
+
+    def build() -> Segmenter:
+        model = Segmenter(BACKBONES[name].build(), backbone=name)
+        choose_parts(config, model, method=method)
+        return model
+
+    shape = StepShape(
+        images=settings.optim.images_per_batch,
+        masks=settings.optim.masks_per_image,
+        rounds=round_options(settings.rounds, task_prompt=method.task_prompt),
+        loss_side=settings.rounds.loss_side or BACKBONES[name].side,
+        chunk=settings.optim.mask_chunk,
+        pieces=settings.accumulate,
+        precision=settings.optim.precision,
+        ema=settings.optim.ema > 0,
+    )
+    return Case(build, shape)
+
+
+def describe(config: Config) -> str:
+    """The settings that the plan depends on, in a line."""
+    from sum.models.backbones import BACKBONES
+
+    settings, optim = config.finetune, config.finetune.optim
+    side = BACKBONES[config.model.backbone].side
+    adapted = [name for name, on in (("encoder", settings.lora.encoder), ("decoder", settings.lora.decoder)) if on]
+    adapters = f" with LoRA of rank {settings.lora.rank} in the {' and '.join(adapted)}" if adapted else ""
+    return (
+        f"finetune: {config.model.backbone} at {side} px, method {settings.method}, trains {settings.train}"
+        f"{adapters}, {optim.images_per_batch} images x {optim.masks_per_image} masks a step, "
+        f"{settings.rounds.rounds} rounds, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
+        f"recompute_encoder {str(settings.recompute_encoder).lower()}, "
+        f"mask_chunk {optim.mask_chunk or 'null'}, accumulate {settings.accumulate}, {optim.steps} steps"
     )
 
 
-def find_devices() -> list[Device]:
-    """The CPU and every CUDA device."""
-    import torch
-
-    found = [Device(f"cpu ({torch.get_num_threads()} threads)", torch.device("cpu"), _free_memory(), _resident())]
-    for number in range(torch.cuda.device_count()):
-        device = torch.device("cuda", number)
-        found.append(Device(torch.cuda.get_device_name(device), device, torch.cuda.mem_get_info(device)[0], CONTEXT))
-    return found
-
-
-def plan(build: Callable[[], Segmenter], shape: StepShape, device: Device) -> list[str]:
-    """Memory of the step on a device, and where it does not fit, the first change that makes it fit."""
+def plan(config: Config, device: Device) -> tuple[list[str], Case | None]:
+    """Memory of the step on a device and, where it does not fit, the first change that makes it fit; and what fits."""
     from sum.planner import trace_memory
 
-    grouped = device.device.type == "cuda"
-    memory = trace_memory(build, shape, grouped=grouped)
-    said = "fits" if device.fits(memory.peak) else "does NOT fit"
+    case = case_of(config)
+    memory = trace_memory(case.build, case.shape, grouped=device.grouped)
+    rest = memory.peak - memory.weights - memory.training
     lines = [
         (
-            f"  memory: {_gb(device.whole(memory.peak))} at the peak, {said}: tensors {_gb(memory.peak)} (weights "
+            f"  memory: {_gb(device.whole(memory.peak))} at the peak, "
+            f"{'fits' if device.fits(memory.peak) else 'does NOT fit'}: tensors {_gb(memory.peak)} (weights "
             f"{_gb(memory.weights)}, gradients, AdamW and average {_gb(memory.training)}, the rest of a step "
-            f"{_gb(memory.peak - memory.weights - memory.training)}), program {_gb(device.base)}"
+            f"{_gb(rest)}), program {_gb(device.base)}"
         )
     ]
     if device.fits(memory.peak):
-        return lines
-    for words, smaller in proposals(shape):
-        peak = trace_memory(build, smaller, grouped=grouped).peak
-        if device.fits(peak):
-            return [*lines, f"  proposal: {words}: {_gb(device.whole(peak))}"]
-    return [*lines, "  proposal: none; not even one image with one mask at a time fits here"]
+        return lines, case
+    stays = device.fits(memory.weights + memory.training)  # else only what trains less can help
+    for words, family in proposals(config):
+        found = _mildest(config, family, device) if stays or words.startswith(ANOTHER) else None
+        if found is not None:
+            changes, smaller, peak = found
+            settings = ", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items())
+            return [*lines, f"  proposal ({words}): {settings}; {_gb(device.whole(peak))}"], smaller
+    return [*lines, "  proposal: none; not even the decoder alone with one mask at a time fits here"], None
 
 
-def proposals(shape: StepShape) -> Iterator[tuple[str, StepShape]]:
-    """Smaller steps in the order in which they should be tried: first those that train the same."""
-    tried = shape.chunk or shape.images * shape.masks
-    for chunk in sorted({max(1, tried // part) for part in (2, 4, 8, 32, tried)} - {tried}, reverse=True):
-        yield f"finetune.optim.mask_chunk={chunk} (the same gradients)", replace(shape, chunk=chunk)
-    images = shape.images
-    if shape.precision == "fp32":
-        yield "finetune.optim.precision=bf16 mask_chunk=1", replace(shape, chunk=1, precision="bf16")
-    while images > 1:
-        images //= 2
-        words = f"finetune.optim.images_per_batch={images} precision=bf16 mask_chunk=1 (another training)"
-        yield words, replace(shape, images=images, chunk=1, precision="bf16")
+def _mildest(config: Config, family: Sequence[Changes], device: Device) -> tuple[Changes, Case, float] | None:
+    """The first of a family that fits, with its tensors' bytes; None where its last, which needs least, does not."""
+    from sum.planner import trace_memory
+
+    least = None
+    for changes in (family[-1], *family[:-1]):
+        case = case_of(changed(config, changes))
+        peak = float(trace_memory(case.build, case.shape, grouped=device.grouped).peak)
+        fits = device.fits(peak)
+        if fits and least is not None:
+            return changes, case, peak
+        if least is None and not fits:
+            return None
+        least = least or (changes, case, peak)
+    return least
 
 
-def time_lines(build: Callable[[], Segmenter], shape: StepShape, device: Device, *, steps: int) -> list[str]:
-    """Time of a step and of the run, from a probe with one image and few masks, if that has room."""
-    from sum.planner import SOME, probe_time, trace_memory
+def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
+    """Families of changes in the order in which they should be tried: first those that train the same.
 
-    probe = replace(shape, images=1, masks=min(SOME, shape.masks), chunk=None)
-    if not device.fits(trace_memory(build, probe).peak):
-        return ["  time: not measured, not even the probe fits"]
-    found = probe_time(build, shape, device=device.device)
-    return [
-        (
-            f"  time: {found.step:.2f} s a step (an image {found.image:.3f}, all rounds of a mask {found.mask:.4f}, "
-            f"update {found.update:.3f}), {found.step * steps / 3600:.2f} h for {steps} steps"
-        )
-    ]
+    A family goes from the mildest to the one that needs least memory, and holds what the families before ended with.
+    """
+    settings, optim = config.finetune, config.finetune.optim
+    tried = optim.mask_chunk or optim.images_per_batch * optim.masks_per_image
+    chunks = sorted({max(1, tried // part) for part in (2, 4, 8, 32, tried)} - {tried}, reverse=True)
+    kept: Changes = {}
+    if chunks:
+        yield "the same gradients", [{"finetune.optim.mask_chunk": chunk} for chunk in chunks]
+        kept = {"finetune.optim.mask_chunk": 1}
+    if not settings.recompute_encoder and (settings.train == "full" or settings.lora.encoder):
+        kept = {**kept, "finetune.recompute_encoder": True}
+        yield "the same gradients, more time", [kept]
+    pieces = [size for size in _doubled(settings.accumulate, optim.images_per_batch) if size > settings.accumulate]
+    if pieces:
+        family = [{**kept, "finetune.accumulate": size} for size in pieces]
+        yield "the gradient of the same batch, other points", family
+        kept = family[-1]
+    if optim.precision == "fp32":
+        kept = {**kept, "finetune.optim.precision": "bf16"}
+        yield "rounded otherwise", [kept]
+    if not settings.lora.encoder and settings.train == "full":
+        yield f"{ANOTHER}: adapters in the encoder", [{**kept, "finetune.lora.encoder": True}]
+    if settings.lora.encoder or settings.train == "full":
+        alone: Changes = {"finetune.lora.encoder": False, "finetune.train": "decoder"}
+        yield f"{ANOTHER}: of the decoder alone", [{**kept, **alone}]
+
+
+def changed(config: Config, changes: Changes) -> Config:
+    """The settings with other values of some keys. Raises ValueError as the settings do."""
+    for key, value in changes.items():
+        config = _changed(config, key.split("."), value)
+    return config
+
+
+def _changed(node: Any, path: Sequence[str], value: object) -> Any:
+    name, *rest = path
+    return replace(node, **{name: _changed(getattr(node, name), rest, value) if rest else value})
+
+
+def _doubled(first: int, last: int) -> list[int]:
+    """first, twice as many, and so on; then last."""
+    found = []
+    while first < last:
+        found.append(first)
+        first *= 2
+    return [*found, last]
+
+
+def time_lines(case: Case, device: Device, *, steps: int, limit: float) -> list[str]:
+    """Time of a step that fits and of the run, measured within about `limit` seconds."""
+    from sum.step_time import least_time, probe_time
+
+    others = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before this process adds to it
+    least = least_time(case.build, case.shape, device=device.device)
+    if least > limit * case.shape.images / 10:  # the parts take ten images' time
+        return [
+            (
+                f"  time: not measured, it would take more than --limit {limit:g} s; a step takes at least "
+                f"{least:.0f} s, {least * steps / 3600:.1f} h for {steps} steps (operations of the image encoder at "
+                "the speed of a product of matrices)"
+            )
+        ]
+    found = probe_time(case.build, case.shape, device=device.device, limit=limit)
+    how = "a whole step was run" if found.whole else "put together from parts that were run"
+    parts = f"one image more {found.image:.3f}, one mask more {found.mask:.4f}, update {found.update:.3f}"
+    told = f"  time: {found.step:.2f} s a step ({how}; {parts}), {found.step * steps / 3600:.2f} h for {steps} steps"
+    return [told + (f"; others are at work here (load {others:.1f}), alone it is faster" if others > BUSY else "")]
 
 
 def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
-
-
-def _free_memory() -> float:
-    """Bytes that this machine has left, and no more than a container's limit."""
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return float("inf")
-    free = 1024.0 * int(info.read_text().split("MemAvailable:")[1].split()[0])
-    limit = Path("/sys/fs/cgroup/memory.max")
-    words = limit.read_text().strip() if limit.is_file() else "max"
-    return free if words == "max" else min(free, float(words))
-
-
-def _resident() -> float:
-    """Bytes of this process now: about what the program takes without any tensor."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

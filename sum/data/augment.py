@@ -93,7 +93,9 @@ def moved(sample: Sample, move: Move) -> Sample:
     image[:, move.hw[0] :], image[:, :, move.hw[1] :] = 0, 0
     xy = (sample.point[rows] + 0.5) * torch.tensor([move.ax, move.ay]) + torch.tensor([move.bx, move.by]) - 0.5
     target, xy = replaced(kept[rows], xy, kept[rows], side=side)
-    return Sample(image, torch.tensor(move.hw), target, certainty * part, xy, sample.task)
+    names = tuple(name for name, left in zip(sample.mask_ids, rows.tolist(), strict=False) if left)
+    hw_now = torch.tensor(move.hw)
+    return Sample(image, hw_now, target, certainty * part, xy, sample.task, image_id=sample.image_id, mask_ids=names)
 
 
 def _warp(plane: Tensor, move: Move, *, hw: tuple[int, int], side: int) -> Tensor:

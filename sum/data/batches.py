@@ -31,6 +31,8 @@ class Sample:
     certainty: Tensor  # [K, L, L] float, 1 sure .. 0 unknown; 0 on padding
     point: Tensor  # [K, 2] float xy, model frame: a point of the mask, used where no other can be drawn
     task: int  # row of the task prompt
+    image_id: str = ""
+    mask_ids: tuple[str, ...] = ()  # K names, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class TrainBatch:
     point: Tensor  # [N, 2] float xy, model frame
     task: Tensor  # [N] int64, rows of the task prompt
     seed: Tensor | None = None  # [N] int64, of what is drawn for a mask in its rounds; None: the step decides
+    image_ids: tuple[str, ...] = ()  # B names, or none: what messages call an image
+    mask_ids: tuple[str, ...] = ()  # N names, or none
 
     def __post_init__(self) -> None:
         count, loss_side = len(self.image_index), self.mask.shape[-1]
@@ -61,10 +65,13 @@ class TrainBatch:
             found = tuple(getattr(self, name).shape)
             if found != shape:
                 raise ValueError(f"TrainBatch.{name} has shape {found}, wants {shape} to match image_index and mask")
+        for name, names, many in (("image_ids", self.image_ids, len(self.image)), ("mask_ids", self.mask_ids, count)):
+            if len(names) not in (0, many):
+                raise ValueError(f"TrainBatch.{name} has {len(names)} names, wants {many} or none")
 
     def masks(self, part: slice) -> TrainBatch:
         """The same images with some of the masks."""
-        kept = ("image_index", "mask", "certainty", "point", "task")
+        kept = ("image_index", "mask", "certainty", "point", "task", "mask_ids")
         seed = None if self.seed is None else self.seed[part]
         return replace(self, seed=seed, **{name: getattr(self, name)[part] for name in kept})
 
@@ -96,6 +103,8 @@ def collate(samples: Sequence[Sample]) -> TrainBatch:
         certainty=torch.cat([s.certainty for s in samples])[:, None],
         point=torch.cat([s.point for s in samples]),
         task=torch.repeat_interleave(torch.tensor([s.task for s in samples]), counts),
+        image_ids=tuple(s.image_id for s in samples),
+        mask_ids=tuple(name for s in samples for name in s.mask_ids or ("",) * len(s.mask)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -71,7 +71,9 @@ class CoarseScenes:
         rows = low + rng.choice(high - low, size=min(masks, high - low), replace=False, p=share / share.sum())
         chosen = np.unpackbits(self.masks[rows], axis=1, count=side * side).reshape(-1, side, side).astype(bool)
         image, chosen = mirror(image, chosen, rng=rng)
-        return human_sample(image, chosen, hw=(side, side), loss_side=self.loss_side, task=0, rng=rng)
+        sample = human_sample(image, chosen, hw=(side, side), loss_side=self.loss_side, task=0, rng=rng)
+        names = tuple(f"scene {index}#{row - low}" for row in rows.tolist())
+        return replace(sample, image_id=f"scene {index}", mask_ids=names)
 
 
 class CoarseManifest:
@@ -91,8 +93,8 @@ class CoarseManifest:
         record = self.images[index]
         frame, inner = load_frame(record, side=self.side)
         found = self.masks[record.image_id]
-        order = rng.permutation(len(found))[:masks]
-        full = decoded([found[k].rle for k in order], record)
+        chosen = [found[k] for k in rng.permutation(len(found))[:masks]]
+        full = decoded([row.rle for row in chosen], record)
         small = masks_to_frame(full, loss_side=self.side)[:, : inner[0], : inner[1]].numpy()  # never empty
         size = max(2, round(self.coarsen * self.side / 128))
         rough = np.stack([kept if (kept := coarsen(row, size=size)).sum() >= MIN_AREA else row for row in small])
@@ -100,7 +102,8 @@ class CoarseManifest:
         image, turned = frame, padded
         if inner[0] == inner[1] == self.side:
             image, turned = mirror(frame, padded, rng=rng)
-        return human_sample(image, turned, hw=inner, loss_side=self.loss_side, task=0, rng=rng)
+        sample = human_sample(image, turned, hw=inner, loss_side=self.loss_side, task=0, rng=rng)
+        return replace(sample, image_id=record.image_id, mask_ids=tuple(row.mask_id for row in chosen))
 
 
 def coarsen(mask: np.ndarray, *, size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Literal
 
@@ -39,10 +40,12 @@ class HumanImages:
         """Image `index` with at most `masks` of its masks."""
         image = self._images[index]
         rows = self._masks[image.image_id]
-        chosen = [rows[k].rle for k in rng.permutation(len(rows))[:masks]]
+        chosen = [rows[k] for k in rng.permutation(len(rows))[:masks]]
         frame, inner = load_frame(image, side=self._side)
-        target = rles_to_frame(chosen, hw=(image.height, image.width), loss_side=self._loss_side)
-        return target_sample(frame, target, hw=inner, task=self._tasks[image.task], rng=rng)
+        rles = [row.rle for row in chosen]
+        target = rles_to_frame(rles, hw=(image.height, image.width), loss_side=self._loss_side)
+        sample = target_sample(frame, target, hw=inner, task=self._tasks[image.task], rng=rng)
+        return replace(sample, image_id=image.image_id, mask_ids=tuple(row.mask_id for row in chosen))
 
 
 class PseudoImages:
@@ -93,6 +96,8 @@ class PseudoImages:
             certainty=(1 - enlarge(maps, side=self._loss_side)) * part,
             point=xy,
             task=0,
+            image_id=image.image_id,
+            mask_ids=tuple(f"{image.image_id} pseudo-label {k}" for k in order),
         )
 
 

@@ -77,7 +77,6 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
     watch = Watch(held, patience=stop.patience, folder=work) if stop.patience else None
     choose_parts(config, model, method=method)
-    model.recompute_encoder = config.finetune.recompute_encoder
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
@@ -143,7 +142,11 @@ def image_sources(
 
 
 def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> None:
-    """Freeze what `finetune.train` and `finetune.lora` leave out, and task vectors that the method never adds."""
+    """Freeze what `finetune.train` and `finetune.lora` leave out, and task vectors that the method never adds.
+
+    And whatever else decides how the model trains; `python -m sum plan` makes its model here too.
+    """
+    model.recompute_encoder = config.finetune.recompute_encoder
     lora = Lora(**asdict(config.finetune.lora))
     select_parts(
         model, train=config.finetune.train, lora=lora, task_prompt=method.task_prompt != "off", seed=config.seed

@@ -137,9 +137,11 @@ def refine_step(
         refined = refiner(embedding, batch.image_index[kept], **prompts_of(pairs, kept))
     side = batch.mask.shape[-1]
     fine = F.interpolate(refined.float(), (side, side), mode="bilinear", align_corners=False)
-    loss = mask_losses(fine, batch.mask[kept], batch.certainty[kept], LossWeights()).mean()
+    losses = mask_losses(fine, batch.mask[kept], batch.certainty[kept], LossWeights())
+    loss = losses.mean()
     loop.backward(loss)
-    return scalars | {"loss": loss.detach()}
+    each = torch.zeros(len(batch.mask), device=losses.device).index_copy(0, kept, losses.detach()[:, 0])
+    return scalars | {"loss": loss.detach(), "mask_losses": each}
 
 
 def prove(config: Config, models: Models, manifest: Manifest, *, folder: Path) -> dict[str, Any]:

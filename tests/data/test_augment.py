@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from sum.data.augment import Augmented, Move, draw_move, moved
 from sum.data.batches import Mixture, Sample, image_part
+from tests.data.test_batches import same_batch
 
 SIDE = 32
 
@@ -31,6 +34,8 @@ def sample(hw: tuple[int, int] = (24, 32), *, loss_side: int = SIDE, seed: int =
         certainty=torch.stack([disc.float(), torch.ones_like(part)]) * part,
         point=torch.tensor([[8.5, 9.5], [hw[1] - 1.5, 1.5]]),
         task=2,
+        image_id=f"set/{seed}",
+        mask_ids=("disc", "corner"),
     )
 
 
@@ -79,9 +84,12 @@ def test_masks_cut_off_are_dropped_and_a_sample_without_any_stays() -> None:
     plain = sample()
     enlarged = moved(plain, Move(2, 0, 2, 0, (SIDE, SIDE)))  # the upper left quarter: the corner mask is beyond
     assert len(enlarged.mask) == len(enlarged.certainty) == len(enlarged.point) == 1
+    assert (enlarged.image_id, enlarged.mask_ids) == ("set/0", ("disc",))
     beyond = moved(plain, Move(2, -32, 2, -16, (SIDE, SIDE)))
     assert len(beyond.mask) == 2 or beyond is plain
-    only = Sample(plain.image, plain.hw, plain.mask[1:], plain.certainty[1:], plain.point[1:], 2)
+    only = Sample(plain.image, plain.hw, plain.mask[1:], plain.certainty[1:], plain.point[1:], 2, mask_ids=("corner",))
+    other = moved(replace(plain, mask_ids=()), Move(2, 0, 2, 0, (SIDE, SIDE)))
+    assert other.mask_ids == ()
     assert moved(only, Move(2, 0, 2, 0, (SIDE, SIDE))) is only
     assert moved(plain, Move(1, 0, 1, 0, (24, 32))) is plain
 
@@ -126,7 +134,7 @@ def test_a_step_is_augmented_the_same_whenever_it_is_asked_and_by_whom() -> None
     straight = list(Mixture([source], [1], 4, 2, 7).batches(start=0, stop=4, workers=0))
     resumed = list(Mixture([source], [1], 4, 2, 7).batches(start=2, stop=4, workers=0))
     for wanted, found in zip(straight[2:], resumed, strict=True):
-        assert all(torch.equal(getattr(wanted, name), getattr(found, name)) for name in wanted.__slots__)
+        assert same_batch(wanted, found)
     shares = [Mixture([source], [1], 4, 2, 7, rank, 2).batch(3) for rank in range(2)]
     assert torch.equal(torch.stack([shares[0].image[0], shares[1].image[0]]), straight[3].image[:2])
     assert len({batch.hw.tolist()[0][0] for batch in straight}) > 1

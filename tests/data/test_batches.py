@@ -35,7 +35,15 @@ class Numbers:
             certainty=torch.ones(count, 8, 8),
             point=torch.full((count, 2), float(rng.integers(1000))),
             task=self.role,
+            image_id=f"{self.role}/{index}",
+            mask_ids=tuple(f"{self.role}/{index}#{k}" for k in range(count)),
         )
+
+
+def same_batch(a: TrainBatch, b: TrainBatch) -> bool:
+    """In every tensor and name."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
 def mixture(shares: tuple[int, int] = (1, 1), **options: int) -> Mixture:
@@ -61,7 +69,7 @@ def test_a_batch_depends_on_the_step_alone() -> None:
     first = list(mixture().batches(start=0, stop=5, workers=0))
     late = list(mixture().batches(start=3, stop=5, workers=0))
     for a, b in zip(first[3:], late, strict=True):
-        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
+        assert same_batch(a, b)
 
 
 class Broken(Numbers):
@@ -83,7 +91,7 @@ def test_a_missing_photo_is_one_clear_error_from_a_worker_too(workers: int) -> N
 def test_workers_read_the_same_batches(workers: int) -> None:
     found = mixture().batches(start=0, stop=4, workers=workers)
     for a, b in zip(mixture().batches(start=0, stop=4, workers=0), found, strict=True):
-        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TrainBatch.__slots__)
+        assert same_batch(a, b)
 
 
 def test_a_photo_that_changed_since_ingest_is_refused(tmp_path: Path) -> None:
@@ -125,6 +133,10 @@ def test_collate_keeps_masks_with_their_image() -> None:
     batch = collate([Numbers(7, 2).sample(i, masks=9, rng=np.random.default_rng(0)) for i in (2, 0, 1)])
     assert batch.image_index.tolist() == [0, 0, 0, 1, 2, 2]
     assert batch.task.tolist() == [2] * 6
+    assert batch.image_ids == ("2/2", "2/0", "2/1")
+    assert batch.mask_ids == ("2/2#0", "2/2#1", "2/2#2", "2/0#0", "2/1#0", "2/1#1")
+    assert batch.masks(slice(2, 4)).mask_ids == batch.mask_ids[2:4]
+    assert same_batch(batch.to(torch.device("cpu")), batch)
 
 
 def test_a_batch_that_does_not_fit_together_is_refused() -> None:
@@ -132,6 +144,8 @@ def test_a_batch_that_does_not_fit_together_is_refused() -> None:
     parts = {name: getattr(batch, name) for name in TrainBatch.__slots__}
     with pytest.raises(ValueError, match=r"TrainBatch.point has shape \(1, 2\), wants \(\d+, 2\)"):
         TrainBatch(**parts | {"point": parts["point"][:1]})
+    with pytest.raises(ValueError, match=r"TrainBatch.image_ids has 1 names, wants 6 or none"):
+        TrainBatch(**parts | {"image_ids": ("a",)})
 
 
 def test_a_mask_too_small_for_the_loss_side_keeps_one_pixel_in_the_right_place() -> None:
@@ -169,3 +183,4 @@ def test_human_images_are_fully_certain_and_their_points_lie_on_the_mask(tmp_pat
     x, y = sample.point[0].tolist()
     assert MASK[int(y * 60 / 120), int(x * 40 / 80)]
     assert sample.task == 2
+    assert (sample.image_id, sample.mask_ids) == ("set/a", ("set/a#0",))
