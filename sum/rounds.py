@@ -145,21 +145,27 @@ def round_loss(
     its IoU `[N]`.
     """
     side = batch.mask.shape[-1]
-    fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
-    losses = mask_losses(fine, batch.mask, batch.certainty, rounds.weights)
+    losses = mask_losses(prediction.logits, batch.mask, batch.certainty, rounds.weights)
     index = best_of(losses.detach())
     rows = torch.arange(len(index), device=index.device)
-    chosen = fine.detach()[rows, index][:, None]
+    best = prediction.pick(index)
+    chosen = enlarged(best.logits.detach(), side)
     valid = valid_pixels(batch)
     iou = mask_iou(chosen, batch.mask, valid)
     if rounds.iou_of_all and prediction.iou.shape[1] > 1:
-        every = torch.stack([mask_iou(plane[:, None], batch.mask, valid) for plane in fine.detach().unbind(1)], 1)
+        fine = enlarged(prediction.logits.detach(), side)
+        every = torch.stack([mask_iou(plane[:, None], batch.mask, valid) for plane in fine.unbind(1)], 1)
         quality = iou_loss(prediction.iou.float().flatten(), every.flatten()).view_as(every).mean(1)
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
     share = image_shares(batch.image_index, images=len(batch.image)) if share is None else share
     total = (share * (losses[rows, index] + rounds.weights.iou * quality)).sum()
-    return total, prediction.pick(index), chosen, iou
+    return total, best, chosen, iou
+
+
+def enlarged(logits: Tensor, side: int) -> Tensor:
+    """Low-resolution logits `[N, M, L, L]` at another side, float32 `[N, M, side, side]`."""
+    return F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
 
 
 def image_shares(image_index: Tensor, *, images: int) -> Tensor:
