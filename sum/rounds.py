@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sum.core.geometry import mask_to_box
 from sum.core.losses import LossWeights, best_of, iou_loss, mask_iou, mask_losses
-from sum.core.prompts import correction_weights, jitter_boxes, place_points, point_labels, sample_points, uniform
+from sum.core.prompts import correction_points, jitter_boxes, sample_points, uniform
 from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
@@ -218,9 +218,7 @@ def correct(prompts: Prompts, fine: Tensor, batch: TrainBatch, *, logits: Tensor
     fine: the prediction's logits `[N, 1, L, L]` at the loss side; chance: `[N]` float64 in [0, 1). Without
     a certain error the mask's own point is repeated.
     """
-    weights = correction_weights(fine, batch.mask, batch.certainty)
-    xy, found = place_points(weights, chance)
-    label = torch.where(found, point_labels(batch.mask, xy), torch.ones_like(found, dtype=torch.int64))
+    xy, label, found = correction_points(fine, batch.mask, batch.certainty, chance=chance)
     scale = side / batch.mask.shape[-1]
     xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
     return prompts.with_point(xy, label, logits=logits)
