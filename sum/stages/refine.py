@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sum.config import Config
@@ -135,9 +134,7 @@ def refine_step(
         return scalars
     with loop.autocast():
         refined = refiner(embedding, batch.image_index[kept], **prompts_of(pairs, kept))
-    side = batch.mask.shape[-1]
-    fine = F.interpolate(refined.float(), (side, side), mode="bilinear", align_corners=False)
-    loss = mask_losses(fine, batch.mask[kept], batch.certainty[kept], LossWeights()).mean()
+    loss = mask_losses(refined, batch.mask[kept], batch.certainty[kept], LossWeights()).mean()
     loop.backward(loss)
     return scalars | {"loss": loss.detach()}
 
