@@ -157,7 +157,8 @@ def _focal_and_dice(
     for at in strips:
         label = _indicator(target[..., at], above=0.5, dtype=fine.dtype)
         fine[..., at].addcmul_(room[..., at], torch.addcmul(pull, label, push, value=-1))
-    return focal + weights.dice * (1 - doubled / size)
+    losses: Tensor = focal + weights.dice * (1 - doubled / size)
+    return losses
 
 
 def _strip(logits: Tensor, target: Tensor, certainty: Tensor, *, weights: LossWeights, slope: Tensor) -> Tensor:
@@ -198,11 +199,11 @@ def _enlarged(logits: Tensor, hw: torch.Size) -> Tensor:
 def _shrunk(gradient: Tensor, hw: torch.Size) -> Tensor:
     """The gradient by what `_enlarged` enlarged: `[n, M, H, W]`, which is overwritten, -> `[n, M, h, w]`.
 
-    torch's own takes a CPU ten times as long and is an error where CUDA has to be deterministic.
+    torch's own takes a CPU ten times as long.
     """
     rows = _share_rows(gradient.flatten(0, 1), hw[0])
     columns = _share_rows(rows.transpose(1, 2).contiguous(), hw[1])
-    return columns.transpose(1, 2).unflatten(0, gradient.shape[:2])
+    return columns.transpose(1, 2).reshape(*gradient.shape[:2], *hw)
 
 
 def _share_rows(values: Tensor, height: int) -> Tensor:

@@ -155,9 +155,7 @@ def _draw_errors(guess: Tensor, truth: Tensor, weights: Tensor, chance: Tensor) 
     return _land(wrong, _rows(weights.float()), chance)
 
 
-def _land(
-    regions: Iterable[NDArray[np.bool_]], weights: NDArray[np.float32], chance: Tensor
-) -> tuple[Tensor, Tensor]:
+def _land(regions: Iterable[NDArray[np.bool_]], weights: NDArray[np.float32], chance: Tensor) -> tuple[Tensor, Tensor]:
     """Where in its region `[P]` each mask's chance falls: index `[B]`, 0 where nothing is found, and found `[B]`.
 
     An error region is about 1 % of the image: on a CPU this is many times faster than to sum over all pixels. One mask
