@@ -156,7 +156,7 @@ def _focal_and_dice(
     pull, push = ((weights.dice * x)[..., None] for x in (doubled / size**2, 2 / size))
     for at in strips:
         label = _indicator(target[..., at], above=0.5, dtype=fine.dtype)
-        fine[..., at].addcmul_(room[..., at], torch.addcmul(pull, label, push, value=-1))
+        fine[..., at].addcmul_(room[..., at], (label * -push).add_(pull))
     losses: Tensor = focal + weights.dice * (1 - doubled / size)
     return losses
 
