@@ -7,7 +7,9 @@ Points are `(x, y)` pixel indices, boxes `(x0, y0, x1, y1)` with both ends insid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 BOOL = {torch.bool, np.dtype(bool)}
+NEAR = 1 << 20  # pixels that are looked at at once
 BLOCK = 64  # weights that are added up before they are looked at one by one
 FLOAT32_DEPTH = 2000.0  # up to 2048 the float32 roots of neighbouring integers differ; deeper regions go a slower way
 
@@ -145,47 +148,65 @@ def _as_xy(index: Tensor, found: Tensor, *, width: int) -> Tensor:
 def _draw_sparse(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse CDF over the positive pixels. weights `[B, H, W]`, chance `[B]` in [0, 1) -> index `[B]`, found `[B]`."""
     planes = _rows(weights.float())
-    return _land((plane > 0 for plane in planes), planes, chance)
+    return _land(lambda part: planes[part] > 0, planes, chance)
 
 
 def _draw_errors(guess: Tensor, truth: Tensor, weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     """As `_draw_sparse`, over the pixels where guess (cut at 0) and truth (cut at 0.5) differ. All `[B, H, W]`."""
-    guesses, truths = (_rows(x) for x in (guess, truth))
-    wrong = (_cut(a, above=0) != _cut(b, above=0.5) for a, b in zip(guesses, truths, strict=True))
-    return _land(wrong, _rows(weights.float()), chance)
+    guesses, truths = _rows(guess), _rows(truth)
+    return _land(
+        lambda part: _cut(guesses[part], above=0) != _cut(truths[part], above=0.5), _rows(weights.float()), chance
+    )
 
 
-def _land(regions: Iterable[NDArray[np.bool_]], weights: NDArray[np.float32], chance: Tensor) -> tuple[Tensor, Tensor]:
-    """Where in its region `[P]` each mask's chance falls: index `[B]`, 0 where nothing is found, and found `[B]`.
+def _land(
+    region: Callable[[slice], NDArray[np.bool_]], weights: NDArray[np.float32], chance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where in its region (of some masks: `[n, P]`) each mask's chance falls: index `[B]`, 0 where nothing is found,
+    and found `[B]`. weights `[B, P]`, 0 or more.
 
-    An error region is about 1 % of the image: on a CPU this is many times faster than to sum over all pixels. One mask
-    at a time stays in the cache; numpy, because it finds the pixels 5 times faster than torch; float64, because a
+    An error region is about 1 % of the image: on a CPU this is many times faster than to sum over all pixels. A few
+    masks at a time stay in the cache; numpy, because it finds the pixels 5 times faster than torch; float64, because a
     float32 sum over 10^6 weights stops growing.
     """
-    index = np.zeros(len(weights), dtype=np.int64)
-    found = np.zeros(len(weights), dtype=bool)
-    for mask, (region, plane, share) in enumerate(zip(regions, weights, chance.tolist(), strict=True)):
-        spot = region.nonzero()[0]
-        values = plane.take(spot).astype(np.float64)
-        total = values.sum()
-        if total > 0:
-            index[mask], found[mask] = spot[_passed(values, share * total)[0]], True
+    count, area = weights.shape
+    index, found = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
+    shares, step = chance.tolist(), max(1, NEAR // max(1, area))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        spot = region(part).ravel().nonzero()[0]
+        values = weights[part].ravel().take(spot).astype(np.float64)
+        edges = spot.searchsorted(np.arange(step + 1) * area).tolist()
+        for mask, (begin, end) in enumerate(pairwise(edges)):
+            if begin < end:
+                place, found[start + mask] = _fall(values[begin:end], shares[start + mask])
+                index[start + mask] = (spot[begin + place] - mask * area) * found[start + mask]
     return torch.from_numpy(index), torch.from_numpy(found)
 
 
-def _passed(weights: NDArray[np.float64], aim: float) -> tuple[int, float]:
-    """Where the running sum of weights `[K]`, not all of them 0, passes aim, and what is left of the aim there.
+def _fall(weights: NDArray[np.float64], share: float) -> tuple[int, bool]:
+    """Where the running sum of weights `[K]` passes a share of the whole; False: they are all 0.
 
     Of many weights first the block, then its pixel: a running sum waits for each addition, the sums of blocks do not.
     """
-    if len(weights) > BLOCK**2:
-        block, aim = _passed(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)), aim)
-        index, rest = _passed(weights[block * BLOCK : (block + 1) * BLOCK], aim)
-        return block * BLOCK + index, rest
-    total = weights.cumsum()
-    aim = min(max(aim, 0.0), np.nextafter(total[-1], 0.0))  # rounding must not carry it past the last weight
-    index = int(total.searchsorted(aim, side="right"))
-    return index, aim - (total[index - 1] if index else 0.0)
+    block = 1 if len(weights) <= BLOCK**2 else BLOCK
+    sums = weights if block == 1 else np.add.reduceat(weights, np.arange(0, len(weights), block))
+    total = sums.cumsum()
+    if total[-1] <= 0:
+        return 0, False
+    aim = share * float(total[-1])
+    index = _passed(total, aim)
+    if block == 1:
+        return index, True
+    rest = aim - (float(total[index - 1]) if index else 0.0)
+    begin = index * block
+    return begin + _passed(weights[begin : begin + block].cumsum(), rest), True
+
+
+def _passed(total: NDArray[np.float64], aim: float) -> int:
+    """Where a running sum `[K]`, in the end above 0, passes aim."""
+    last = math.nextafter(float(total[-1]), 0.0)  # rounding must not carry the aim past the last weight
+    return int(total.searchsorted(min(max(aim, 0.0), last), side="right"))
 
 
 def _draw_dense(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:

@@ -234,6 +234,18 @@ def test_correction_points_are_the_points_of_their_weights(kind):
     assert torch.all(labels[~found] == 1)
 
 
+@pytest.mark.parametrize("side", [1, 8, 100])
+def test_errors_without_certainty_are_no_place_for_a_point(side):
+    none, all_of_it = torch.zeros(3, 1, side, side), torch.ones(3, 1, side, side)
+    certainty = torch.cat([none[:1], all_of_it[:1], none[:1]])
+    xy, label, found = correction_points(
+        none, all_of_it, certainty, chance=torch.full((3,), 1 - 2**-53, dtype=torch.float64)
+    )
+    assert found.tolist() == [False, True, False]
+    assert xy.tolist() == [[0, 0], [side - 1, side - 1], [0, 0]]
+    assert label.tolist() == [1, 1, 1]
+
+
 def test_correction_points_follow_the_certainty():
     weights, times = maps()[:, None], 5000
     target = torch.rand(weights.shape, generator=seeded(1)) > 0.5
