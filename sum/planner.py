@@ -92,8 +92,8 @@ class FirstTurns(MaskChunk):
 def make_batch(shape: StepShape, *, side: int) -> TrainBatch:
     """A batch of this shape: noise, with a square in the middle as every mask."""
     count, loss_side = shape.images * shape.masks, shape.loss_side
-    mask = torch.zeros(count, 1, loss_side, loss_side)
-    mask[..., loss_side // 4 : -(-3 * loss_side // 4), loss_side // 4 : -(-3 * loss_side // 4)] = 1
+    mask = torch.zeros(count, 1, loss_side, loss_side, dtype=torch.bool)
+    mask[..., loss_side // 4 : -(-3 * loss_side // 4), loss_side // 4 : -(-3 * loss_side // 4)] = True
     return TrainBatch(
         image=torch.randint(0, 256, (shape.images, 3, side, side), dtype=torch.uint8),
         hw=torch.full((shape.images, 2), side),

@@ -18,7 +18,7 @@ from torch import Tensor
 from sum.core.chance import normal, uniform
 from sum.core.geometry import mask_to_box
 from sum.core.losses import LossWeights, best_of, iou_loss, mask_iou, mask_losses
-from sum.core.prompts import correction_weights, jitter_boxes, place_points, point_labels
+from sum.core.prompts import correction_points, jitter_boxes, place_points
 from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
@@ -168,22 +168,28 @@ def round_loss(prediction: Prediction, batch: TrainBatch, *, rounds: Rounds, sha
     share: `[N]`, what each mask counts, where `batch` holds only some of the masks of a larger one.
     """
     side = batch.mask.shape[-1]
-    fine = F.interpolate(prediction.logits.float(), (side, side), mode="bilinear", align_corners=False)
-    losses = mask_losses(fine, batch.mask, batch.certainty, rounds.weights)
+    losses = mask_losses(prediction.logits, batch.mask, batch.certainty, rounds.weights)
     index = best_of(losses.detach())
     rows = torch.arange(len(index), device=index.device)
-    chosen = fine.detach()[rows, index][:, None]
+    best = prediction.pick(index)
+    chosen = enlarged(best.logits.detach(), side)
     valid = valid_pixels(batch)
     iou = mask_iou(chosen, batch.mask, valid)
     if rounds.iou_of_all and prediction.iou.shape[1] > 1:
-        every = torch.stack([mask_iou(plane[:, None], batch.mask, valid) for plane in fine.detach().unbind(1)], 1)
+        fine = enlarged(prediction.logits.detach(), side)
+        every = torch.stack([mask_iou(plane[:, None], batch.mask, valid) for plane in fine.unbind(1)], 1)
         quality = iou_loss(prediction.iou.float().flatten(), every.flatten()).view_as(every).mean(1)
     else:
         quality = iou_loss(prediction.iou[rows, index].float(), iou)
     share = image_shares(batch.image_index, images=len(batch.image)) if share is None else share
     each, quality = losses[rows, index], rounds.weights.iou * quality
     total = (share * (each + quality)).sum()
-    return RoundLoss(total, prediction.pick(index), chosen, iou, each.detach(), quality.detach())
+    return RoundLoss(total, best, chosen, iou, each.detach(), quality.detach())
+
+
+def enlarged(logits: Tensor, side: int) -> Tensor:
+    """Low-resolution logits `[N, M, L, L]` at another side, float32 `[N, M, side, side]`."""
+    return F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
 
 
 def image_shares(image_index: Tensor, *, images: int) -> Tensor:
@@ -242,9 +248,7 @@ def correct(prompts: Prompts, fine: Tensor, batch: TrainBatch, *, logits: Tensor
     fine: the prediction's logits `[N, 1, L, L]` at the loss side; chance: `[N]` float64 in [0, 1). Without
     a certain error the mask's own point is repeated.
     """
-    weights = correction_weights(fine, batch.mask, batch.certainty)
-    xy, found = place_points(weights, chance)
-    label = torch.where(found, point_labels(batch.mask, xy), torch.ones_like(found, dtype=torch.int64))
+    xy, label, found = correction_points(fine, batch.mask, batch.certainty, chance=chance)
     scale = side / batch.mask.shape[-1]
     xy = torch.where(found[:, None], (xy + 0.5) * scale - 0.5, batch.point)
     return prompts.with_point(xy, label, logits=logits)

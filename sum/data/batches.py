@@ -42,7 +42,7 @@ class TrainBatch:
     image: Tensor  # [B, 3, S, S] uint8
     hw: Tensor  # [B, 2] int64, the part of the frame that is image
     image_index: Tensor  # [N] int64
-    mask: Tensor  # [N, 1, L, L] float, 0 or 1
+    mask: Tensor  # [N, 1, L, L] bool
     certainty: Tensor  # [N, 1, L, L] float, 1 sure .. 0 unknown; 1 on every image pixel of a human mask, 0 on padding
     point: Tensor  # [N, 2] float xy, model frame
     task: Tensor  # [N] int64, rows of the task prompt
@@ -99,7 +99,7 @@ def collate(samples: Sequence[Sample]) -> TrainBatch:
         image=torch.stack([s.image for s in samples]),
         hw=torch.stack([s.hw for s in samples]),
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
-        mask=torch.cat([s.mask for s in samples])[:, None].float(),
+        mask=torch.cat([s.mask for s in samples])[:, None],
         certainty=torch.cat([s.certainty for s in samples])[:, None],
         point=torch.cat([s.point for s in samples]),
         task=torch.repeat_interleave(torch.tensor([s.task for s in samples]), counts),

@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sum.config import Config
@@ -135,9 +134,7 @@ def refine_step(
         return scalars
     with loop.autocast():
         refined = refiner(embedding, batch.image_index[kept], **prompts_of(pairs, kept))
-    side = batch.mask.shape[-1]
-    fine = F.interpolate(refined.float(), (side, side), mode="bilinear", align_corners=False)
-    losses = mask_losses(fine, batch.mask[kept], batch.certainty[kept], LossWeights())
+    losses = mask_losses(refined, batch.mask[kept], batch.certainty[kept], LossWeights())
     loss = losses.mean()
     loop.backward(loss)
     each = torch.zeros(len(batch.mask), device=losses.device).index_copy(0, kept, losses.detach()[:, 0])

@@ -210,6 +210,35 @@ def test_mask_losses_does_not_depend_on_how_many_masks_are_worked_at_once(monkey
         torch.testing.assert_close(gradient, results[0][1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("small", [(8, 6), (16, 12), (7, 5), (5, 9), (40, 20), (1, 1)])
+def test_logits_are_enlarged_as_interpolate_does_and_so_is_their_gradient(small):
+    _, target, certainty = case(height=16, width=12)
+    logits = torch.randn(3, 2, *small, generator=seeded(3), dtype=torch.float64).mul_(3).requires_grad_()
+    upstream = torch.randn(3, 2, generator=seeded(1), dtype=torch.float64)
+    got = fused(logits, target, certainty)
+    (gradient,) = torch.autograd.grad((got * upstream).sum(), logits)
+    fine = torch.nn.functional.interpolate(logits, (16, 12), mode="bilinear", align_corners=False)
+    want = torch.stack([plain(fine[:, k : k + 1], target, certainty) for k in range(2)], 1)
+    (slope,) = torch.autograd.grad((want * upstream).sum(), logits)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, slope, rtol=1e-8, atol=1e-10)
+
+
+def test_a_label_may_be_bool_and_nothing_given_is_changed():
+    maps = case(outputs=2, dtype=torch.float32)
+    before = [x.clone() for x in maps]
+    logits, target, certainty = maps
+    assert torch.equal(fused(logits, target.bool(), certainty), fused(logits, target, certainty))
+    assert all(torch.equal(*pair) for pair in zip(maps, before, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    logits, target, certainty = case()
+    loss = fused(logits.requires_grad_(), target, certainty).sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, logits, create_graph=True)
+
+
 def test_mask_losses_keeps_only_the_gradient():
     logits, target, certainty = case()
     kept = []

@@ -12,6 +12,7 @@ from scipy import stats
 from sum.core import prompts
 from sum.core.chance import normal
 from sum.core.prompts import (
+    correction_points,
     correction_weights,
     jitter_boxes,
     point_labels,
@@ -214,6 +215,53 @@ def test_correction_weights_are_the_certainty_where_the_prediction_is_wrong(kind
     out = correction_weights(prediction, draw("#.. ..#"), certainty)
     assert out.dtype == certainty.dtype
     torch.testing.assert_close(out[0, 0], torch.tensor([[0.0, 0.2, 0.0], [0.4, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "logits"])
+def test_correction_points_are_the_points_of_their_weights(kind):
+    """The short way of the CPU against the long one; half of the masks have errors of no certainty or none at all."""
+    generator = seeded(21)
+    target = torch.rand(400, 1, 9, 7, generator=generator) > 0.5
+    seen = target ^ (torch.rand(400, 1, 9, 7, generator=generator) < torch.rand(400, 1, 1, 1, generator=generator) / 9)
+    certainty = torch.rand(400, 1, 9, 7, generator=generator) * (torch.rand(400, 1, 9, 7, generator=generator) > 0.5)
+    chance = torch.rand(400, generator=generator, dtype=torch.float64)
+    prediction = {"bool": seen, "float": seen.float(), "logits": seen * 0.6 - 0.3}[kind]
+    label = target if kind == "bool" else target.float()
+    xy, labels, found = correction_points(prediction, label, certainty, chance=chance)
+    weights = correction_weights(prediction, label, certainty)
+    index, some = prompts._draw_dense(weights[:, 0], chance)
+    assert torch.equal(found, some)
+    assert 100 < found.sum() < 350
+    assert torch.equal((xy[:, 1] * 7 + xy[:, 0]).long(), torch.where(found, index, 0))
+    assert torch.equal(labels[found], point_labels(label, xy)[found])
+    assert torch.all(labels[~found] == 1)
+
+
+@pytest.mark.parametrize("side", [1, 8, 100])
+def test_errors_without_certainty_are_no_place_for_a_point(side):
+    none, all_of_it = torch.zeros(3, 1, side, side), torch.ones(3, 1, side, side)
+    certainty = torch.cat([none[:1], all_of_it[:1], none[:1]])
+    xy, label, found = correction_points(
+        none, all_of_it, certainty, chance=torch.full((3,), 1 - 2**-53, dtype=torch.float64)
+    )
+    assert found.tolist() == [False, True, False]
+    assert xy.tolist() == [[0, 0], [side - 1, side - 1], [0, 0]]
+    assert label.tolist() == [1, 1, 1]
+
+
+def test_correction_points_follow_the_certainty():
+    weights, times = maps()[:, None], 5000
+    target = torch.rand(weights.shape, generator=seeded(1)) > 0.5
+    wrong = torch.rand(weights.shape, generator=seeded(2)) > 0.3
+    chance = torch.rand(8 * times, generator=seeded(22), dtype=torch.float64)
+    given = (x.repeat(times, 1, 1, 1) for x in (target ^ wrong, target, weights))
+    xy, _, found = correction_points(*given, chance=chance)
+    index = (xy[:, 1] * 16 + xy[:, 0]).long().view(times, 8)
+    for which in range(8):
+        some = (weights * wrong)[which]
+        assert torch.all(found.view(times, 8)[:, which] == (some.sum() > 0))
+        if some.any():
+            assert p_value(index[:, which], some) > 1e-3, which
 
 
 def test_corrections_only_fall_on_certain_errors_and_carry_the_right_label():
