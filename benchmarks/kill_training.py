@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,11 +57,12 @@ class Tally:
     slowest_end: float = 0.0  # seconds from the kill of one process to the end of the others
 
     def __str__(self) -> str:
-        return (
-            f"{self.kills} kills ({self.of_all} of all processes at once), {self.in_writes} within the write of a "
-            f"checkpoint, {self.completed} times completed, always the same bytes; after the kill of one process all "
-            f"had ended within {self.slowest_end:.1f} s"
+        words = (
+            f"{self.kills} kills, {self.in_writes} within the write of a checkpoint, {self.completed} times completed, "
         )
+        alone = self.kills - self.of_all
+        more = f"; {alone} of one process alone: all had ended within {self.slowest_end:.1f} s" if alone else ""
+        return f"{words}always the same bytes{more}"
 
 
 class Command(Protocol):
@@ -238,7 +238,7 @@ def main() -> None:
             seed=options.seed,
             say=lambda line: print(line, flush=True),
         )
-    print(f"{sys.argv[0]}: {options.processes} process(es): {tally}")
+    print(tally)
 
 
 if __name__ == "__main__":
