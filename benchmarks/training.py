@@ -31,7 +31,6 @@ from benchmarks.generator import resident
 from benchmarks.training_duels import Duel, duels
 from benchmarks.training_peers import Authors
 
-
 SHORT = 0.2  # s
 
 
