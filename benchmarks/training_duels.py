@@ -16,12 +16,13 @@ from torch import Tensor
 
 from benchmarks.generator import candidates
 from benchmarks.training_peers import Authors, decode, train_step
+from sum.core.chance import uniform
 from sum.core.losses import LossWeights, dice_loss, focal_loss, mask_losses
-from sum.core.prompts import correction_points, uniform
+from sum.core.prompts import correction_points
 from sum.data.batches import TrainBatch
 from sum.models.backbones import BACKBONES
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prompts, Segmenter
-from sum.rounds import Rounds, first_prompts, train_rounds
+from sum.rounds import LATER, Rounds, first_prompts, train_rounds
 
 
 class Duel(Protocol):
@@ -78,7 +79,7 @@ class Sampling:
         return self._points(*self.maps)
 
     def _points(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        return correction_points(*maps, chance=uniform(len(maps[0]), generator=self.chance))[:2]
+        return correction_points(*maps, chance=torch.rand(len(maps[0]), generator=self.chance, dtype=torch.float64))[:2]
 
     def agree(self, *_: object) -> str:
         """Chi-square of both sides against the law on 8 maps of 32 x 32, 1,500 draws each."""
@@ -225,14 +226,15 @@ class Step:
             certainty=1 - doubt,
             point=torch.full((masks, 2), side / 2),
             task=torch.zeros(masks, dtype=torch.int64),
+            seed=torch.arange(masks),
         )
         self.rounds = Rounds(task_prompt="off")
 
     def reference(self, *, alike: bool = False) -> tuple[float, dict[str, Tensor]]:
         self.sam.zero_grad()
-        chance = torch.Generator().manual_seed(0)
-        prompts = first_prompts(self.batch, side=self.model.side, rounds=self.rounds, generator=chance)
-        chances = [uniform(self.masks, generator=chance) for _ in range(self.rounds.count - 1)]
+        seeds = torch.arange(self.masks)  # the batch's
+        prompts = first_prompts(self.batch, side=self.model.side, rounds=self.rounds, seeds=seeds)
+        chances = uniform(seeds, start=LATER, count=self.rounds.count - 1).unbind(1)
 
         def draw(seen: Tensor, number: int) -> tuple[Tensor, Tensor]:
             if not alike:

@@ -89,7 +89,9 @@ def test_masks_in_turns_give_the_gradients_of_all_at_once(whole: tuple[Recorder,
     assert any("image_encoder" in name for name in found)
     for name, value in sought.items():
         scale = float(value.abs().max())
-        assert float((found[name] - value).abs().max()) <= 2e-5 * scale + 1e-9, name
+        assert float((found[name] - value).abs().max()) <= 2e-5 * scale + 5e-9, (
+            name
+        )  # of key biases: 0 but for rounding
     for name in ("loss", "iou_first", "iou_last"):
         torch.testing.assert_close(log[name], logged[name], rtol=1e-5, atol=0)
     assert (int(log["mask_chunk"]), int(log["out_of_memory"])) == (min(size, 6), 0)

@@ -106,7 +106,8 @@ def test_frozen_parts_have_no_gradient_no_moments_and_stay_bit_for_bit(
         assert value not in loop.optimizer.state, name
         assert torch.equal(value, before[name]), name
     assert moved == TRAIN[which] | ({"task_prompt"} if task_prompt else set())
-    assert all(loop.names[id(value)] in before for value in loop.optimizer.state)
+    learnt = {id(value) for value in model.parameters() if value.requires_grad}
+    assert {id(value) for value in loop.optimizer.state} <= learnt
     stored = {name.split(".", 2)[2] for name in _checkpoint(tmp_path) if name.startswith("adam.")}
     assert {name.split(".")[1] if name.startswith("sam.") else name for name in stored} == moved
 

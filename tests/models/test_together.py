@@ -54,7 +54,7 @@ def test_trained_weights_find_the_same_masks_with_fewer_calls(monkeypatch: pytes
     seeds = load_config(root=PROJECT).demo.seeds
     images = [set_scene("unlabelled", n, seeds=seeds, side=128).image for n in range(5)]
     encoded, asked = list[int](), list[tuple[int, int]]()
-    encode, ask = Segmenter.encode, PointDecoder.ask
+    encode, ask = Segmenter.encode_fast, PointDecoder.ask
 
     def encoding(self: Segmenter, frames: Tensor, hw: Tensor) -> Tensor:
         encoded.append(len(frames))
@@ -65,7 +65,7 @@ def test_trained_weights_find_the_same_masks_with_fewer_calls(monkeypatch: pytes
         return ask(self, xy, views=views, **options)  # type: ignore[arg-type]
 
     want = [generate(model, image, settings=LABELLING) for image in images]
-    monkeypatch.setattr(Segmenter, "encode", encoding)
+    monkeypatch.setattr(Segmenter, "encode_fast", encoding)
     monkeypatch.setattr(PointDecoder, "ask", asking)
     found = generate_all(model, images, settings=replace(LABELLING, images_per_batch=3))
     assert encoded == [3, 2]

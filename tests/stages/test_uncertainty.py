@@ -285,13 +285,13 @@ def test_maps_made_while_labelling_are_the_stage_s_own(project: Path, monkeypatc
     alone = contents(OUT)
     shutil.rmtree("work", ignore_errors=True)
     shutil.rmtree(OUT)
-    encoded, real = [], SegmenterType.encode
+    encoded, real = [], SegmenterType.encode_fast
 
     def counted(*arguments: object) -> object:
         encoded.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(SegmenterType, "encode", counted)
+    monkeypatch.setattr(SegmenterType, "encode_fast", counted)
     labels = contents(LABELS)
     pseudo_label.run(configure(project))
     assert contents(LABELS) == labels
@@ -309,7 +309,7 @@ def test_masks_of_several_images_are_refined_together(
     want = {image_id: LabelStore(LABELS, OUT).refined(image_id).astype(int) for image_id in IDS}
     shutil.rmtree("work")
     encoded, refined = list[int](), list[int]()
-    encode, refine = SegmenterType.encode, Refiner.forward
+    encode, refine = SegmenterType.encode_fast, Refiner.forward
 
     def encoding(self: SegmenterType, frames: torch.Tensor, hw: torch.Tensor) -> torch.Tensor:
         encoded.append(len(frames))
@@ -321,7 +321,7 @@ def test_masks_of_several_images_are_refined_together(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return refine(self, embedding, index, **prompts)
 
-    monkeypatch.setattr(SegmenterType, "encode", encoding)
+    monkeypatch.setattr(SegmenterType, "encode_fast", encoding)
     monkeypatch.setattr(Refiner, "forward", refining)
     config = configure(project, pseudo_label={"images_per_batch": 3})
     with caplog.at_level(logging.WARNING):
