@@ -60,8 +60,8 @@ def run(
         return train_rounds(model, part, rounds=Rounds(count=1), generator=generator, backward=state.backward)
 
     try:
-        told = (lambda rows: watch.look(loop)) if watched else None
-        loop.run(lambda start: (batch(t) for t in range(start, STEPS)), step, title="watched", on_rows=told)
+        look = (lambda: watch.look(loop)) if watched else (lambda: None)
+        loop.run(lambda start: (batch(t) for t in range(start, STEPS)), step, title="watched", on_checkpoint=look)
     except (Enough, InterruptedError):
         pass
     return loop, watch

@@ -198,13 +198,12 @@ def train(
             chunk=state.chunk,
         )
 
-    def told(rows: Sequence[Row]) -> None:
-        on_rows(rows)
+    def look() -> None:
         if watch is not None:
             watch.look(loop)
 
     with suppress(Enough):
-        loop.run(batches, step, title="finetune", on_rows=told)
+        loop.run(batches, step, title="finetune", on_rows=on_rows, on_checkpoint=look)
 
 
 def start_record(
