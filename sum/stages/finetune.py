@@ -71,7 +71,7 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     files = label_files(method)
     facts = facts_of(config, budget=budget, manifest=manifest, files=files)
     model = load_segmenter(base_weights(config), backbone=config.model.backbone)
-    name = f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
+    name = f"{budget}-{fingerprint(config.finetune.of_weights(), entry, config.seed, config.model, facts)}"
     work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
