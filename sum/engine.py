@@ -168,7 +168,7 @@ class Loop:
             found = {**compute(self, batch, generator), "grad_norm": self._gradient()}
             losses = found.pop("mask_losses", None)  # stay where they are: nobody looks while all is well
             counts = {"masks": len(batch.image_index), "peak_memory_mb": peak_memory()}
-            scalars = self.exchange.over({**counts, **found})  # the one wait for the device in a step
+            scalars = self.exchange.over({**counts, **found})  # waits for the device
             fit = all(math.isfinite(scalars.get(name, 0.0)) for name in ("loss", "grad_norm"))
             self._update(fit=fit)
             now = time.perf_counter()
@@ -225,14 +225,19 @@ class Loop:
                     self.average[name].lerp_(value.detach(), 1 - decay)
 
     def _average(self, values: Sequence[nn.Parameter]) -> None:
-        """Gradients become their mean over the processes."""
+        """Gradients become their mean over the processes.
+
+        The device is waited for only where this process lacks a gradient: whether the others have it decides.
+        """
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in values]
-        flags = torch.tensor([p.grad is not None for p in values], device=grads[0].device)
-        flat = torch.cat([*(g.flatten() for g in grads), flags.to(grads[0].dtype)])
+        own = [p.grad is not None for p in values]
+        flags = torch.tensor(own, dtype=grads[0].dtype).to(grads[0].device, non_blocking=True)
+        flat = torch.cat([*(g.flatten() for g in grads), flags])
         *pieces, told = torch.split(
             self.accelerator.reduce(flat, reduction="mean"), [*(p.numel() for p in values), len(flags)]
         )
-        for p, piece, there in zip(values, pieces, (told > 0).tolist(), strict=True):
+        known = own if all(own) else (told > 0).tolist()
+        for p, piece, there in zip(values, pieces, known, strict=True):
             p.grad = piece.view_as(p).clone() if there else None
 
     def save(self) -> None:
