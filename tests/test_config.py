@@ -13,6 +13,7 @@ import yaml
 from sum.commands.use import check
 from sum.config import load_config
 from sum.errors import ConfigError, MissingInput
+from sum.stages.common import training_device
 from sum.training_settings import EarlyStopConfig
 
 PROJECT = Path(__file__).parents[1]
@@ -162,3 +163,14 @@ def test_a_training_goes_on_when_only_its_pace_or_its_memory_is_changed():
     assert named(plain, accumulate=2) != named(plain)
     for optim in ({"mask_chunk": 2}, {"lr": 0.5}, {"precision": "bf16"}):
         assert named(plain, optim=optim) != named(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "want"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+)
+def test_training_never_chooses_a_device_without_float64(monkeypatch, name, cuda, want):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert training_device(name).type == want
+    with pytest.raises(ConfigError, match=r"device: 'mps' has no float64.* cpu, or cuda"):
+        training_device("mps")

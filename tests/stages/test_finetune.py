@@ -23,7 +23,6 @@ from sum.models.checkpoint import load_segmenter
 from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
 from sum.stages import check_labels, finetune, uncertainty
-from sum.stages.common import training_device
 from sum.storage import sha256_file, write_json
 from sum.training_record import begin, skipped_items
 from tests.stages.label_world import WEIGHTS, contents, kill
@@ -173,19 +172,6 @@ def test_enlarged_maps_are_torchs() -> None:
     maps = np.random.default_rng(0).random((3, 16, 16), dtype=np.float32)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], (64, 64), mode="bilinear")[0]
     torch.testing.assert_close(enlarge(maps, side=64), wanted, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "cuda", "want"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
-)
-def test_training_never_chooses_a_device_without_float64(
-    monkeypatch: pytest.MonkeyPatch, name: str, cuda: bool, want: str
-) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert training_device(name).type == want
-    with pytest.raises(ConfigError, match=r"device: 'mps' has no float64.* cpu, or cuda"):
-        training_device("mps")
 
 
 @pytest.mark.slow  # imports torch and MLflow once more
