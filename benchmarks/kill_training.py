@@ -4,9 +4,10 @@
 
 In a temporary project of demo scenes, pseudo-labels and maps, with the shipped weights and every option that keeps or
 draws something of its own (average, augmentation, accumulation, adapters, early stopping). A checkpoint a step, and
-every other kill waits for the next write of one to begin, so that many kills fall into a write. Several processes are
-started by torchrun: all are killed, or only one, whereupon the others must end by themselves. Then the same command
-goes on. Whenever the training completes, what it published and its last state are compared, and all is trained anew.
+every other kill falls into the write of one: the processes are stopped while a part of it is on the disk. Several
+processes are started by torchrun: all are killed, or only one, whereupon the others must end by themselves. Then the
+same command goes on. Whenever the training completes, what it published and its last state are compared, and all is
+trained anew.
 """
 
 from __future__ import annotations
@@ -109,9 +110,8 @@ class Training:
     def kill(self, victims: list[psutil.Process], *, everyone: list[psutil.Process]) -> float:
         """kill -9; returns the seconds until everyone was gone."""
         began = time.monotonic()
-        for victim in victims:
-            with suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGKILL)
+        send(victims, signal.SIGKILL)
+        send(everyone, signal.SIGCONT)  # of those that were stopped
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -139,20 +139,50 @@ def clean(folder: Path) -> None:
     shutil.rmtree(folder / OUT, ignore_errors=True)
 
 
+def stop_in_write(training: Training, *, before: set[Path], pause: float) -> list[psutil.Process]:
+    """The workers, stopped while a part of a checkpoint is on the disk; none when the training ended before.
+
+    before: parts that earlier kills left; pause: seconds from the part's appearance to the stop, if it lasts so long.
+    """
+    while training.process.poll() is None:
+        training.wait(lambda: bool(parts(training.folder) - before), within=60)
+        time.sleep(pause)
+        workers = training.workers()
+        send(workers, signal.SIGSTOP)
+        training.wait(partial(stopped, workers), within=5)
+        if parts(training.folder) - before:
+            return workers
+        send(workers, signal.SIGCONT)  # it was whole already: the next one
+        pause = 0.0
+    return []
+
+
+def stopped(processes: list[psutil.Process]) -> bool:
+    still = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    with suppress(psutil.NoSuchProcess):
+        return all(process.status() in still for process in processes)
+    return True
+
+
+def send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 def strike(training: Training, dice: random.Random, *, window: float, tally: Tally) -> str | None:
     """Kill a training at a random moment; returns what was hit, None when it ended before."""
     before = parts(training.folder)
     training.wait(lambda: BEGUN in training.log(), within=600)
     training.wait(lambda: False, within=dice.uniform(0, window))
-    if dice.random() < 0.5:
-        training.wait(lambda: bool(parts(training.folder) - before), within=60)
-        time.sleep(dice.uniform(0, 0.02))
-    workers = training.workers()
+    writing = tally.kills % 2 == 0
+    pause = dice.uniform(0, 0.02)
+    workers = stop_in_write(training, before=before, pause=pause) if writing else training.workers()
     if training.process.poll() is not None or len(workers) < training.processes:
         return None
     all_at_once = training.processes == 1 or dice.random() < 0.5
     everyone = [psutil.Process(training.process.pid), *workers]
-    rank = dice.randrange(len(workers))
+    rank = 0 if writing else dice.randrange(len(workers))  # the first one writes
     seconds = training.kill(everyone if all_at_once else [workers[rank]], everyone=everyone)
     if training.process.returncode == 0:
         return None  # it was done already

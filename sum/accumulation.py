@@ -64,7 +64,7 @@ def train_in_parts(
             backward(loss * share)
 
         shares = dict.fromkeys(("loss", "loss_mask", "loss_iou"), images)  # of the IoUs: a mask's
-        shares |= {"out_of_memory": 1, "mask_chunk": 1 / parts}
+        shares |= {"out_of_memory": 1, "mask_chunk": 1 / min(parts, len(batch.image))}
         found = play(piece, backward=scaled)
         losses[rows] = found.pop("mask_losses")
         for name, value in found.items():

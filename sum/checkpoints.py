@@ -57,7 +57,7 @@ def keep(folder: Path, state: State, position: Position) -> Path:
 
     Newer ones stay: they were passed over as damaged, and this run will write them anew. Raises StorageError.
     """
-    path = folder / f"checkpoint-{position.step:07d}.safetensors"
+    path = place(folder, position.step)
     text = bytearray(json.dumps(position.history).encode())
     tensors = tensors_of(state) | {"history": torch.frombuffer(text, dtype=torch.uint8)}  # no limit, as of a header
     write_tensors(path, tensors, facts={"step": str(position.step), "mask_chunk": str(position.mask_chunk)})
@@ -66,6 +66,11 @@ def keep(folder: Path, state: State, position: Position) -> Path:
         for old in known[:-KEPT]:
             old.unlink(missing_ok=True)
     return path
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint lies from which this step is the next."""
+    return folder / f"checkpoint-{step:07d}.safetensors"
 
 
 def newest(folder: Path) -> Checkpoint | None:

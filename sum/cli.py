@@ -190,6 +190,8 @@ def _run_stage(name: str, names: Sequence[str], overrides: Sequence[str]) -> Non
     module = importlib.import_module(f"sum.stages.{name}")
     began = time.perf_counter()
     written = module.run(config, **argument)
+    if os.environ.get("RANK", "0") != "0":  # of processes that share the stage, the first one tells
+        return
     log.info("%s: wrote %s in %.1f s, peak memory %.0f MB", name, written, time.perf_counter() - began, peak_memory())
 
 

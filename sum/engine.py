@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from sum.checkpoints import Position, Row, State, keep, newest, put_back, trouble_with
+from sum.checkpoints import Position, Row, State, keep, newest, place, put_back, trouble_with
 from sum.culprits import Culprits, diverged, look
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, Refused, StorageError, TrainingDiverged
@@ -90,6 +90,8 @@ class Loop:
         self.culprits = Culprits()
         self.history: list[Row] = []
         self.step = 0
+        self.good: Path | None = None  # the last checkpoint that was whole: taken up or written by this run
+        self._reported = 0  # rows of the history
 
     @property
     def rank(self) -> int:
@@ -116,18 +118,38 @@ class Loop:
         compute: Step,
         *,
         title: str,
-        on_rows: Callable[[Sequence[Row]], None] | None = None,
+        on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
+        on_checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         """Train to the end. batches(start): the batches from step `start` on; compute leaves gradients and returns
         scalars to log; and, if it can, `mask_losses` `[N]`, to name the mask that made a step not finite.
 
-        on_rows gets the new rows of the history at each checkpoint, and first of all the whole history of the run
-        before: nobody knows how much of it was reported when that run died.
+        on_rows gets the new rows of the history at each checkpoint and when an error ends the run, and first of all the
+        whole history of the run before: nobody knows how much of it was reported when that run died. on_checkpoint is
+        called after it at the beginning and at each checkpoint, by all processes.
         """
         self.resume()
-        tell = on_rows or (lambda rows: None)
-        tell(self.history)
-        reported = len(self.history)
+        self._tell(on_rows)
+        on_checkpoint()
+        try:
+            self._train(batches, compute, title=title, on_rows=on_rows, on_checkpoint=on_checkpoint)
+        except BaseException:  # the steps that led to it are those that one wants to see
+            self._tell(on_rows)
+            raise
+
+    def _tell(self, on_rows: Callable[[Sequence[Row]], None]) -> None:
+        new, self._reported = self.history[self._reported :], len(self.history)
+        on_rows(new)
+
+    def _train(
+        self,
+        batches: Callable[[int], Iterator[TrainBatch]],
+        compute: Step,
+        *,
+        title: str,
+        on_rows: Callable[[Sequence[Row]], None],
+        on_checkpoint: Callable[[], None],
+    ) -> None:
         device = self.accelerator.device
         stream = batches(self.step)
         began = time.perf_counter()
@@ -146,7 +168,7 @@ class Loop:
             found = {**compute(self, batch, generator), "grad_norm": self._gradient()}
             losses = found.pop("mask_losses", None)  # stay where they are: nobody looks while all is well
             counts = {"masks": len(batch.image_index), "peak_memory_mb": peak_memory()}
-            scalars = self.exchange.over({**counts, **found})  # the one wait for the device in a step
+            scalars = self.exchange.over({**counts, **found})  # waits for the device
             fit = all(math.isfinite(scalars.get(name, 0.0)) for name in ("loss", "grad_norm"))
             self._update(fit=fit)
             now = time.perf_counter()
@@ -157,8 +179,8 @@ class Loop:
             self.step += 1
             if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
                 self.save()
-                tell(self.history[reported:])
-                reported = len(self.history)
+                self._tell(on_rows)
+                on_checkpoint()
 
     def finish(self) -> nn.Module:
         """The trained model: with the averaged weights if there is an average."""
@@ -178,9 +200,8 @@ class Loop:
         log.warning("step %d is left out: its loss or gradient is not finite (%d in a row); %s", self.step, row, told)
         limit = self.options.max_skipped
         if row >= limit:
-            newest = max(self.folder.glob("checkpoint-*.safetensors"), default=None)
             steps = (self.step + 1 - row, self.step)
-            raise TrainingDiverged(diverged(steps, limit=limit, culprits=self.culprits, checkpoint=newest))
+            raise TrainingDiverged(diverged(steps, limit=limit, culprits=self.culprits, checkpoint=self.good))
 
     def _gradient(self) -> Tensor:
         """The gradients of all processes as one, clipped; returns its norm before clipping, a scalar on the device."""
@@ -204,14 +225,19 @@ class Loop:
                     self.average[name].lerp_(value.detach(), 1 - decay)
 
     def _average(self, values: Sequence[nn.Parameter]) -> None:
-        """Gradients become their mean over the processes."""
+        """Gradients become their mean over the processes.
+
+        The device is waited for only where this process lacks a gradient: whether the others have it decides.
+        """
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in values]
-        flags = torch.tensor([p.grad is not None for p in values], device=grads[0].device)
-        flat = torch.cat([*(g.flatten() for g in grads), flags.to(grads[0].dtype)])
+        own = [p.grad is not None for p in values]
+        flags = torch.tensor(own, dtype=grads[0].dtype).to(grads[0].device, non_blocking=True)
+        flat = torch.cat([*(g.flatten() for g in grads), flags])
         *pieces, told = torch.split(
             self.accelerator.reduce(flat, reduction="mean"), [*(p.numel() for p in values), len(flags)]
         )
-        for p, piece, there in zip(values, pieces, (told > 0).tolist(), strict=True):
+        known = own if all(own) else (told > 0).tolist()
+        for p, piece, there in zip(values, pieces, known, strict=True):
             p.grad = piece.view_as(p).clone() if there else None
 
     def save(self) -> None:
@@ -223,6 +249,7 @@ class Loop:
         self.chunk.size = int(sizes.min())
         if self.rank == 0:
             keep(self.folder, self._state(), Position(self.step, self.history, self.chunk.size))
+        self.good = place(self.folder, self.step)
 
     def resume(self) -> None:
         """Take up the newest checkpoint that is whole, the same in all processes: process 0 chooses, all must read it.
@@ -246,7 +273,8 @@ class Loop:
         if chosen:
             stood = put_back(self.folder, chosen, self._state())
             self.step, self.history, self.chunk.size = stood.step, stood.history, stood.mask_chunk
-            log.info("resumed at step %d from %s", self.step, self.folder / chosen.name)
+            self.good = self.folder / chosen.name
+            log.info("resumed at step %d from %s", self.step, self.good)
 
     def told_by_first(self, value: Told) -> Told:
         """What process 0 has of this value: a decision that all must make alike."""

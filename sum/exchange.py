@@ -24,7 +24,6 @@ class Exchange:
     def __init__(self, gather: Gather, *, ranks: int, device: torch.device) -> None:
         """gather: collective over `ranks` processes; device: where it wants its tensors."""
         self._gather, self._ranks, self._device = gather, ranks, device
-        self._wide = torch.float32 if device.type == "mps" else torch.float64  # no float64 there
         self._names: list[str] = []
 
     def over(self, found: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -54,8 +53,8 @@ class Exchange:
         return [list(map(float, values)) for values in self._gather(row).view(self._ranks, -1).tolist()]
 
     def _placed(self, value: Tensor | float) -> Tensor:
-        given = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=self._wide)
-        return given.to(self._device, self._wide, non_blocking=True)
+        given = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        return given.to(self._device, torch.float64, non_blocking=True)
 
     def _agree(self, found: Mapping[str, Tensor | float]) -> None:
         """All names that any process has or had, in the order of the ranks."""

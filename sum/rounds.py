@@ -23,6 +23,10 @@ from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
 
+LESS_ENCODER = (
+    "When fine-tuning, set finetune.recompute_encoder to true, with which it goes on from its last checkpoint, or "
+    "raise finetune.accumulate. "
+)
 Backward = Callable[[Tensor], None]
 Autocast = Callable[[], AbstractContextManager[object]]
 NOISE, FIRST, LATER = 0, 8, 10  # places in a mask's stream of random numbers: box's noise; point, box or not; rounds
@@ -64,7 +68,7 @@ def train_rounds(
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures
-    with needs_room("the image encoder"), autocast():
+    with needs_room("the image encoder", mend=LESS_ENCODER), autocast():
         features = model.encode(batch.image, batch.hw)
     with needs_room("the first prompts"):
         asked = batch if rounds.weigh_points else without_doubt(batch)
@@ -86,7 +90,7 @@ def train_rounds(
 
     embedding, log = chunk.over(len(batch.mask), model.parameters(), attempt)
     if embedding.grad is not None:
-        with needs_room("the image encoder"):
+        with needs_room("the image encoder", mend=LESS_ENCODER):
             features.backward(embedding.grad)  # type: ignore[no-untyped-call]
     for name in ("iou_first", "iou_last"):
         log[name] = log[name] / len(batch.mask)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
@@ -193,3 +193,14 @@ class FinetuneConfig:
             1 <= self.accumulate <= self.optim.images_per_batch,
             f"accumulate must lie in 1..{self.optim.images_per_batch} (optim.images_per_batch), got {self.accumulate}",
         )
+
+    def of_weights(self) -> dict[str, Any]:
+        """The settings without those that change no bit of the weights: a training goes on when one of them changes.
+
+        Not among those are accumulate and mask_chunk, which change the order of sums.
+        """
+        found = asdict(self)
+        del found["recompute_encoder"], found["optim"]["workers"], found["optim"]["max_skipped"]
+        if not self.early_stop.patience:  # else the weights are judged at each checkpoint
+            del found["optim"]["checkpoint_every"]
+        return found

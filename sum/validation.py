@@ -19,9 +19,9 @@ from sum.data.records import Manifest
 from sum.data.splits import divide
 from sum.engine import Loop
 from sum.errors import DataError
-from sum.models.checkpoint import read_tensors, save_tensors
 from sum.models.segmenter import Segmenter
 from sum.storage import write_json
+from sum.tensor_files import check, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 KEPT = 2  # best weights: a damaged checkpoint takes a run back to before the last ones
@@ -66,8 +66,10 @@ class Watch:
             raise Enough
 
     def take_best(self, model: Segmenter) -> None:
-        """Give the model the weights of the best figure."""
-        model.load_state_dict(read_tensors(self._weights(self.best)))
+        """Give the model the weights of the best figure. Raises CheckpointError when their file is damaged."""
+        path = self._weights(self.best)
+        check(path)
+        model.load_state_dict(dict(read_tensors(path)))
 
     def _measure(self, loop: Loop) -> float:
         """Mean IoU 0..1 over all held-out masks; processes share the images."""
@@ -80,8 +82,11 @@ class Watch:
         return float(total[0] / total[1])
 
     def _keep(self, loop: Loop) -> None:
-        save_tensors(self._weights(loop.step), loop.model.state_dict(), about={"step": str(loop.step)})
-        for old in sorted(self.folder.glob("best-*.safetensors"))[:-KEPT]:
+        """Write the best weights and remove older ones; later ones are of a run that was taken back to here."""
+        path = self._weights(loop.step)
+        write_tensors(path, loop.model.state_dict(), facts={"step": str(loop.step)})
+        known = [old for old in sorted(self.folder.glob("best-*.safetensors")) if old.name <= path.name]
+        for old in known[:-KEPT]:
             old.unlink()
 
     def _weights(self, step: int) -> Path:

@@ -24,12 +24,14 @@ def fork(work: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
+    code = 1
     try:
         work()
-    except BaseException:  # noqa: BLE001  # the copy must not go on as pytest
+        code = 0
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    finally:  # whatever happens: the copy must not go on as pytest
+        os._exit(code)
 
 
 class Forked:
@@ -37,11 +39,11 @@ class Forked:
 
     def __init__(self, work: Callable[[], object], log: Path) -> None:
         def told() -> None:
-            with log.open("w", buffering=1) as file:
-                sys.stdout = sys.stderr = file
+            with log.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-                work()
+            sys.stdout = sys.stderr = os.fdopen(1, "w", 1, closefd=False)  # stays open for the traceback
+            work()
 
         log.unlink(missing_ok=True)
         log.touch()

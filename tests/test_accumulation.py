@@ -42,6 +42,7 @@ def test_pieces_add_up_to_the_whole_batch(parts: int) -> None:
     for name, want in whole.items():
         torch.testing.assert_close(pieces[name], want, rtol=1e-3, atol=2e-6, msg=name)
     assert own.keys() == log.keys()
+    assert float(own["mask_chunk"]) == pytest.approx({2: 3, 3: 2, 9: 2}[parts])  # masks of a piece, in the mean
     for name in ("loss", "loss_mask", "loss_iou", "iou_first", "iou_last", "out_of_memory", "mask_losses"):
         torch.testing.assert_close(own[name], log[name].float(), rtol=1e-5, atol=1e-6)
 

@@ -20,7 +20,7 @@ from sum.checkpoints import Checkpoint, newest
 from sum.engine import Loop
 from sum.errors import CheckpointError, Refused, StorageError
 from sum.tensor_files import check, read_facts, read_tensors, write_tensors
-from tests.forks import ended, fork, fork_beside_threads, gang
+from tests.forks import Forked, ended, fork, fork_beside_threads, gang
 from tests.test_engine import OPTIONS, STEPS, LoopOptions, same_run, train
 
 LAST = f"checkpoint-{STEPS:07d}.safetensors"
@@ -292,3 +292,11 @@ def test_a_folder_that_refuses_is_told_as_it_is(whole: Loop, tmp_path: Path, mon
     monkeypatch.setattr("sum.engine.newest", refuse)
     with pytest.raises(Refused, match=r"process 0 of 1 .*Permission denied"):
         train(tmp_path)
+
+
+def test_a_copy_of_this_process_ends_with_its_error_in_its_log(tmp_path: Path) -> None:
+    def work() -> None:
+        raise ValueError("as it should")
+
+    assert Forked(work, tmp_path / "log").wait(30) == 1
+    assert "ValueError: as it should" in (tmp_path / "log").read_text()

@@ -68,6 +68,14 @@ def test_help_answers_at_once():
         assert f"  {name}" in done.stdout
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_the_processes_that_share_a_stage_says_what_was_written(fake, capsys, monkeypatch, rank):
+    monkeypatch.setenv("RANK", str(rank))
+    assert main(["finetune", "small"]) == 0
+    assert len(fake.calls) == 1
+    assert capsys.readouterr().err.count("finetune: wrote data/fake") == 1 - rank
+
+
 def test_a_stage_gets_its_config_and_word(fake, caplog):
     with caplog.at_level(logging.INFO):
         assert main(["finetune", "small", "finetune.optim.checkpoint_every=55"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import yaml
 from sum.commands.use import check
 from sum.config import load_config
 from sum.errors import ConfigError, MissingInput
+from sum.stages.common import training_device
+from sum.training_settings import EarlyStopConfig
 
 PROJECT = Path(__file__).parents[1]
 EXAMPLES = sorted((PROJECT / "examples").glob("*.yaml"))
@@ -142,3 +145,32 @@ def test_an_unknown_key_on_the_command_line_is_answered_with_the_nearest(key):
     with pytest.raises(ConfigError) as caught:
         load_config([f"{key}=vanilla"], root=PROJECT)
     assert str(caught.value).startswith(f"command line: unknown key '{key}'. Did you mean 'finetune.method'?")
+
+
+def test_a_training_goes_on_when_only_its_pace_or_its_memory_is_changed():
+    """Its work folder is named by of_weights."""
+
+    plain = load_config().finetune
+    stopping = replace(plain, early_stop=EarlyStopConfig(patience=3))
+
+    def named(base, *, optim=None, **changes):
+        return replace(base, optim=replace(base.optim, **(optim or {})), **changes).of_weights()
+
+    pace, rarely = {"workers": 3, "max_skipped": 4}, {"checkpoint_every": 7}
+    assert named(plain, optim=pace | rarely, recompute_encoder=True) == named(plain)
+    assert named(stopping, optim=pace, recompute_encoder=True) == named(stopping)
+    assert named(stopping, optim=rarely) != named(stopping)  # the weights are judged at each checkpoint
+    assert named(plain, accumulate=2) != named(plain)
+    for optim in ({"mask_chunk": 2}, {"lr": 0.5}, {"precision": "bf16"}):
+        assert named(plain, optim=optim) != named(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "want"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+)
+def test_training_never_chooses_a_device_without_float64(monkeypatch, name, cuda, want):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert training_device(name).type == want
+    with pytest.raises(ConfigError, match=r"device: 'mps' has no float64.* cpu, or cuda"):
+        training_device("mps")

@@ -66,7 +66,7 @@ def train(loop: Loop, batches: dict[int, TrainBatch], *, parts: int = 1, spoil: 
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         assert isinstance(state.model, Segmenter)
         log = train_in_parts(
-            state.model, batch, parts=parts, rounds=Rounds(count=2, box_odds=0.0), generator=generator,
+            state.model, batch, parts=parts, rounds=Rounds(count=4, box_odds=0.0), generator=generator,
             backward=state.backward, chunk=state.chunk,
         )  # fmt: skip
         if state.step == spoil:
@@ -84,6 +84,7 @@ def train(loop: Loop, batches: dict[int, TrainBatch], *, parts: int = 1, spoil: 
     [
         ("certainty", 3, "mask set/b#3 (its certainty is not finite)", None, 1),
         ("certainty", 3, "mask set/b#3 (its certainty is not finite)", 2, 1),
+        ("certainty", 5, "mask set/b#5 (its certainty is not finite)", None, 1),
         ("point", 2, "mask set/a#2 (its point is not finite)", None, 2),
         ("image", 1, "image set/b (its pixels are not finite)", None, 2),
         ("image", 1, "image set/b (its pixels are not finite)", 4, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,5 +246,41 @@ def test_too_many_such_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"steps 4 to 6: no loss or gradient was finite.*max_skipped is 3"):
         loop.run(toy_batches, diverge, title="toy")
     names = sorted(path.name for path in tmp_path.iterdir())
+    assert loop.good == tmp_path / names[-1]
     assert names == ["checkpoint-0000003.safetensors", "checkpoint-0000006.safetensors"]
     assert all(torch.isfinite(p).all() for p in loop.model.parameters())
+
+
+@pytest.mark.parametrize(("every", "good"), [(2, "checkpoint-0000002.safetensors"), (9, None)])
+def test_a_damaged_file_is_not_called_the_last_good_checkpoint(tmp_path: Path, every: int, good: str | None) -> None:
+    def diverge(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        scalars = toy_step(loop, batch, generator)
+        return {"loss": scalars["loss"] * (float("nan") if loop.step > 1 else 1.0)}
+
+    (tmp_path / "checkpoint-0000008.safetensors").write_bytes(b"damaged")
+    options = LoopOptions(**{**OPTIONS, "max_skipped": 1, "checkpoint_every": every})  # type: ignore[arg-type]
+    words = f"{tmp_path / good} is the last good checkpoint" if good else "There is no checkpoint yet"
+    for _ in range(2):  # the second run takes it up
+        loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=options, folder=tmp_path)
+        with pytest.raises(TrainingDiverged, match=re.escape(words)):
+            loop.run(toy_batches, diverge, title="toy")
+
+
+@pytest.mark.parametrize("error", [TrainingDiverged, KeyboardInterrupt])
+def test_the_steps_that_led_to_an_error_are_reported_before_it(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        scalars = toy_step(loop, batch, generator)
+        if loop.step == 6 and error is KeyboardInterrupt:
+            raise error
+        return {"loss": scalars["loss"] * (float("nan") if loop.step > 3 else 1.0)}
+
+    rows, checkpoints = list[dict[str, float]](), list[int]()
+    options = LoopOptions(**{**OPTIONS, "max_skipped": 2 if error is TrainingDiverged else 9, "checkpoint_every": 3})  # type: ignore[arg-type]
+    loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=options, folder=tmp_path)
+    with pytest.raises(error):
+        loop.run(
+            toy_batches, fail, title="toy", on_rows=rows.extend, on_checkpoint=lambda: checkpoints.append(loop.step)
+        )
+    skipped = [0, 0, 0, 0, 1, 1]
+    assert [(row["step"], row["skipped"]) for row in rows] == list(enumerate(skipped))
+    assert checkpoints == ([0, 3] if error is TrainingDiverged else [0, 3, 6])

@@ -17,7 +17,7 @@ from sum.core.prompts import farthest_point
 from sum.data.batches import TrainBatch
 from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask
 from sum.engine import Loop, LoopOptions
-from sum.errors import DataError
+from sum.errors import CheckpointError, DataError
 from sum.models.segmenter import Segmenter
 from sum.rounds import Rounds, train_rounds
 from sum.storage import sha256_file
@@ -60,8 +60,8 @@ def run(
         return train_rounds(model, part, rounds=Rounds(count=1), generator=generator, backward=state.backward)
 
     try:
-        told = (lambda rows: watch.look(loop)) if watched else None
-        loop.run(lambda start: (batch(t) for t in range(start, STEPS)), step, title="watched", on_rows=told)
+        look = (lambda: watch.look(loop)) if watched else (lambda: None)
+        loop.run(lambda start: (batch(t) for t in range(start, STEPS)), step, title="watched", on_checkpoint=look)
     except (Enough, InterruptedError):
         pass
     return loop, watch
@@ -148,3 +148,25 @@ def test_what_is_held_out_is_not_learnt_and_an_empty_share_is_refused(held: Mani
     assert hold_out(held, share=0.0)[0].masks == held.masks
     with pytest.raises(DataError, match=r"early_stop\.held_out: 1e-09 of 3 human images holds out no mask"):
         hold_out(held, share=1e-9)
+
+
+def test_a_run_taken_back_keeps_the_best_weights_that_it_writes(held: Manifest, tmp_path: Path) -> None:
+    """Later ones are left by the run before, whose checkpoints were all damaged."""
+    model = small()
+    loop = Loop(model, options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
+    for step in (4, 6):
+        (tmp_path / f"best-{step:07d}.safetensors").touch()
+    watch = Watch(held, patience=9, folder=tmp_path)
+    for step, figure in enumerate((0.1, 0.2, 0.3)):
+        loop.step, watch.figures[step] = step, figure
+        watch.look(loop)
+    assert [path.name[11:12] for path in sorted(tmp_path.glob("best-*"))] == ["1", "2", "4", "6"]
+    other = small()
+    with torch.no_grad():
+        other.task_prompt.fill_(9)
+    watch.take_best(other)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    path = tmp_path / "best-0000002.safetensors"
+    path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    with pytest.raises(CheckpointError, match="its content does not match the SHA-256"):
+        watch.take_best(other)

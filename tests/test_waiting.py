@@ -5,6 +5,8 @@ On tensors without values, on a device that is not the CPU, so that the paths of
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sum.data.batches import TrainBatch
+from sum.engine import Loop, LoopOptions
 from sum.models import training_decoder
 from sum.models.backbones import BACKBONES
 from sum.models.mask_chunk import MaskChunk
@@ -20,6 +23,7 @@ from sum.models.segmenter import Segmenter
 from sum.planner import StepShape, make_batch
 from sum.rounds import Rounds, train_rounds
 from tests.models.test_parts import with_vit
+from tests.test_engine import OPTIONS
 
 DEVICE = "meta"
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "repeat_interleave", "equal"}
@@ -100,6 +104,26 @@ def steps(model: Segmenter, batch: TrainBatch, *, chunk: MaskChunk | None = None
         backward=lambda loss: loss.backward(),
         chunk=chunk,
     )
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_gradients_of_several_processes_are_averaged_without_waiting_but_where_one_is_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: bool
+) -> None:
+    loop = Loop(nn.Linear(3, 2), options=LoopOptions(**OPTIONS), folder=tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(loop.accelerator, "reduce", lambda flat, reduction: flat)
+    values = [nn.Parameter(torch.empty(3, 2, device=DEVICE)), nn.Parameter(torch.empty(2, device=DEVICE))]
+    for value in values[lacking:]:
+        value.grad = torch.empty_like(value)
+    if lacking:
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # there is no value to decide by
+            loop._average(values)
+        return
+    found: list[str] = []
+    with Lists(found), Waits(found):
+        loop._average(values)
+    assert not found
+    assert [value.grad.shape for value in values if value.grad is not None] == [(3, 2), (2,)]
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,8 @@ def sample_points(weights: Tensor, *, generator: torch.Generator) -> tuple[Tenso
     weights: `[B, 1, H, W]`, 0 or more; a pixel of weight 0 is never drawn. The generator may live on another device.
     Returns xy `[B, 2]` float32 and found `[B]` bool, False (and xy 0, 0) where a mask has no weight at all.
     """
-    return place_points(weights, uniform(len(weights), generator=generator))
-
-
-def uniform(count: int, *, generator: torch.Generator) -> Tensor:
-    """One number a mask, evenly from [0, 1): float64 `[count]`, on the generator's device."""
-    return torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+    chance = torch.rand(len(weights), generator=generator, device=generator.device, dtype=torch.float64)
+    return place_points(weights, chance)
 
 
 def beside(values: Tensor, like: Tensor) -> Tensor:
@@ -201,9 +197,12 @@ def _fall(weights: NDArray[np.float64], share: float) -> tuple[int, bool]:
 
 
 def _passed(total: NDArray[np.float64], aim: float) -> int:
-    """Where a running sum `[K]`, in the end above 0, passes aim."""
+    """Where a running sum `[K]`, in the end above 0 or NaN, passes aim; some index below K for any numbers.
+
+    The 0 stands first: it is what `max` gives for NaN. NaN is sorted behind every number, and the loss will tell of it.
+    """
     last = math.nextafter(float(total[-1]), 0.0)  # rounding must not carry the aim past the last weight
-    return int(total.searchsorted(min(max(aim, 0.0), last), side="right"))
+    return int(total.searchsorted(min(max(0.0, aim), last), side="right"))
 
 
 def _draw_dense(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:

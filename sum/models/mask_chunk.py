@@ -66,22 +66,25 @@ class MaskChunk:
         torch.cuda.empty_cache()  # nothing where there is no CUDA
 
 
-def no_room(what: str, reason: str) -> OutOfMemory:
-    """The error of a step that cannot be made smaller; what: what was tried; reason: the device's own words."""
+def no_room(what: str, reason: str, *, mend: str = "") -> OutOfMemory:
+    """The error of a step that cannot be made smaller.
+
+    what: was tried; reason: the device's own words; mend: what to do before one changes batch or precision.
+    """
     return OutOfMemory(
-        f"the memory does not suffice for a training step with {what} ({' '.join(reason.split())[:200]}). Lower "
+        f"the memory does not suffice for a training step with {what} ({' '.join(reason.split())[:200]}). {mend}Lower "
         "optim.images_per_batch, or set optim.precision to bf16; `python -m sum plan` says what fits."
     )
 
 
 @contextmanager
-def needs_room(what: str) -> Iterator[None]:
-    """Where fewer masks at once would not help: out of memory in here raises OutOfMemory, which names `what`."""
+def needs_room(what: str, *, mend: str = "") -> Iterator[None]:
+    """Where fewer masks at once would not help: out of memory in here raises OutOfMemory; see `no_room`."""
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise no_room(what, str(error)) from error
+            raise no_room(what, str(error), mend=mend) from error
         raise
 
 

@@ -100,6 +100,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def training_device(name: str) -> torch.device:
+    """As `pick_device`, where to train: it needs float64, which 'mps' does not have."""
+    if name == "mps":
+        raise ConfigError(
+            "params.yaml: device: 'mps' has no float64, which training needs. Use cpu, or cuda where there is one."
+        )
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return pick_device(name)
+
+
 def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
     """The loop's numbers from a section's `optim`."""
     return LoopOptions(
@@ -117,7 +128,7 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
         max_skipped=optim.max_skipped,
         mask_chunk=optim.mask_chunk,
         seed=config.seed,
-        device=pick_device(config.device).type,
+        device=training_device(config.device).type,
     )
 
 

@@ -71,7 +71,7 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     files = label_files(method)
     facts = facts_of(config, budget=budget, manifest=manifest, files=files)
     model = load_segmenter(base_weights(config), backbone=config.model.backbone)
-    name = f"{budget}-{fingerprint(config.finetune, entry, config.seed, config.model, facts)}"
+    name = f"{budget}-{fingerprint(config.finetune.of_weights(), entry, config.seed, config.model, facts)}"
     work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
@@ -198,13 +198,12 @@ def train(
             chunk=state.chunk,
         )
 
-    def told(rows: Sequence[Row]) -> None:
-        on_rows(rows)
+    def look() -> None:
         if watch is not None:
             watch.look(loop)
 
     with suppress(Enough):
-        loop.run(batches, step, title="finetune", on_rows=told)
+        loop.run(batches, step, title="finetune", on_rows=on_rows, on_checkpoint=look)
 
 
 def start_record(

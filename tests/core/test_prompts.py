@@ -144,6 +144,23 @@ def test_a_million_small_weights_are_all_in_reach(drawn):
     assert drawn(weights, chance)[0].item() == 999_998
 
 
+@pytest.mark.parametrize("drawn", DRAWS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [3, 100])  # below and above BLOCK squared
+def test_a_weight_that_is_not_finite_stays_in_its_mask_and_leaves_the_others_alone(drawn, value, side):
+    weights = torch.rand(6, side, side, generator=seeded(14))
+    bad = weights.clone()
+    bad[1, 0, 1], bad[3, -1, -1], bad[5] = value, value, value
+    for share in (0.0, 0.3, 1 - 2**-53):
+        chance = torch.full((6,), share, dtype=torch.float64)
+        index, _ = drawn(bad, chance)
+        assert torch.all((index >= 0) & (index < side**2))
+        assert torch.equal(index[::2], drawn(weights, chance)[0][::2])
+        none, ones = torch.zeros(6, 1, side, side), torch.ones(6, 1, side, side)
+        xy, _, _ = correction_points(none, ones, bad[:, None], chance=chance)
+        assert torch.all((xy >= 0) & (xy < side))
+
+
 def test_masks_without_weight_are_told_apart():
     weights = torch.cat((draw("... ..."), draw("... .#."), draw("... ...")))
     xy, found = sample_points(weights, generator=seeded())

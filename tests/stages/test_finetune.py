@@ -186,7 +186,8 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     kill(project, stage="finetune", function="train_in_parts", call=3, budget="small")
     assert not Path("data/models").exists()
     (note,) = Path("work/finetune").glob("*/mlflow.json")
-    finetune.run(config, budget="small")
+    pace = {"optim": OPTIM | {"workers": 1, "checkpoint_every": 2, "max_skipped": 4}, "recompute_encoder": True}
+    finetune.run(settings(project, tracking_uri, **options, **pace), budget="small")
     run = json.loads(Path("data/models/small/run.json").read_text())
     assert run["run_id"] == json.loads(note.read_text())["run_id"]
     resumed = contents(Path("data/models/small"))

@@ -77,6 +77,7 @@ def test_a_killed_training_publishes_the_same_bytes(project: Path, processes: in
     def start() -> Forked:
         return Forked(partial(finetune, processes), project / "log")
 
-    tally = torment(project, start, kills=4, processes=processes)
-    assert tally.kills == 4
+    tally = torment(project, start, kills=2, processes=processes)
+    assert tally.kills == 2
+    assert tally.in_writes >= 1  # every other one
     assert tally.completed >= 1
