@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from sum.commands import reproduce_checks
 from sum.commands.reproduce import own_config, threads
 from sum.commands.reproduce_checks import differences, mend
 from sum.config import check_config, load_config
-from sum.errors import ConfigError
+from sum.errors import ConfigError, DataError
 from sum.models.distance import apart
-from sum.provenance import command_line
+from sum.provenance import command_line, provenance
 from sum.registry import trainings
 from sum.run_page import FOLDER, note_resumption, read_page
 from sum.settings import Config
 from sum.stages import finetune
 from sum.stages.common import code_hash
 from sum.storage import sha256_file
+from sum.training_record import begin
 from tests.stages.label_world import WEIGHTS, contents, make_project
 from tests.stages.tuning_world import add_human_mask, make_labelled, settings
 
@@ -179,6 +181,39 @@ def test_what_may_matter_is_told_and_refuses_nothing(
         ("resumed", "threads 3"), ("params: seed", "the run's is used"), ("params: finetune.optim.lr", "0.5"),
     ):  # fmt: skip
         assert words in rows[what], what
+
+
+def test_a_killed_training_goes_on_when_the_page_of_its_run_is_gone(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database is there, its files below mlruns/ are not."""
+
+    def again() -> tracking.Run:
+        return begin(
+            tmp_path / "run.json",
+            params={"tracking": {"uri": tracking_uri, "experiment": "sum"}},
+            facts={"budget": "small", "method": "sum", "base": "0", "data": "0"},
+            files={},
+            licences={},
+            skipped={},
+            machine={"device": "cpu", "threads": "1", "processes": "1"},
+        )
+
+    first = again()
+    shutil.rmtree(tmp_path / "mlruns")
+    with caplog.at_level("WARNING", logger="sum"):
+        assert again().id == first.id
+    (told,) = caplog.messages
+    assert first.id in told
+    assert "Training goes on" in told
+    with pytest.raises(DataError, match="its files are gone"):
+        read_page(tracking_uri, first.id)
+
+
+def test_versions_of_all_that_may_change_weights_are_in_the_page() -> None:
+    facts = provenance()
+    for name in ("torch", "segment-anything", "peft", "accelerate", "safetensors", "numpy", "opencv-python-headless"):
+        assert facts[f"version.{name}"] == metadata.version(name)
 
 
 def spoil_base(_: World) -> None:
