@@ -22,7 +22,7 @@ from torch import nn
 from sum.accumulation import train_in_parts
 from sum.cli import main
 from sum.commands.plan import case_of, changed, plan, proposals
-from sum.commands.plan_devices import ROOM, Device
+from sum.commands.plan_devices import ROOM, Device, free_memory
 from sum.config import load_config
 from sum.data.batches import TrainBatch, collate
 from sum.data.coarse import CoarseScenes
@@ -207,7 +207,7 @@ def test_proposals_go_from_the_same_training_to_another() -> None:
     config = load_config(["finetune.optim.images_per_batch=6", "finetune.optim.masks_per_image=4"])
     found = dict(proposals(config))
     assert [words.partition(":")[0] for words in found] == [
-        "the same gradients", "the same gradients, more time", "the gradient of the same batch, other points",
+        "the same gradients", "the same gradients, more time", "the same gradients, the images in pieces",
         "rounded otherwise", "another training", "another training",
     ]  # fmt: skip
     chunks, _, pieces, *_, alone = found.values()
@@ -242,6 +242,63 @@ def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None
     said, case = plan(changed(config, {**least, "finetune.optim.precision": "bf16"}), none)
     assert "none; not even the decoder alone" in said[-1]
     assert case is None
+
+
+@pytest.mark.slow
+def test_a_share_of_the_batch_is_planned_for_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--no-time", "finetune.rounds.rounds=1", "finetune.accumulate=4"]
+    peaks = []
+    for count in (1, 3):
+        monkeypatch.setenv("SUM_PROCESSES", str(count))
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert f"{6 // count} images x 4 masks a step" in said
+        assert f"accumulate {min(4, 6 // count)}," in said
+        peaks.append(float(re.findall(r"cpu \(.*\n  memory: .*tensors ([\d.]+) GB", said)[0]))
+    assert "shared by 3 processes" in said
+    assert "One of 3 processes (SUM_PROCESSES) with its share of 6 images a step." in said
+    assert peaks[1] <= peaks[0]
+    monkeypatch.setenv("SUM_PROCESSES", "4")
+    assert main(words) == 2
+    assert "images_per_batch is 6, no multiple of the 4 processes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_gradients_that_are_averaged_need_two_more_copies_of_them() -> None:
+    """Beside weights, gradients and moments, where that is more than the rounds need."""
+    shape = StepShape(images=1, masks=1, rounds=Rounds(count=1), loss_side=8, chunk=1)
+    alone, shared = (trace_memory(tiny, replace(shape, averaged=averaged)) for averaged in (False, True))
+    trained = [value.numel() for value in tiny().parameters()]
+    after = shared.peak - 2 * 4 * sum(trained)
+    assert shared.weights + shared.training <= after <= shared.weights + shared.training + 1e6
+    assert alone.peak < shared.peak
+    assert alone.training == shared.training
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "stat", "want"),
+    [
+        ("max", "5", "", 4096e3),
+        ("8000000", "5000000", "", 3e6),
+        ("8000000", "5000000", "anon 3\ninactive_file 500000\n", 3.5e6),
+        ("90000000", "5000000", "", 4096e3),  # the machine has less
+        ("8000000", "9000000", "", 0.0),
+        (None, None, "", 4096e3),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(
+    tmp_path: Path, limit: str | None, current: str | None, stat: str, want: float
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemFree: 1 kB\nMemAvailable:    4000 kB\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (("max", limit), ("current", current), ("stat", stat)):
+        if text is not None:
+            (group / f"memory.{name}").write_text(text)
+    assert free_memory(tmp_path) == want
 
 
 def scenes(folder: Path) -> TrainBatch:
