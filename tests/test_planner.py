@@ -34,7 +34,7 @@ from sum.models.parts import Lora, select_parts
 from sum.models.segmenter import Segmenter
 from sum.planner import LiveBytes, StepShape, make_batch, optimizer_of, run_rounds, trace_memory, update
 from sum.rounds import Rounds
-from sum.step_time import probe_time
+from sum.step_time import operations, probe_time
 from tests.test_engine import OPTIONS
 
 pytestmark = pytest.mark.timeout(600)
@@ -45,22 +45,23 @@ def tiny() -> Segmenter:
     return Segmenter(BACKBONES["tiny"].build(), backbone="tiny")
 
 
-def vit() -> Segmenter:
-    """SAM's ViT with its window and global attention, its decoder at full width; 256 px and four blocks."""
+def vit(side: int = 256, *, depth: int = 4, everywhere: tuple[int, ...] = (1, 3)) -> Segmenter:
+    """SAM's ViT with its window and global attention, its decoder at full width; everywhere: the global blocks."""
     norm = partial(nn.LayerNorm, eps=1e-6)
     encoder = ImageEncoderViT(
-        img_size=256,
+        img_size=side,
         patch_size=16,
         embed_dim=384,
-        depth=4,
+        depth=depth,
         num_heads=6,
         out_chans=256,
         norm_layer=norm,
         use_rel_pos=True,
         window_size=14,
-        global_attn_indexes=(1, 3),
+        global_attn_indexes=everywhere,
     )
-    prompts = PromptEncoder(embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16)
+    grid = (side // 16, side // 16)
+    prompts = PromptEncoder(embed_dim=256, image_embedding_size=grid, input_image_size=(side, side), mask_in_chans=16)
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
     decoder = MaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
     return Segmenter(Sam(encoder, prompts, decoder), backbone="vit")
@@ -299,6 +300,19 @@ def test_a_container_has_what_its_limit_leaves(
         if text is not None:
             (group / f"memory.{name}").write_text(text)
     assert free_memory(tmp_path) == want
+
+
+def test_operations_of_a_global_block_are_those_counted_by_hand() -> None:
+    """Of one block more, at a size where its scores are made in six strips."""
+    side, width = 512, 384
+    shape = StepShape(images=1, masks=1, rounds=Rounds(), loss_side=64)
+    two, one = (operations(partial(vit, side, depth=depth, everywhere=(0, 1)[:depth]), shape) for depth in (2, 1))
+    grid = side // 16
+    pairs, layers = grid**4 * width, grid**2 * width * (3 + 1 + 4 + 4) * width
+    positions = grid**2 * width * 2 * grid
+    forward = layers + 2 * pairs + positions
+    backward = 2 * layers + 5 * pairs + 2 * positions  # the shares are made again
+    assert two - one == 2 * (forward + backward)
 
 
 def scenes(folder: Path) -> TrainBatch:
