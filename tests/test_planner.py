@@ -362,8 +362,9 @@ def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folde
 def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From parts, and by a run of the whole step; against the real loop, with masks of scenes where the model is ours.
 
-    Seconds of the processor with one thread: other work on the machine does not count. The loop is timed before and
-    after, because it disturbs caches nevertheless.
+    Seconds of the processor with one thread: other work on the machine does not count. It disturbs caches nevertheless:
+    loop and predictions take turns, and the fastest of each is compared; there is a third turn where the loop's own
+    two are more than 10 % apart.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -379,18 +380,19 @@ def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypa
         rounds=rounds,
         loss_side=batch.mask.shape[-1],
     )
+    real: list[float] = []
+    predicted: dict[bool, list[float]] = {False: [], True: []}  # from parts, by the whole step
     try:
-        before = step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / "before")
-        parts, whole = (
-            probe_time(build, shape, device=torch.device("cpu"), limit=limit, clock=time.process_time)
-            for limit in (0.0, 30.0)
-        )
-        after = step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / "after")
+        while len(real) < 2 or (len(real) < 3 and max(real) > 1.1 * min(real)):
+            real.append(step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / str(len(real))))
+            for limit in (0.0, 30.0):
+                found = probe_time(build, shape, device=torch.device("cpu"), limit=limit, clock=time.process_time)
+                predicted[found.whole].append(found.step)
     finally:
         torch.set_num_threads(threads)
-    assert (parts.whole, whole.whole) == (False, True)
-    for predicted in (parts.step, whole.step):
-        assert predicted == pytest.approx(min(before, after), rel=0.15)
+    for times in predicted.values():
+        assert len(times) == len(real)
+        assert min(times) == pytest.approx(min(real), rel=0.15), (real, predicted)
 
 
 @pytest.mark.gpu
