@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sum.errors import ConfigError, Refused, StorageError, SumError, TrackingError, choose
-from sum.launch import torchrun
+from sum.launch import images_each, processes, torchrun
 
 if TYPE_CHECKING:
     from sum.config import Config
@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         shared = torchrun(argv, os.environ)
         if shared is not None:
+            _check_shared(options.stage, [*options.words, *words])
             os.execv(shared[0], shared)  # noqa: S606 - no shell, a list of arguments
         _dispatch(options.stage, [*options.words, *words])
     except SumError as error:
@@ -153,11 +154,25 @@ def _dispatch(name: str, words: Sequence[str]) -> None:
     _pick((*STAGES, *COMMANDS), name, what="stage")
     if name in COMMANDS:
         return _run_command(name, words)
+    return _run_stage(name, *_understood(name, words))
+
+
+def _understood(name: str, words: Sequence[str]) -> tuple[Config, dict[str, str]]:
+    """Settings and the stage's own word, from the words behind its name."""
+    from sum.config import load_config
+
     flags = [word for word in words if word.startswith("-")]
     if flags:
         raise ConfigError(f"stage '{name}' has no option {flags[0]}; numbers of params.yaml are given as key=value")
-    overrides = [word for word in words if "=" in word]
-    return _run_stage(name, [word for word in words if "=" not in word], overrides)
+    config = load_config([word for word in words if "=" in word])
+    return config, _argument(name, [word for word in words if "=" not in word], config)
+
+
+def _check_shared(name: str, words: Sequence[str]) -> None:
+    """Refuse wrong words and settings in a line; each process would, and torchrun would add a page."""
+    config, _ = _understood(name, words)
+    if name == "finetune":
+        images_each(config.finetune.optim.images_per_batch, count=processes(os.environ))
 
 
 def _run_command(name: str, words: Sequence[str]) -> None:
@@ -181,12 +196,9 @@ class _CommandParser(argparse.ArgumentParser):
         raise ConfigError(f"{self.format_usage().strip()}: {message}")
 
 
-def _run_stage(name: str, names: Sequence[str], overrides: Sequence[str]) -> None:
-    from sum.config import load_config
+def _run_stage(name: str, config: Config, argument: Mapping[str, str]) -> None:
     from sum.provenance import peak_memory
 
-    config = load_config(overrides)
-    argument = _argument(name, names, config)
     module = importlib.import_module(f"sum.stages.{name}")
     began = time.perf_counter()
     written = module.run(config, **argument)

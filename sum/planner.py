@@ -41,6 +41,7 @@ class StepShape:
     pieces: int = 1  # in which the images are gone through
     precision: str = "fp32"  # or bf16
     ema: bool = False
+    averaged: bool = False  # gradients, over several processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,8 @@ def trace_memory(build: Build, shape: StepShape, *, grouped: bool = False) -> Me
             part = batch if shape.pieces == 1 else make_batch(piece, side=model.side)
             run_rounds(model, part, shape=shape, chunk=FirstTurns(shape.chunk))
         at_work = learnt if grouped else 2 * max(value.untyped_storage().nbytes() for value in trained)
-        peak = max(live.peak, live.now + at_work)  # of the rounds, or of the update
+        if shape.averaged:
+            at_work = max(at_work, 2 * learnt)  # all gradients in one piece, and what the others make of it
+        peak = max(live.peak, live.now + at_work)  # of the rounds, or of averaging and update
         training = sum(value.untyped_storage().nbytes() for value in kept) + learnt
     return Memory(peak, weights, training)

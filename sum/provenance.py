@@ -20,7 +20,9 @@ from typing import Any
 UNKNOWN = "unknown"
 LARGEST = 2_000_000  # characters kept of a difference
 LONGEST = 6000  # characters MLflow keeps of a parameter
-SHOWN = ("torch", "torchvision", "segment-anything", "numpy", "accelerate", "safetensors", "mlflow", "dvc")
+COMPUTING = ("torch", "torchvision", "segment-anything", "peft", "accelerate", "safetensors")
+READING = ("numpy", "scipy", "opencv-python-headless", "pillow", "pycocotools")  # photos and masks into tensors
+SHOWN = (*COMPUTING, *READING, "mlflow", "dvc")
 
 
 def provenance(root: Path | None = None) -> dict[str, str]:

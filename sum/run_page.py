@@ -6,6 +6,7 @@ Written when a run begins, read by `python -m sum reproduce`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 import yaml
 
-from sum.errors import ConfigError, DataError
+from sum.errors import ConfigError, DataError, TrackingError
 from sum.mlflow_client import connect, or_none, refusals
 from sum.provenance import command_line, provenance, uncommitted
 from sum.tracking import WEIGHTS_TAG, Run, find_model, read_files
+
+log = logging.getLogger(__name__)
 
 FOLDER = "reproduce"
 PARAMS = "params.yaml"  # complete: load_config takes it
@@ -97,8 +100,15 @@ def write_page(
 
 
 def note_resumption(record: Run, machine: Mapping[str, str]) -> None:
-    """Tag a run that goes on where it rounds otherwise than where it began. machine: of `circumstances`, now."""
-    then = _record(read_files(record.client, record.id, folder=FOLDER), record.id)["machine"]
+    """Tag a run that goes on where it rounds otherwise than where it began. machine: of `circumstances`, now.
+
+    Training needs no page: one that cannot be read is told and does not stop it; only `reproduce` refuses it.
+    """
+    try:
+        then = _record(read_files(record.client, record.id, folder=FOLDER), record.id)["machine"]
+    except (DataError, TrackingError) as error:
+        log.warning("%s. Training goes on; `python -m sum reproduce` will not take this run", error)
+        return
     changed = [f"{name} {machine[name]}" for name in ("device", "threads", "processes") if machine[name] != then[name]]
     if changed:
         with refusals(f"tag {RESUMED} of run {record.id}"):

@@ -7,14 +7,16 @@ something for all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from sum.models.attention import COUNTED
 from sum.models.mask_chunk import MaskChunk
 from sum.models.segmenter import Segmenter
 from sum.planner import Build, StepShape, make_batch, optimizer_of, run_rounds, update
@@ -22,6 +24,13 @@ from sum.planner import Build, StepShape, make_batch, optimizer_of, run_rounds, 
 FEW, SOME = 2, 8  # masks of the parts, if the time allows no more
 RUNS = 3  # of the whole step, the first of which warms up
 
+
+def _of_product(_: Sequence[int], first: Sequence[int], second: Sequence[int], **__: object) -> int:
+    """Operations of adding a product `[b, n, k]` x `[b, k, m]` in place, by shapes."""
+    return 2 * prod(first) * second[-1]
+
+
+UNKNOWN = {torch.ops.aten.baddbmm_: _of_product}  # PyTorch's counter knows only the one that is not in place
 Clock = Callable[[], float]
 
 
@@ -124,14 +133,23 @@ def _from_parts(probe: Probe, shape: StepShape, *, limit: float) -> tuple[float,
     return image, mask, piece * shape.images / images
 
 
+def operations(build: Build, shape: StepShape) -> int:
+    """Floating-point operations of the image encoder for an image, forward and, where it trains, backward."""
+    token = COUNTED.set(True)
+    try:
+        with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
+            model = build()
+            batch = make_batch(replace(shape, images=1, masks=1), side=model.side)
+            features = model.encode(batch.image, batch.hw)
+            if features.requires_grad:
+                features.sum().backward()  # type: ignore[no-untyped-call]
+        return int(counter.get_total_flops())
+    finally:
+        COUNTED.reset(token)
+
+
 def least_time(build: Build, shape: StepShape, *, device: torch.device) -> float:
     """Seconds that the image encoder cannot do without: its operations at the speed of a product of matrices."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        model = build()
-        batch = make_batch(replace(shape, images=1, masks=1), side=model.side)
-        features = model.encode(batch.image, batch.hw)
-        if features.requires_grad:
-            features.sum().backward()  # type: ignore[no-untyped-call]
     dtype = torch.bfloat16 if shape.precision == "bf16" else torch.float32
     square = torch.ones(1024, 1024, device=device, dtype=dtype)
     best = float("inf")
@@ -139,4 +157,4 @@ def least_time(build: Build, shape: StepShape, *, device: torch.device) -> float
         began = time.perf_counter()
         (square @ square).sum().item()  # waits for it
         best = min(best, time.perf_counter() - began)
-    return float(shape.images * counter.get_total_flops()) * best / (2 * 1024**3)
+    return float(shape.images * operations(build, shape)) * best / (2 * 1024**3)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sum import cli
 from sum.cli import COMMANDS, STAGES, main
@@ -90,12 +91,13 @@ def test_evaluate_knows_base_too(fake):
     assert [argument for _, argument in fake.calls] == [{"model": "base"}, {"model": "large"}]
 
 
-def test_a_stage_that_can_be_shared_starts_itself_under_torchrun() -> None:
+def test_a_stage_that_can_be_shared_starts_itself_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     words = ["-v", "finetune", "small", "seed=3"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    for wanted in ("8", "gpu"):
+    for wanted, count in (("8", 8), ("gpu", 4)):
         found = torchrun(words, {VARIABLE: wanted})
-        assert found == [*start, f"--nproc-per-node={wanted}", "-m", "sum", *words]
+        assert found == [*start, f"--nproc-per-node={count}", "-m", "sum", *words]
     for environment in ({}, {VARIABLE: ""}, {VARIABLE: "1"}, {VARIABLE: "8", "RANK": "3"}):  # the last: a child
         assert torchrun(words, environment) is None
     for alone in (["evaluate", "small"], ["ingest"], ["finetune", "--help"], ["finetune", "-h"], ["plan"]):
@@ -109,6 +111,44 @@ def test_a_number_of_processes_that_is_none_is_refused(
     monkeypatch.setenv(VARIABLE, wanted)
     assert main(["finetune", "small"]) == 2
     assert f"SUM_PROCESSES is '{wanted}', wants a number of processes such as 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words", "message"),
+    [
+        ("gpu", ["finetune", "small"], "SUM_PROCESSES is 'gpu', but PyTorch finds no CUDA device here."),
+        ("2", ["finetune", "nosuch"], "budget: unknown 'nosuch'"),
+        ("2", ["pseudo_label", "small"], "takes only key=value"),
+        ("2", ["uncertainty", "seed=many"], "params.yaml: seed: Input should be a valid integer"),
+        ("4", ["finetune", "small"], "images_per_batch is 6, no multiple of the 4 processes"),
+    ],
+)
+def test_what_several_processes_would_refuse_is_one_line_before_they_start(
+    wanted: str,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun was started"))
+    monkeypatch.setenv(VARIABLE, wanted)
+    assert main(words) == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert message in told
+
+
+def test_words_that_are_right_start_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def execv(_: str, command: list[str]) -> None:
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setenv(VARIABLE, "3")
+    assert main(["finetune", "small", "seed=3"]) == 130
+    assert [command[-6:] for command in started] == [["--nproc-per-node=3", "-m", "sum", "finetune", "small", "seed=3"]]
 
 
 @pytest.mark.parametrize(

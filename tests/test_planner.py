@@ -22,7 +22,7 @@ from torch import nn
 from sum.accumulation import train_in_parts
 from sum.cli import main
 from sum.commands.plan import case_of, changed, plan, proposals
-from sum.commands.plan_devices import ROOM, Device
+from sum.commands.plan_devices import ROOM, Device, free_memory
 from sum.config import load_config
 from sum.data.batches import TrainBatch, collate
 from sum.data.coarse import CoarseScenes
@@ -34,7 +34,7 @@ from sum.models.parts import Lora, select_parts
 from sum.models.segmenter import Segmenter
 from sum.planner import LiveBytes, StepShape, make_batch, optimizer_of, run_rounds, trace_memory, update
 from sum.rounds import Rounds
-from sum.step_time import probe_time
+from sum.step_time import operations, probe_time
 from tests.test_engine import OPTIONS
 
 pytestmark = pytest.mark.timeout(600)
@@ -45,22 +45,23 @@ def tiny() -> Segmenter:
     return Segmenter(BACKBONES["tiny"].build(), backbone="tiny")
 
 
-def vit() -> Segmenter:
-    """SAM's ViT with its window and global attention, its decoder at full width; 256 px and four blocks."""
+def vit(side: int = 256, *, depth: int = 4, everywhere: tuple[int, ...] = (1, 3)) -> Segmenter:
+    """SAM's ViT with its window and global attention, its decoder at full width; everywhere: the global blocks."""
     norm = partial(nn.LayerNorm, eps=1e-6)
     encoder = ImageEncoderViT(
-        img_size=256,
+        img_size=side,
         patch_size=16,
         embed_dim=384,
-        depth=4,
+        depth=depth,
         num_heads=6,
         out_chans=256,
         norm_layer=norm,
         use_rel_pos=True,
         window_size=14,
-        global_attn_indexes=(1, 3),
+        global_attn_indexes=everywhere,
     )
-    prompts = PromptEncoder(embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16)
+    grid = (side // 16, side // 16)
+    prompts = PromptEncoder(embed_dim=256, image_embedding_size=grid, input_image_size=(side, side), mask_in_chans=16)
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
     decoder = MaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
     return Segmenter(Sam(encoder, prompts, decoder), backbone="vit")
@@ -207,7 +208,7 @@ def test_proposals_go_from_the_same_training_to_another() -> None:
     config = load_config(["finetune.optim.images_per_batch=6", "finetune.optim.masks_per_image=4"])
     found = dict(proposals(config))
     assert [words.partition(":")[0] for words in found] == [
-        "the same gradients", "the same gradients, more time", "the gradient of the same batch, other points",
+        "the same gradients", "the same gradients, more time", "the same gradients, the images in pieces",
         "rounded otherwise", "another training", "another training",
     ]  # fmt: skip
     chunks, _, pieces, *_, alone = found.values()
@@ -242,6 +243,76 @@ def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None
     said, case = plan(changed(config, {**least, "finetune.optim.precision": "bf16"}), none)
     assert "none; not even the decoder alone" in said[-1]
     assert case is None
+
+
+@pytest.mark.slow
+def test_a_share_of_the_batch_is_planned_for_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--no-time", "finetune.rounds.rounds=1", "finetune.accumulate=4"]
+    peaks = []
+    for count in (1, 3):
+        monkeypatch.setenv("SUM_PROCESSES", str(count))
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert f"{6 // count} images x 4 masks a step" in said
+        assert f"accumulate {min(4, 6 // count)}," in said
+        peaks.append(float(re.findall(r"cpu \(.*\n  memory: .*tensors ([\d.]+) GB", said)[0]))
+    assert "shared by 3 processes" in said
+    assert "One of 3 processes (SUM_PROCESSES) with its share of 6 images a step." in said
+    assert peaks[1] <= peaks[0]
+    monkeypatch.setenv("SUM_PROCESSES", "4")
+    assert main(words) == 2
+    assert "images_per_batch is 6, no multiple of the 4 processes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_gradients_that_are_averaged_need_two_more_copies_of_them() -> None:
+    """Beside weights, gradients and moments, where that is more than the rounds need."""
+    shape = StepShape(images=1, masks=1, rounds=Rounds(count=1), loss_side=8, chunk=1)
+    alone, shared = (trace_memory(tiny, replace(shape, averaged=averaged)) for averaged in (False, True))
+    trained = [value.numel() for value in tiny().parameters()]
+    after = shared.peak - 2 * 4 * sum(trained)
+    assert shared.weights + shared.training <= after <= shared.weights + shared.training + 1e6
+    assert alone.peak < shared.peak
+    assert alone.training == shared.training
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "stat", "want"),
+    [
+        ("max", "5", "", 4096e3),
+        ("8000000", "5000000", "", 3e6),
+        ("8000000", "5000000", "anon 3\ninactive_file 500000\n", 3.5e6),
+        ("90000000", "5000000", "", 4096e3),  # the machine has less
+        ("8000000", "9000000", "", 0.0),
+        (None, None, "", 4096e3),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(
+    tmp_path: Path, limit: str | None, current: str | None, stat: str, want: float
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemFree: 1 kB\nMemAvailable:    4000 kB\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (("max", limit), ("current", current), ("stat", stat)):
+        if text is not None:
+            (group / f"memory.{name}").write_text(text)
+    assert free_memory(tmp_path) == want
+
+
+def test_operations_of_a_global_block_are_those_counted_by_hand() -> None:
+    """Of one block more, at a size where its scores are made in six strips."""
+    side, width = 512, 384
+    shape = StepShape(images=1, masks=1, rounds=Rounds(), loss_side=64)
+    two, one = (operations(partial(vit, side, depth=depth, everywhere=(0, 1)[:depth]), shape) for depth in (2, 1))
+    grid = side // 16
+    pairs, layers = grid**4 * width, grid**2 * width * (3 + 1 + 4 + 4) * width
+    positions = grid**2 * width * 2 * grid
+    forward = layers + 2 * pairs + positions
+    backward = 2 * layers + 5 * pairs + 2 * positions  # the shares are made again
+    assert two - one == 2 * (forward + backward)
 
 
 def scenes(folder: Path) -> TrainBatch:
@@ -291,8 +362,9 @@ def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folde
 def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From parts, and by a run of the whole step; against the real loop, with masks of scenes where the model is ours.
 
-    Seconds of the processor with one thread: other work on the machine does not count. The loop is timed before and
-    after, because it disturbs caches nevertheless.
+    Seconds of the processor with one thread: other work on the machine does not count. It disturbs caches nevertheless:
+    loop and predictions take turns, and the fastest of each is compared; there is a third turn where the loop's own
+    two are more than 10 % apart.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -308,18 +380,19 @@ def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypa
         rounds=rounds,
         loss_side=batch.mask.shape[-1],
     )
+    real: list[float] = []
+    predicted: dict[bool, list[float]] = {False: [], True: []}  # from parts, by the whole step
     try:
-        before = step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / "before")
-        parts, whole = (
-            probe_time(build, shape, device=torch.device("cpu"), limit=limit, clock=time.process_time)
-            for limit in (0.0, 30.0)
-        )
-        after = step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / "after")
+        while len(real) < 2 or (len(real) < 3 and max(real) > 1.1 * min(real)):
+            real.append(step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / str(len(real))))
+            for limit in (0.0, 30.0):
+                found = probe_time(build, shape, device=torch.device("cpu"), limit=limit, clock=time.process_time)
+                predicted[found.whole].append(found.step)
     finally:
         torch.set_num_threads(threads)
-    assert (parts.whole, whole.whole) == (False, True)
-    for predicted in (parts.step, whole.step):
-        assert predicted == pytest.approx(min(before, after), rel=0.15)
+    for times in predicted.values():
+        assert len(times) == len(real)
+        assert min(times) == pytest.approx(min(real), rel=0.15), (real, predicted)
 
 
 @pytest.mark.gpu

@@ -43,25 +43,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """The plan of stage finetune for params.yaml, a paragraph a device."""
+    """The plan of stage finetune for params.yaml, a paragraph a device.
+
+    Of one process, where SUM_PROCESSES says how many there are. Raises ConfigError as the stage would.
+    """
     from sum.commands.plan_devices import find_devices
     from sum.config import load_config
+    from sum.launch import VARIABLE, processes
 
-    config = load_config(options.changes)
-    case_of(config)  # imports what the stage imports: it is part of the program's size
+    whole, count = load_config(options.changes), processes(os.environ)
+    config = part_of(whole, count=count)
+    case_of(config, count=count)  # imports what the stage imports: it is part of the program's size
     lines = [describe(config)]
-    for device in find_devices(options.card):
-        said, case = plan(config, device)
+    for device in find_devices(options.card, count=count):
+        said, case = plan(config, device, count=count)
         lines += [f"{device.name}, {_gb(device.free)} free", *said]
         if case is not None and device.here and not options.no_time:
             lines += time_lines(case, device, steps=config.finetune.optim.steps, limit=options.limit)
-    lines.append("One process. Not in it: reading images, checkpoints, labelling and evaluation.")
+    missing = "Not in it: reading images, checkpoints, labelling and evaluation"
+    lines.append(
+        f"One process. {missing}."
+        if count == 1
+        else f"One of {count} processes ({VARIABLE}) with its share "
+        f"of {whole.finetune.optim.images_per_batch} images a step. {missing}, and the time that the processes take "
+        "from each other."
+    )
     return "\n".join(lines) + "\n"
 
 
-def case_of(config: Config) -> Case:
-    """What stage finetune would run, on one process and with random weights. Whatever makes the model smaller or its
-    parts train belongs in `choose_parts`, and is planned.
+def part_of(config: Config, *, count: int) -> Config:
+    """The settings with one process's images of a batch. Raises ConfigError where they cannot be shared out."""
+    from sum.launch import images_each
+
+    images = images_each(config.finetune.optim.images_per_batch, count=count)
+    pieces = min(config.finetune.accumulate, images)
+    return changed(config, {"finetune.accumulate": pieces, "finetune.optim.images_per_batch": images})
+
+
+def case_of(config: Config, *, count: int = 1) -> Case:
+    """What one of `count` processes of stage finetune would run, with random weights; config: as `part_of`.
+
+    Whatever makes the model smaller or its parts train belongs in `choose_parts`, and is planned.
     """
     from sum.methods import METHODS
     from sum.models.backbones import BACKBONES
@@ -87,6 +109,7 @@ def case_of(config: Config) -> Case:
         pieces=settings.accumulate,
         precision=settings.optim.precision,
         ema=settings.optim.ema > 0,
+        averaged=count > 1,
     )
     return Case(build, shape)
 
@@ -108,11 +131,14 @@ def describe(config: Config) -> str:
     )
 
 
-def plan(config: Config, device: Device) -> tuple[list[str], Case | None]:
-    """Memory of the step on a device and, where it does not fit, the first change that makes it fit; and what fits."""
+def plan(config: Config, device: Device, *, count: int = 1) -> tuple[list[str], Case | None]:
+    """Memory of the step on a device and, where it does not fit, the first change that makes it fit; and what fits.
+
+    config, count: as `case_of`.
+    """
     from sum.planner import trace_memory
 
-    case = case_of(config)
+    case = case_of(config, count=count)
     memory = trace_memory(case.build, case.shape, grouped=device.grouped)
     rest = memory.peak - memory.weights - memory.training
     lines = [
@@ -127,7 +153,7 @@ def plan(config: Config, device: Device) -> tuple[list[str], Case | None]:
         return lines, case
     stays = device.fits(memory.weights + memory.training)  # else only what trains less can help
     for words, family in proposals(config):
-        found = _mildest(config, family, device) if stays or words.startswith(ANOTHER) else None
+        found = _mildest(config, family, device, count=count) if stays or words.startswith(ANOTHER) else None
         if found is not None:
             changes, smaller, peak = found
             settings = ", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items())
@@ -135,13 +161,15 @@ def plan(config: Config, device: Device) -> tuple[list[str], Case | None]:
     return [*lines, "  proposal: none; not even the decoder alone with one mask at a time fits here"], None
 
 
-def _mildest(config: Config, family: Sequence[Changes], device: Device) -> tuple[Changes, Case, float] | None:
+def _mildest(
+    config: Config, family: Sequence[Changes], device: Device, *, count: int
+) -> tuple[Changes, Case, float] | None:
     """The first of a family that fits, with its tensors' bytes; None where its last, which needs least, does not."""
     from sum.planner import trace_memory
 
     least = None
     for changes in (family[-1], *family[:-1]):
-        case = case_of(changed(config, changes))
+        case = case_of(changed(config, changes), count=count)
         peak = float(trace_memory(case.build, case.shape, grouped=device.grouped).peak)
         fits = device.fits(peak)
         if fits and least is not None:
@@ -170,7 +198,7 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
     pieces = [size for size in _doubled(settings.accumulate, optim.images_per_batch) if size > settings.accumulate]
     if pieces:
         family = [{**kept, "finetune.accumulate": size} for size in pieces]
-        yield "the gradient of the same batch, other points", family
+        yield "the same gradients, the images in pieces", family
         kept = family[-1]
     if optim.precision == "fp32":
         kept = {**kept, "finetune.optim.precision": "bf16"}

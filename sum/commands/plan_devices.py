@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from dataclasses import dataclass
@@ -38,9 +39,10 @@ class Device:
         return self.whole(tensors) <= ROOM * self.free
 
 
-def find_devices(cards: list[float]) -> list[Device]:
-    """The CPU, every CUDA device, and cards of so many GB that are not here."""
-    found = [Device(f"cpu ({torch.get_num_threads()} threads)", torch.device("cpu"), _free_memory(), _resident())]
+def find_devices(cards: list[float], *, count: int = 1) -> list[Device]:
+    """The CPU, every CUDA device, and cards of so many GB that are not here; count: processes that share the CPU."""
+    name = f"cpu ({torch.get_num_threads()} threads)" + (f", shared by {count} processes" if count > 1 else "")
+    found = [Device(name, torch.device("cpu"), free_memory() / count, _resident())]
     for number in range(torch.cuda.device_count()):
         device = torch.device("cuda", number)
         found.append(Device(torch.cuda.get_device_name(device), device, torch.cuda.mem_get_info(device)[0], CONTEXT))
@@ -48,15 +50,32 @@ def find_devices(cards: list[float]) -> list[Device]:
     return [*found, *absent]
 
 
-def _free_memory() -> float:
-    """Bytes that this machine has left, and no more than a container's limit."""
-    info = Path("/proc/meminfo")
+def free_memory(root: Path = Path("/")) -> float:
+    """Bytes that this machine has left, and no more than its container; infinite where Linux's files are not there.
+
+    root: of proc and sys. What a container's files of the page cache take is given back when memory is asked for.
+    """
+    info = root / "proc/meminfo"
     if not info.is_file():
         return float("inf")
     free = 1024.0 * int(info.read_text().split("MemAvailable:")[1].split()[0])
-    limit = Path("/sys/fs/cgroup/memory.max")
-    words = limit.read_text().strip() if limit.is_file() else "max"
-    return free if words == "max" else min(free, float(words))
+    group = root / "sys/fs/cgroup"
+    limit = _number(group / "memory.max")
+    if limit is None:
+        return free
+    cached = re.search(r"^inactive_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+    used = (_number(group / "memory.current") or 0.0) - (float(cached[1]) if cached else 0.0)
+    return min(free, max(0.0, limit - used))
+
+
+def _number(path: Path) -> float | None:
+    """Of a cgroup's file; None without it, or where it says `max`: no limit."""
+    text = _text(path).strip()
+    return float(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
 
 
 def _resident() -> float:

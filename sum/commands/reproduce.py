@@ -2,7 +2,7 @@
 
 It trains by stage finetune itself, below work/reproduce/RUN_ID: data/models and work/finetune are left alone. The
 training is an MLflow run of its own, tagged `reproduces: RUN_ID`, without a logged model. When it was killed, the same
-command goes on.
+command goes on. It starts as many processes as trained the run, whatever SUM_PROCESSES says.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands behind `reproduce`."""
     parser.add_argument("run_id", metavar="RUN_ID", help="of an MLflow run that stage finetune made")
     parser.add_argument("--check-only", action="store_true", help="say what differs from then; train nothing")
+    parser.add_argument("--checked", action="store_true", help=argparse.SUPPRESS)  # in processes that this starts
 
 
 def run(options: argparse.Namespace) -> str:
     """See the module. Raises DataError when data, labels or base weights are not those of the run, NotReproduced when
-    other weights come out, ConfigError without such a run, TrackingError without a server.
+    other weights come out, ConfigError without such a run or enough GPUs, TrackingError without a server.
     """
-    from sum.commands.reproduce_checks import differences, headline, mend, table
     from sum.config import load_config
-    from sum.errors import DataError
     from sum.run_page import AGAIN, read_page
     from sum.stages import finetune
 
@@ -49,8 +48,29 @@ def run(options: argparse.Namespace) -> str:
     page = read_page(today.tracking.uri, options.run_id)
     config = own_config(page, today)
     place, alone = AGAIN / page.run_id, int(os.environ.get("RANK", "0")) == 0
+    if not options.checked:
+        check(page, config, today=today, place=place)
+    if options.check_only:
+        return f"data, labels and base weights are those of the run. Its settings and files: {place}\n" if alone else ""
+    if "RANK" not in os.environ and int(page.machine["processes"]) > 1:
+        command = own_processes(page, config)
+        sys.stdout.flush()
+        os.execv(command[0], command)  # noqa: S606 - no shell, a list of arguments
+    with threads(int(page.machine["threads"])):
+        folder = finetune.run(config, budget=page.facts["budget"], reproduces=page.run_id)
+    if not alone:
+        return ""
+    shutil.rmtree(place / "work")  # its checkpoints are at the end: the next time it is trained again
+    return verdict(page, folder, uri=today.tracking.uri)
+
+
+def check(page: Page, config: Config, *, today: Config, place: Path) -> None:
+    """Write the run's files to `place` and tell what differs, by the first process; raises DataError as `run`."""
+    from sum.commands.reproduce_checks import differences, headline, mend, table
+    from sum.errors import DataError
+
     found = differences(page, config, today=today)
-    if alone:
+    if int(os.environ.get("RANK", "0")) == 0:
         unpack(page, place)
         console = Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False)
         console.print(headline(page, found), soft_wrap=True)
@@ -59,14 +79,25 @@ def run(options: argparse.Namespace) -> str:
     refused = [difference for difference in found if difference.refuses]
     if refused:
         raise DataError(f"reproduce: run {page.run_id} was trained on something else. {mend(page, refused, place)}")
-    if options.check_only:
-        return f"data, labels and base weights are those of the run. Its settings and files: {place}\n" if alone else ""
-    with threads(int(page.machine["threads"])):
-        folder = finetune.run(config, budget=page.facts["budget"], reproduces=page.run_id)
-    if not alone:
-        return ""
-    shutil.rmtree(place / "work")  # its checkpoints are at the end: the next time it is trained again
-    return verdict(page, folder, uri=today.tracking.uri)
+
+
+def own_processes(page: Page, config: Config) -> list[str]:
+    """The command that trains in as many processes as the run had. Raises ConfigError where each wants a GPU of its own
+    and there are fewer.
+    """
+    import torch
+
+    from sum.errors import ConfigError
+    from sum.launch import start
+    from sum.stages.common import pick_device
+
+    count, here = int(page.machine["processes"]), torch.cuda.device_count()
+    if pick_device(config.device).type == "cuda" and here < count:
+        raise ConfigError(
+            f"reproduce: {count} processes trained run {page.run_id}, and this machine has {here} GPUs. Start `-m sum "
+            f"reproduce {page.run_id}` by torchrun on several machines, as docs/training.md says for finetune"
+        )
+    return start(["reproduce", page.run_id, "--checked"], count=count)
 
 
 def own_config(page: Page, today: Config) -> Config:

@@ -110,14 +110,14 @@ def _code(page: Page) -> list[Difference]:
 
 def _machine(page: Page, config: Config) -> list[Difference]:
     """Versions, device, threads, processes: they may change the last digits."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = page.machine["processes"]
+    processes = int(os.environ.get("WORLD_SIZE", count))  # not under torchrun: it starts as many as the run had
     now = circumstances(
         code="", device=pick_device(config.device), processes=processes, precision=config.finetune.optim.precision
     )
-    count = page.machine["processes"]
     notes = {
         "threads": "set to those of the run",
-        "processes": f"surely other weights: `torchrun --nproc-per-node {count} -m sum reproduce {page.run_id}`",
+        "processes": f"surely other weights: torchrun is to start {count}, or leave it out on one machine",
     }
     watched = [name for name in page.machine if name not in (*BLIND, "code", "git.commit")]
     found = [

@@ -11,6 +11,7 @@ m counts planes (images or windows, times heads), H x W the grid of positions, d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 STRIP = (
     1 << 20
 )  # scores at work at once on a CPU, 4 MB: large enough for its matrix products, small enough to stay near
+COUNTED = ContextVar("counted", default=False)  # operations are, of tensors without values
 ALIGNED = 8  # fused kernels want a multiple of columns
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -94,10 +96,12 @@ def _strips(q: Tensor) -> Iterator[tuple[slice, slice]]:
     """Planes and queries whose scores are made at once: several small planes, or a part of a large one.
 
     Of the planner's tensors, which have no values, only the first: the others need the same memory after it.
+    Where their operations are counted the first is all there is.
     """
     planes, queries = q.shape[:2]
-    together = max(1, STRIP // queries**2)
-    length = queries if queries**2 <= STRIP else max(1, STRIP // queries)
+    strip = planes * queries**2 if COUNTED.get() else STRIP
+    together = max(1, strip // queries**2)
+    length = queries if queries**2 <= strip else max(1, strip // queries)
     for plane in range(0, planes, together):
         for start in range(0, queries, length):
             yield slice(plane, plane + together), slice(start, start + length)

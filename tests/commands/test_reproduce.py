@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +21,20 @@ from safetensors.torch import load_file, save_file
 from sum import tracking
 from sum.cli import main
 from sum.commands import reproduce_checks
-from sum.commands.reproduce import own_config, threads
+from sum.commands.reproduce import own_config, own_processes, threads
 from sum.commands.reproduce_checks import differences, mend
 from sum.config import check_config, load_config
-from sum.errors import ConfigError
+from sum.errors import ConfigError, DataError
 from sum.models.distance import apart
-from sum.provenance import command_line
+from sum.provenance import command_line, provenance
 from sum.registry import trainings
 from sum.run_page import FOLDER, note_resumption, read_page
 from sum.settings import Config
 from sum.stages import finetune
 from sum.stages.common import code_hash
 from sum.storage import sha256_file
+from sum.tracking import read_files
+from sum.training_record import begin
 from tests.stages.label_world import WEIGHTS, contents, make_project
 from tests.stages.tuning_world import add_human_mask, make_labelled, settings
 
@@ -175,10 +180,43 @@ def test_what_may_matter_is_told_and_refuses_nothing(
     rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
     for what, words in (
         ("version.torch", "0.1"), ("threads", "set to those of the run"), ("device", "ABACUS"),
-        ("processes", "torchrun --nproc-per-node 1 -m sum reproduce"), ("code", "git checkout"),
+        ("processes", "torchrun is to start 1, or leave it out"), ("code", "git checkout"),
         ("resumed", "threads 3"), ("params: seed", "the run's is used"), ("params: finetune.optim.lr", "0.5"),
     ):  # fmt: skip
         assert words in rows[what], what
+
+
+def test_a_killed_training_goes_on_when_the_page_of_its_run_is_gone(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database is there, its files below mlruns/ are not."""
+
+    def again() -> tracking.Run:
+        return begin(
+            tmp_path / "run.json",
+            params={"tracking": {"uri": tracking_uri, "experiment": "sum"}},
+            facts={"budget": "small", "method": "sum", "base": "0", "data": "0"},
+            files={},
+            licences={},
+            skipped={},
+            machine={"device": "cpu", "threads": "1", "processes": "1"},
+        )
+
+    first = again()
+    shutil.rmtree(tmp_path / "mlruns")
+    with caplog.at_level("WARNING", logger="sum"):
+        assert again().id == first.id
+    (told,) = caplog.messages
+    assert first.id in told
+    assert "Training goes on" in told
+    with pytest.raises(DataError, match="its files are gone"):
+        read_page(tracking_uri, first.id)
+
+
+def test_versions_of_all_that_may_change_weights_are_in_the_page() -> None:
+    facts = provenance()
+    for name in ("torch", "segment-anything", "peft", "accelerate", "safetensors", "numpy", "opencv-python-headless"):
+        assert facts[f"version.{name}"] == metadata.version(name)
 
 
 def spoil_base(_: World) -> None:
@@ -398,3 +436,59 @@ def test_a_stopped_reproduction_goes_on_in_its_mlflow_run_and_the_next_one_begin
     assert (reproduce(world), again()) == (0, 1)
     assert (reproduce(world), again()) == (0, 2)
     assert capsys.readouterr().out.count("identical: ") == 2
+
+
+def test_the_processes_of_the_run_are_started_whatever_the_variable_says(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tracking.Run(tracking.connect(world.uri), world.run_id)
+    text = read_page(world.uri, world.run_id).texts["record.json"]
+    started: list[list[str]] = []
+
+    def execv(_: str, command: list[str]) -> None:
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setenv("SUM_PROCESSES", "5")
+    run.log_text(text.replace('"processes": "1"', '"processes": "3"'), name=f"{FOLDER}/record.json")
+    try:
+        assert reproduce(world) == 130
+        page = read_page(world.uri, world.run_id)
+    finally:
+        run.log_text(text, name=f"{FOLDER}/record.json")
+    assert [command[-6:] for command in started] == [
+        ["--nproc-per-node=3", "-m", "sum", "reproduce", world.run_id, "--checked"]
+    ]
+    assert "no difference(s)" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=rf"3 processes trained run {world.run_id}, and this machine has 2 GPUs"):
+        own_processes(page, replace(world.config, device="cuda"))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_reproduced_by_one_command(
+    made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = copy_of(made, tmp_path / "project", monkeypatch)
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+
+    def sum_of(*words: str, **variables: str) -> str:
+        command = [sys.executable, "-m", "sum", *words]
+        done = subprocess.run(command, env={**env, **variables}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shutil.rmtree("work/finetune")  # else it is the run of one process that goes on
+    sum_of("finetune", "small", SUM_PROCESSES="2")
+    run_id = json.loads(Path("data/models/small/run.json").read_text())["run_id"]
+    assert run_id != world.run_id
+    assert read_page(world.uri, run_id).machine["processes"] == "2"
+    assert f"identical: the weights are those of run {run_id}" in sum_of("reproduce", run_id)
+    (again,) = Path("work/reproduce", run_id).glob("models/small/run.json")
+    new = tracking.connect(world.uri).get_run(json.loads(again.read_text())["run_id"])
+    assert new.data.tags["reproduced"] == "identical"
+    assert read_files(tracking.connect(world.uri), new.info.run_id, folder=FOLDER)["record.json"].count(
+        '"processes": "2"'
+    )
