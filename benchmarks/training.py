@@ -90,19 +90,16 @@ def main() -> None:
     rows = duels(authors, masks=options.masks, backbone=options.backbone, compiled=options.compiled)
     if authors is None:
         print("sampling, losses and step are skipped: they need --official.")
+    chosen = [name for name in rows if options.rows is None or name.startswith(tuple(options.rows))]
+    if not chosen:
+        raise SystemExit(f"--rows {' '.join(options.rows)}: none of {', '.join(rows)}")
     title = f"{options.masks} masks, {options.repeats} repeats, 1 thread, CPU seconds; load {os.getloadavg()[0]:.1f}"
     columns = ("", "reference", "ours", "ratio", "MB", "ours", "ratio", "equality")
     table = Table(*columns, title=title, title_justify="left")
-    for name, make in rows.items():
-        if options.rows is None or name.startswith(tuple(options.rows)):
-            duel = make()
-            reference, ours, same = measure(duel, options.repeats)
-            table.add_row(
-                name,
-                *pair(reference.seconds, ours.seconds, ".4g"),
-                *pair(reference.megabytes, ours.megabytes, ",.0f"),
-                same,
-            )
+    for name in chosen:
+        reference, ours, same = measure(rows[name](), options.repeats)
+        seconds = pair(reference.seconds, ours.seconds, ".4g")
+        table.add_row(name, *seconds, *pair(reference.megabytes, ours.megabytes, ",.0f"), same)
     Console(width=150).print(table)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from sum.errors import ConfigError, MissingInput
 from sum.settings import Config
@@ -35,9 +36,10 @@ def compose(overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
     path = folder / "params.yaml"
     if not path.is_file():
         raise MissingInput(path, reader="every stage", maker="git checkout")
+    words = [f"++{word}" if word.partition("=")[0] in _OPTIONAL else word for word in overrides]  # set, there or not
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            tree = OmegaConf.to_container(hydra_compose("params", overrides=list(overrides)), resolve=True)
+            tree = OmegaConf.to_container(hydra_compose("params", overrides=words), resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         unknown = re.match(r"Could not override '([^']+)'", str(error))
         if unknown and overrides:  # Hydra's advice, to append the key with +, cannot help: unknown keys are refused
@@ -47,8 +49,8 @@ def compose(overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, tree: dict[str, Any]) -> str:
-    """What to say of an override whose key params.yaml does not have; tree: its content."""
-    known, todo = list[str](), [("", tree)]
+    """What to say of an override whose key neither params.yaml nor the settings have; tree: its content."""
+    known, todo = sorted(_OPTIONAL), [("", tree)]
     while todo:
         above, branch = todo.pop()
         for name, value in branch.items():
@@ -56,7 +58,20 @@ def _unknown_key(key: str, tree: dict[str, Any]) -> str:
             todo += [(f"{above}{name}.", value)] if isinstance(value, dict) else []
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"command line: unknown key '{key}'.{hint} Known keys are those of params.yaml."
+    return f"command line: unknown key '{key}'.{hint} Known keys are those of params.yaml and docs/training.md."
+
+
+def _with_default(kind: Any, above: str = "") -> Iterator[str]:
+    """The dotted keys below a settings class that params.yaml may leave out."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from _with_default(hints[field.name], f"{above}{field.name}.")
+        elif field.default is not MISSING or field.default_factory is not MISSING:
+            yield f"{above}{field.name}"
+
+
+_OPTIONAL = frozenset(_with_default(Config))
 
 
 def check_config(tree: dict[str, Any], *, source: str) -> Config:

@@ -89,7 +89,8 @@ def sorted_header(data: bytes) -> bytes:
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 of a weights file."""
+    """sha256 of a weights file. Raises CheckpointError when there is none."""
+    _require(Path(path))
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -108,13 +109,17 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """`read_tensors` without looking at the numbers."""
+def _require(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(
             f'{path}: no such weights file. Put Meta\'s file there (README, "The real SAM"), or set model.checkpoint '
             "in params.yaml; those of backbone 'tiny' are sum/models/weights/tiny.safetensors"
         )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """`read_tensors` without looking at the numbers."""
+    _require(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -81,6 +81,8 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
     record = start_record(config, loop, facts=facts, files=files, reproduces=reproduces) if loop.rank == 0 else None
+    if record is not None:
+        log.info("MLflow run %s", record.id)
     rates = rate_curves(loop.optimizer.param_groups)
     on_rows = log_rows(record, images=config.finetune.optim.images_per_batch, rates=rates)
     began = time.perf_counter()
