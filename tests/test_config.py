@@ -150,7 +150,7 @@ def test_an_unknown_key_on_the_command_line_is_answered_with_the_nearest(key):
 def test_a_key_that_params_yaml_leaves_out_can_be_set_on_the_command_line():
     optim = load_config(["finetune.optim.precision=bf16", "finetune.optim.mask_chunk=8"], root=PROJECT).finetune.optim
     assert (optim.precision, optim.mask_chunk, optim.workers) == ("bf16", 8, 0)
-    with pytest.raises(ConfigError, match="Did you mean 'finetune.optim.mask_chunk'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'finetune\.optim\.mask_chunk'"):
         load_config(["finetune.optim.mask_chunks=8"], root=PROJECT)
 
 
