@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sum.config import Config
 from sum.data.records import read_manifest
-from sum.errors import DataError, NotFound, choose
+from sum.errors import CheckpointError, DataError, NotFound, choose
 from sum.methods import METHODS
 from sum.models.checkpoint import fingerprint
 from sum.provenance import UNKNOWN, flatten, provenance
@@ -83,7 +83,7 @@ def _data_now(config: Config, *, budget: str) -> str:
 def _base_now(config: Config) -> str:
     try:
         return fingerprint(base_weights(config))
-    except (FileNotFoundError, NotFound):
+    except (CheckpointError, NotFound):
         return MISSING
 
 
