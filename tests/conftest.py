@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,22 @@ def silent_server() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen()
         yield int(server.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def autograd_starts_no_threads() -> Iterator[None]:
+    """Where they run, forked copies cannot run backward (tests/forks.py): the test that starts them is told."""
+    before = _autograd_threads()
+    yield
+    assert _autograd_threads() == before, "mark this test with tests.forks.apart"
+
+
+def _autograd_threads() -> int:
+    """How many threads for devices autograd has, where there is none that wants them."""
+    tasks, torch = Path("/proc/self/task"), sys.modules.get("torch")
+    if torch is None or not tasks.is_dir() or torch.cuda.is_available():
+        return 0
+    return sum(path.read_text().startswith("pt_autograd") for path in tasks.glob("*/comm"))
 
 
 LONG = ("test_pipeline.py", "test_real_sam.py")  # ten minutes each: begun last, one worker would wait for the other

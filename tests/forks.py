@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -77,6 +79,21 @@ def ended(child: int, *, within: float = 60.0) -> int:
     os.kill(child, 9)
     os.waitpid(child, 0)
     raise AssertionError(f"process {child} hangs")
+
+
+def apart(test: Callable[..., None]) -> Callable[..., None]:
+    """A test in a copy of this process: backward over tensors without values starts autograd's threads for devices, and
+    after that no copy of this process can run backward.
+    """
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            code = Forked(lambda: test(*arguments, **named), log).wait(timeout=100)
+            assert code == 0, log.read_text()
+
+    return fork_beside_threads(run)
 
 
 def members(count: int, work: Callable[[int], object]) -> list[int]:
