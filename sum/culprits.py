@@ -114,15 +114,22 @@ class Culprits:
         )
 
     def _outstanding(self) -> str | None:
-        """The image whose data is not finite, or else the only one to blame in more than half of the steps."""
+        """The image whose data is not finite; or else the only one to blame in more than half of the steps.
+
+        Nobody where more than half of the images seen were to blame: bad weights spoil nearly all.
+        """
+        if self._unfit:
+            return _ranked(self._unfit)[0]
         often = [image for image, count in self._images.items() if 2 * count > self._steps]
-        return _ranked(self._unfit)[0] if self._unfit else often[0] if len(often) == 1 else None
+        return often[0] if len(often) == 1 and 2 * len(self._images) <= len(self._seen) else None
 
 
 def _of_weights(step: int, rate: float | None) -> str:
     """What happened where every mask is not finite."""
     when = "before any update" if rate is None else f"after the update with learning rate {rate:g}"
-    return f"The training diverged at step {step}, {when}: every mask of these steps is not finite, no image stands out."
+    return (
+        f"The training diverged at step {step}, {when}: every mask of these steps is not finite, no image stands out."
+    )
 
 
 def _without(image_id: str) -> str:
