@@ -67,9 +67,10 @@ class Culprits:
         self._steps += 1
         guilty = [one for part in found for one in part.guilty]
         images = [image for part in found for image in part.images]
-        counters = (self._blamed, guilty), (self._images, [image for _, image in guilty]), (self._seen, images)
-        for counter, names in (*counters, (self._unfit, [image for part in found for image in part.unfit])):
-            counter.update(dict.fromkeys(names, 1))  # once a step, in their order
+        self._blamed.update(dict.fromkeys(guilty, 1))  # once a step, in their order
+        self._images.update(dict.fromkeys((image for _, image in guilty), 1))
+        self._unfit.update(dict.fromkeys((image for part in found for image in part.unfit), 1))
+        self._seen.update(dict.fromkeys(images, 1))
         if not guilty:
             known = "the losses of all masks are finite, the gradient is not; " if all(p.known for p in found) else ""
             return f"{known}images of the step: {_few(images)}"
@@ -84,7 +85,7 @@ class Culprits:
         return 0 < self._steps == self._all_bad and len(self._blamed) > 1
 
     def summary(self) -> str:
-        """Who was to blame in all of these steps, the most frequent first, and how to do without one that stands out."""
+        """Who was to blame in all of these steps, most frequent first, and how to do without one that stands out."""
         if not self._blamed:
             return f"No mask's own loss was at fault; images of these steps: {_few(_ranked(self._seen))}."
         names = [f"{words} in {count} of {self._steps}" for (words, _), count in self._blamed.most_common()]
