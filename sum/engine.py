@@ -187,7 +187,7 @@ class Loop:
         """Whether a checkpoint is written now. fit: whether the last step was finite.
 
         In a row of steps that are left out none replaces a good one: it comes after the next finite step, or at the
-        end. So a run resumes before the row and, as this hangs on the history alone, saves where an undisturbed does.
+        end. So a run resumes before the row and, as this hangs on the history alone, saves where any other does.
         """
         self._owed = self._owed or self.step % self.options.checkpoint_every == 0
         due = (self._owed and fit) or self.step == self.options.steps
