@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from sum.checkpoints import Position, Row, State, keep, newest, place, put_back, trouble_with
-from sum.culprits import Culprits, diverged, look
+from sum.culprits import Culprits, look
 from sum.data.batches import TrainBatch
 from sum.errors import ConfigError, Refused, StorageError, TrainingDiverged
 from sum.exchange import Exchange
@@ -91,6 +91,7 @@ class Loop:
         self.history: list[Row] = []
         self.step = 0
         self.good: Path | None = None  # the last checkpoint that was whole: taken up or written by this run
+        self._owed = False  # a checkpoint was due in a row of steps that were left out
         self._reported = 0  # rows of the history
 
     @property
@@ -177,10 +178,21 @@ class Loop:
             began = now
             self._judge(batch, losses, skipped=not fit)
             self.step += 1
-            if self.step % self.options.checkpoint_every == 0 or self.step == self.options.steps:
+            if self._due(fit=fit):
                 self.save()
                 self._tell(on_rows)
                 on_checkpoint()
+
+    def _due(self, *, fit: bool) -> bool:
+        """Whether a checkpoint is written now. fit: whether the last step was finite.
+
+        In a row of steps that are left out none replaces a good one: it comes after the next finite step, or at the
+        end. So a run resumes before the row and, as this hangs on the history alone, saves where any other does.
+        """
+        self._owed = self._owed or self.step % self.options.checkpoint_every == 0
+        due = (self._owed and fit) or self.step == self.options.steps
+        self._owed = self._owed and not due
+        return due
 
     def finish(self) -> nn.Module:
         """The trained model: with the averaged weights if there is an average."""
@@ -200,8 +212,10 @@ class Loop:
         log.warning("step %d is left out: its loss or gradient is not finite (%d in a row); %s", self.step, row, told)
         limit = self.options.max_skipped
         if row >= limit:
-            steps = (self.step + 1 - row, self.step)
-            raise TrainingDiverged(diverged(steps, limit=limit, culprits=self.culprits, checkpoint=self.good))
+            first, clip = self.step + 1 - row, self.options.clip_norm
+            rate = self.history[first - 1]["lr"] if first else None
+            told = self.culprits.ended((first, self.step), limit=limit, checkpoint=self.good, rate=rate, clip_norm=clip)
+            raise TrainingDiverged(told)
 
     def _gradient(self) -> Tensor:
         """The gradients of all processes as one, clipped; returns its norm before clipping, a scalar on the device."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sum.accumulation import train_in_parts
-from sum.culprits import Culprits, Found, diverged, look
+from sum.culprits import Culprits, Found, look
 from sum.data.batches import TrainBatch
 from sum.engine import Loop, LoopOptions
 from sum.errors import TrainingDiverged
@@ -116,17 +116,38 @@ def test_a_run_that_ends_says_who_it_was_and_what_to_do(tmp_path: Path) -> None:
     told = str(caught.value)
     assert "Not finite: mask set/b#3 (its certainty is not finite) in 2 of 2. " in told
     assert "datasets.set.exclude: ['b'] in params.yaml, then `dvc repro`" in told
-    assert f"{tmp_path}/checkpoint-0000002.safetensors is the last good checkpoint" in told
-    assert "Lower optim.lr" in told
+    assert f"{tmp_path}/checkpoint-0000001.safetensors is the newest checkpoint from before" in told
+    assert "Lower optim.lr: that begins" in told
 
 
 def test_weights_that_are_not_finite_accuse_no_single_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loop = loop_of(tmp_path, limit=1)
     with torch.no_grad():
         loop.model.task_prompt[1:] = NAN
-    with pytest.raises(TrainingDiverged):
+    with pytest.raises(TrainingDiverged, match=r"diverged at step 0, before any update: .*Look at model\.checkpoint"):
         train(loop, {})
     assert f"not finite: every mask, so no single one stands out: mask {', mask '.join(MASKS)}" in caplog.text
+
+
+@pytest.mark.parametrize(("clip", "every", "known"), [(1.0, 1, 1), (0.0, 2, None)])
+def test_a_learning_rate_that_is_too_high_accuses_no_image_and_keeps_the_checkpoint(
+    tmp_path: Path, clip: float, every: int, known: int | None
+) -> None:
+    loop = loop_of(tmp_path, steps=9, limit=3)
+    loop.options = replace(loop.options, lr=1000.0, clip_norm=clip, checkpoint_every=every)
+    names = {t: tuple(f"{t}#{k}" for k in range(6)) for t in range(9)}  # others in each step
+    batches = {t: replace(healthy(), image_ids=(f"set/{t}a", f"set/{t}b"), mask_ids=names[t]) for t in range(9)}
+    with pytest.raises(TrainingDiverged) as caught:
+        train(loop, batches)
+    told = str(caught.value)
+    assert [row["skipped"] for row in loop.history] == [0, 1, 1, 1]
+    assert told.startswith("steps 1 to 3: ")
+    assert "The training diverged at step 1, after the update with learning rate 1000: every mask" in told
+    path = tmp_path / f"checkpoint-{known:07d}.safetensors" if known else None
+    assert (f"{path} is the newest checkpoint from before" if path else "There is no checkpoint yet") in told
+    assert list(tmp_path.iterdir()) == ([path] if path else [])
+    assert ("Lower optim.lr: that" if clip else "Lower optim.lr, or set optim.clip_norm: that") in told
+    assert not any(word in told for word in ("exclude", "set/", "#"))
 
 
 def test_nobody_looks_while_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,15 +162,40 @@ def test_names_are_counted_over_steps_in_a_row_and_many_are_cut_short() -> None:
     culprits = Culprits()
     culprits.tell([Found((("mask x", "x"),), ("x",), known=True)])
     culprits.clear()
-    first = Found((("mask a", "s/[a]"), ("mask b", "s/b")), ("s/[a]", "s/b"), known=True)
-    culprits.tell([first, Found((), ("s/c",), known=True)])
+    culprits.tell([Found((("mask b", "s/b"),), ("s/b", "s/d"), known=True), Found((), ("s/c",), known=True)])
+    culprits.tell([Found((("mask a", "s/[a]"),), ("s/[a]",), known=True)])
     culprits.tell([Found((("mask a", "s/[a]"),), ("s/[a]",), known=True)])
     said = culprits.summary()
-    assert "Not finite: mask a in 2 of 2, mask b in 1 of 2." in said
+    assert "Not finite: mask a in 2 of 3, mask b in 1 of 3." in said
     assert "datasets.s.exclude: ['[[]a]']" in said  # a pattern that fits this name only
-    assert "There is no checkpoint yet" in diverged((1, 2), limit=2, culprits=culprits, checkpoint=None)
+    assert "There is no checkpoint yet" in culprits.ended((1, 3), limit=3, checkpoint=None, rate=0.1, clip_norm=1.0)
     many = Found(tuple((f"mask {k}", "s/a") for k in range(20)), ("s/a",), known=True)
     assert Culprits().tell([many]).endswith("mask 7 and 12 more")
+
+
+def found(*guilty: str, seen: str, unfit: str = "", every: bool = False) -> Found:
+    blamed = tuple((f"mask {name}", f"s/{name}") for name in guilty)
+    return Found(blamed, tuple(f"s/{n}" for n in seen), known=True, every=every, unfit=tuple(f"s/{n}" for n in unfit))
+
+
+@pytest.mark.parametrize(
+    ("steps", "out"),
+    [
+        ([found("a", seen="ab"), found("a", seen="ac")], "a"),
+        ([found("a", seen="ab"), found("c", seen="cd")], None),  # a tie
+        ([found("a", "b", seen="abcd"), found("a", "b", seen="abcd")], None),
+        ([found("a", "b", seen="ab"), found("a", "c", seen="acd"), found("a", "e", seen="ae")], None),  # nearly all
+        ([found("a", seen="ab", unfit="a"), found("c", seen="cd")], "a"),  # its data says so
+        ([found("a", seen="a", every=True), found("b", seen="b", every=True)], None),
+    ],
+)
+def test_only_an_image_that_stands_out_is_to_be_excluded(steps: list[Found], out: str | None) -> None:
+    culprits = Culprits()
+    for step in steps:
+        culprits.tell([step])
+    told = culprits.ended((4, 5), limit=2, checkpoint=None, rate=0.1, clip_norm=1.0)
+    assert (f"exclude: ['{out}']" in told) if out else ("exclude" not in told and "no image stands out" in told.lower())
+    assert ("diverged at step 4" in told) == all(step.every for step in steps)
 
 
 def test_names_are_not_needed() -> None:
@@ -189,5 +235,5 @@ except TrainingDiverged as error:
     for rank in range(2):
         said = (tmp_path / f"said-{rank}.txt").read_text()
         assert "Not finite: mask other3 (its certainty is not finite) in 1 of 1." in said
-        assert "checkpoint-0000001.safetensors is the last good checkpoint" in said
+        assert "checkpoint-0000001.safetensors is the newest checkpoint from before" in said
     assert done.stderr.count("(1 in a row); not finite: mask other3 (its certainty is not finite)") == 2

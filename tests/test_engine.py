@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -247,19 +248,49 @@ def test_too_many_such_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
         loop.run(toy_batches, diverge, title="toy")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert loop.good == tmp_path / names[-1]
-    assert names == ["checkpoint-0000003.safetensors", "checkpoint-0000006.safetensors"]
+    assert names == ["checkpoint-0000003.safetensors"]  # none of the row
     assert all(torch.isfinite(p).all() for p in loop.model.parameters())
 
 
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_a_run_with_steps_left_out_ends_the_same_wherever_it_was_stopped(tmp_path: Path, every: int) -> None:
+    """Saves come in no row of such steps, after it, and at the last step, though that is left out."""
+    bad, options = (1, 4, 5, 6, 9, STEPS - 1), LoopOptions(**{**OPTIONS, "checkpoint_every": every, "max_skipped": 4})  # type: ignore[arg-type]
+
+    def run(folder: Path, stop: int | None = None) -> tuple[Loop, list[int]]:
+        saved = list[int]()
+
+        def step(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+            if loop.step == stop:
+                raise InterruptedError
+            scalars = toy_step(loop, batch, generator)
+            return {"loss": scalars["loss"] * (float("nan") if loop.step in bad else 1.0)}
+
+        torch.manual_seed(0)
+        loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=options, folder=folder)
+        with suppress(InterruptedError):
+            loop.run(toy_batches, step, title="toy", on_checkpoint=lambda: saved.append(loop.step))
+        return loop, saved
+
+    whole, saved = run(tmp_path / "whole")
+    assert saved == {1: [0, 1, 3, 4, 8, 9, 11, 12], 2: [0, 3, 4, 8, 11, 12], 5: [0, 8, 11, 12]}[every]
+    for stop in range(STEPS):
+        _, before = run(tmp_path / str(stop), stop)
+        again, after = run(tmp_path / str(stop))
+        assert before + after[1:] == saved
+        assert after[0] == before[-1]
+        assert same_run(again, whole)
+
+
 @pytest.mark.parametrize(("every", "good"), [(2, "checkpoint-0000002.safetensors"), (9, None)])
-def test_a_damaged_file_is_not_called_the_last_good_checkpoint(tmp_path: Path, every: int, good: str | None) -> None:
+def test_a_damaged_file_is_not_called_the_newest_checkpoint(tmp_path: Path, every: int, good: str | None) -> None:
     def diverge(loop: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         scalars = toy_step(loop, batch, generator)
         return {"loss": scalars["loss"] * (float("nan") if loop.step > 1 else 1.0)}
 
     (tmp_path / "checkpoint-0000008.safetensors").write_bytes(b"damaged")
     options = LoopOptions(**{**OPTIONS, "max_skipped": 1, "checkpoint_every": every})  # type: ignore[arg-type]
-    words = f"{tmp_path / good} is the last good checkpoint" if good else "There is no checkpoint yet"
+    words = f"{tmp_path / good} is the newest checkpoint from before" if good else "There is no checkpoint yet"
     for _ in range(2):  # the second run takes it up
         loop = Loop(nn.Conv2d(3, 1, 3, padding=1), options=options, folder=tmp_path)
         with pytest.raises(TrainingDiverged, match=re.escape(words)):
@@ -283,4 +314,4 @@ def test_the_steps_that_led_to_an_error_are_reported_before_it(tmp_path: Path, e
         )
     skipped = [0, 0, 0, 0, 1, 1]
     assert [(row["step"], row["skipped"]) for row in rows] == list(enumerate(skipped))
-    assert checkpoints == ([0, 3] if error is TrainingDiverged else [0, 3, 6])
+    assert checkpoints == [0, 3]  # none in the row
