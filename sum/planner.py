@@ -138,14 +138,15 @@ def run_rounds(model: Segmenter, batch: TrainBatch, *, shape: StepShape, chunk: 
 def make_without_values(build: Build) -> Segmenter:
     """The model on the CPU, to be called under FakeTensorMode.
 
-    It is made on the device "meta" and its tensors then replaced: peft moves new adapters to their layer's device except
-    there, and `nn.Module.to` fails on tensors without values (torch 2.14: "Couldn't swap").
+    It is made on the device "meta", then its tensors are replaced: peft moves new adapters to the device of their layer
+    except there, and `nn.Module.to` fails on tensors without values (torch 2.14: "Couldn't swap").
     """
     with torch.device("meta"):
         model = build()
     made = dict[Tensor, Tensor]()  # a tensor in two places stays one
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
+        kinds: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in kinds:
             for name, value in held.items():
                 if value is not None:
                     held[name] = made.setdefault(value, _on_cpu(value))
