@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -135,6 +135,29 @@ def run_rounds(model: Segmenter, batch: TrainBatch, *, shape: StepShape, chunk: 
     )
 
 
+def make_without_values(build: Build) -> Segmenter:
+    """The model on the CPU, to be called under FakeTensorMode.
+
+    It is made on the device "meta", then its tensors are replaced: peft moves new adapters to the device of their layer
+    except there, and `nn.Module.to` fails on tensors without values (torch 2.14: "Couldn't swap").
+    """
+    with torch.device("meta"):
+        model = build()
+    made = dict[Tensor, Tensor]()  # a tensor in two places stays one
+    for module in model.modules():
+        kinds: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in kinds:
+            for name, value in held.items():
+                if value is not None:
+                    held[name] = made.setdefault(value, _on_cpu(value))
+    return model
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    new = torch.empty_like(value, device="cpu")
+    return nn.Parameter(new, value.requires_grad) if isinstance(value, nn.Parameter) else new
+
+
 def trace_memory(build: Build, shape: StepShape, *, grouped: bool = False) -> Memory:
     """Bytes of a step after the first (AdamW has its moments then), without computing anything.
 
@@ -142,7 +165,7 @@ def trace_memory(build: Build, shape: StepShape, *, grouped: bool = False) -> Me
     operations need inside themselves (workspaces of convolutions) and gaps of the allocator are not seen.
     """
     with FakeTensorMode(), LiveBytes() as live:
-        model = build()
+        model = make_without_values(build)
         trained = [value for value in model.parameters() if value.requires_grad]
         weights = sum(value.untyped_storage().nbytes() for value in [*model.parameters(), *model.buffers()])
         learnt = sum(value.untyped_storage().nbytes() for value in trained)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sum.models.attention import COUNTED
 from sum.models.mask_chunk import MaskChunk
 from sum.models.segmenter import Segmenter
-from sum.planner import Build, StepShape, make_batch, optimizer_of, run_rounds, update
+from sum.planner import Build, StepShape, make_batch, make_without_values, optimizer_of, run_rounds, update
 
 FEW, SOME = 2, 8  # masks of the parts, if the time allows no more
 RUNS = 3  # of the whole step, the first of which warms up
@@ -138,7 +138,7 @@ def operations(build: Build, shape: StepShape) -> int:
     token = COUNTED.set(True)
     try:
         with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
-            model = build()
+            model = make_without_values(build)
             batch = make_batch(replace(shape, images=1, masks=1), side=model.side)
             features = model.encode(batch.image, batch.hw)
             if features.requires_grad:

@@ -18,10 +18,11 @@ import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sum.accumulation import train_in_parts
 from sum.cli import main
-from sum.commands.plan import case_of, changed, plan, proposals
+from sum.commands.plan import case_of, changed, plan, proposals, words_of
 from sum.commands.plan_devices import ROOM, Device, free_memory
 from sum.config import load_config
 from sum.data.batches import TrainBatch, collate
@@ -32,7 +33,16 @@ from sum.models.checkpoint import load_segmenter
 from sum.models.mask_chunk import MaskChunk
 from sum.models.parts import Lora, select_parts
 from sum.models.segmenter import Segmenter
-from sum.planner import LiveBytes, StepShape, make_batch, optimizer_of, run_rounds, trace_memory, update
+from sum.planner import (
+    LiveBytes,
+    StepShape,
+    make_batch,
+    make_without_values,
+    optimizer_of,
+    run_rounds,
+    trace_memory,
+    update,
+)
 from sum.rounds import Rounds
 from sum.step_time import operations, probe_time
 from tests.test_engine import OPTIONS
@@ -167,6 +177,41 @@ def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
     assert max(found["lora"].peak, found["pieces"].peak) < found["full"].peak
 
 
+def test_a_model_with_adapters_is_made_without_values() -> None:
+    """Every tensor as in the model that trains, in the same place, but none of the machine's memory."""
+    case = case_of(load_config(["finetune.lora.encoder=true", "finetune.lora.decoder=true"]))
+    with FakeTensorMode():
+        made = make_without_values(case.build)
+    real = case.build()
+    for found, want in (
+        (made.named_parameters(), real.named_parameters()),
+        (made.named_buffers(), real.named_buffers()),
+    ):
+        assert [*map(facts, found)] == [*map(facts, want)]
+    assert all(isinstance(value, FakeTensor) for value in [*made.parameters(), *made.buffers()])
+
+
+def facts(named: tuple[str, torch.Tensor]) -> tuple[object, ...]:
+    """All but the numbers."""
+    name, value = named
+    return name, value.shape, value.dtype, value.device, value.requires_grad, isinstance(value, nn.Parameter)
+
+
+@pytest.mark.slow
+def test_adapters_in_encoder_and_decoder_need_less_than_full_training() -> None:
+    few = ["finetune.rounds.rounds=1", "finetune.optim.images_per_batch=1", "finetune.optim.masks_per_image=1"]
+    found = []
+    for words in ([], ["finetune.lora.encoder=true", "finetune.lora.decoder=true"]):
+        case = case_of(load_config([*few, *words]))
+        found.append(trace_memory(case.build, case.shape))
+        trained = sum(value.numel() for value in case.build().parameters() if value.requires_grad)
+        assert found[-1].training == 3 * 4 * trained
+    full, adapted = found
+    assert full.weights < adapted.weights  # and the adapters
+    assert adapted.training < full.training / 2
+    assert adapted.peak < full.peak
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_predicted_within_15_percent() -> None:
@@ -235,7 +280,7 @@ def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None
     room = Device("small", torch.device("meta"), (peaks[0] + peaks[1]) / 2 / ROOM, 0.0)
     (first, proposal), case = plan(config, room)
     assert "does NOT fit" in first
-    assert "proposal (the same gradients): finetune.optim.mask_chunk: 16; " in proposal
+    assert "proposal (the same gradients): finetune.optim.mask_chunk=16; " in proposal
     assert case is not None
     assert case.shape.chunk == 16
     none = Device("none", torch.device("meta"), 1e6, 0.0)
@@ -243,6 +288,42 @@ def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None
     said, case = plan(changed(config, {**least, "finetune.optim.precision": "bf16"}), none)
     assert "none; not even the decoder alone" in said[-1]
     assert case is None
+
+
+@pytest.mark.slow
+def test_the_search_reaches_adapters() -> None:
+    """On a card that holds neither full training, however small, nor less than adapters in the encoder."""
+    few = ["finetune.rounds.rounds=1", "finetune.optim.images_per_batch=1", "finetune.optim.masks_per_image=1"]
+    config = changed(load_config(few), {"finetune.optim.precision": "bf16", "finetune.recompute_encoder": True})
+    full, adapted = (case_of(changed(config, {"finetune.lora.encoder": on})) for on in (False, True))
+    most, least = (float(trace_memory(case.build, case.shape, grouped=True).peak) for case in (full, adapted))
+    card = Device("card", torch.device("cuda"), (most + least) / 2 / ROOM, 0.0, here=False)
+    said, case = plan(config, card)
+    assert "proposal (another training: adapters in the encoder): finetune.lora.encoder=true; " in said[-1]
+    assert case is not None
+
+
+def test_proposals_are_words_of_the_command_line() -> None:
+    changes = {"finetune.accumulate": 2, "finetune.recompute_encoder": True, "finetune.train": "decoder"}
+    config = load_config()
+    assert load_config(words_of(changes)) == changed(config, changes) != config
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        (["--card", "0"], "argument --card: wants GB above 0, got 0"),
+        (["--card", "-5"], "argument --card: wants GB above 0, got -5"),
+        (["--card", "nan"], "argument --card: wants GB above 0, got nan"),
+        (["--card", "big"], "argument --card: wants GB above 0, got big"),
+        (["model.backbone=vit_x"], "model.backbone: unknown 'vit_x'. Did you mean 'vit_"),
+    ],
+)
+def test_wrong_words_are_refused_in_a_line(words: list[str], want: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    said = capsys.readouterr().err
+    assert want in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow

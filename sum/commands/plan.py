@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=float, default=LIMIT, metavar="SECONDS", help=f"for measuring on a device ({LIMIT:g})"
     )
     parser.add_argument(
-        "--card", type=float, action="append", default=[], metavar="GB", help="also a CUDA card of so many GB: memory"
+        "--card", type=_size, action="append", default=[], metavar="GB", help="also a CUDA card of so many GB: memory"
     )
 
 
@@ -83,8 +85,10 @@ def part_of(config: Config, *, count: int) -> Config:
 def case_of(config: Config, *, count: int = 1) -> Case:
     """What one of `count` processes of stage finetune would run, with random weights; config: as `part_of`.
 
-    Whatever makes the model smaller or its parts train belongs in `choose_parts`, and is planned.
+    Whatever makes the model smaller or its parts train belongs in `choose_parts`, and is planned. Raises ConfigError
+    for an unknown backbone.
     """
+    from sum.errors import choose
     from sum.methods import METHODS
     from sum.models.backbones import BACKBONES
     from sum.models.segmenter import Segmenter
@@ -93,10 +97,13 @@ def case_of(config: Config, *, count: int = 1) -> Case:
     from sum.stages.finetune import choose_parts
 
     name, settings = config.model.backbone, config.finetune
+    backbone = choose(BACKBONES, name, key="model.backbone")
     method = METHODS[settings.method]
+    if settings.lora.encoder or settings.lora.decoder:
+        importlib.import_module("sum.models.lora")  # now: `build` is called where tensors have no values
 
     def build() -> Segmenter:
-        model = Segmenter(BACKBONES[name].build(), backbone=name)
+        model = Segmenter(backbone.build(), backbone=name)
         choose_parts(config, model, method=method)
         return model
 
@@ -104,7 +111,7 @@ def case_of(config: Config, *, count: int = 1) -> Case:
         images=settings.optim.images_per_batch,
         masks=settings.optim.masks_per_image,
         rounds=round_options(settings.rounds, task_prompt=method.task_prompt),
-        loss_side=settings.rounds.loss_side or BACKBONES[name].side,
+        loss_side=settings.rounds.loss_side or backbone.side,
         chunk=settings.optim.mask_chunk,
         pieces=settings.accumulate,
         precision=settings.optim.precision,
@@ -156,8 +163,8 @@ def plan(config: Config, device: Device, *, count: int = 1) -> tuple[list[str], 
         found = _mildest(config, family, device, count=count) if stays or words.startswith(ANOTHER) else None
         if found is not None:
             changes, smaller, peak = found
-            settings = ", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items())
-            return [*lines, f"  proposal ({words}): {settings}; {_gb(device.whole(peak))}"], smaller
+            said = f"  proposal ({words}): {' '.join(words_of(changes))}; {_gb(device.whole(peak))}"
+            return [*lines, said], smaller
     return [*lines, "  proposal: none; not even the decoder alone with one mask at a time fits here"], None
 
 
@@ -217,6 +224,11 @@ def changed(config: Config, changes: Changes) -> Config:
     return config
 
 
+def words_of(changes: Changes) -> list[str]:
+    """The changes as `key=value`, as the command line takes them."""
+    return [f"{key}={str(value).lower()}" for key, value in changes.items()]
+
+
 def _changed(node: Any, path: Sequence[str], value: object) -> Any:
     name, *rest = path
     return replace(node, **{name: _changed(getattr(node, name), rest, value) if rest else value})
@@ -250,6 +262,17 @@ def time_lines(case: Case, device: Device, *, steps: int, limit: float) -> list[
     parts = f"one image more {found.image:.3f}, one mask more {found.mask:.4f}, update {found.update:.3f}"
     told = f"  time: {found.step:.2f} s a step ({how}; {parts}), {found.step * steps / 3600:.2f} h for {steps} steps"
     return [told + (f"; others are at work here (load {others:.1f}), alone it is faster" if others > BUSY else "")]
+
+
+def _size(text: str) -> float:
+    """GB of a card."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < math.inf:
+        raise argparse.ArgumentTypeError(f"wants GB above 0, got {text}")
+    return size
 
 
 def _gb(count: float) -> str:
