@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -88,10 +87,15 @@ def apart(test: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(*arguments: Any, **named: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "log"
-            code = Forked(lambda: test(*arguments, **named), log).wait(timeout=100)
-            assert code == 0, log.read_text()
+        def work() -> None:
+            try:
+                test(*arguments, **named)
+            except BaseException:
+                traceback.print_exc(file=sys.__stderr__)  # that of `sys` may be a fixture's, which is lost
+                sys.__stderr__.flush()
+                raise
+
+        assert ended(fork(work), within=300.0) == 0, "its error stands under captured stderr"
 
     return fork_beside_threads(run)
 

@@ -45,6 +45,7 @@ from sum.planner import (
 )
 from sum.rounds import Rounds
 from sum.step_time import operations, probe_time
+from tests.forks import apart
 from tests.test_engine import OPTIONS
 
 pytestmark = pytest.mark.timeout(600)
@@ -143,6 +144,7 @@ def test_live_bytes_of_a_sum_that_can_be_counted_by_hand() -> None:
 
 
 @pytest.mark.slow
+@apart
 def test_what_a_step_keeps_and_what_makes_it_smaller() -> None:
     shape = StepShape(images=1, masks=8, rounds=Rounds(count=1), loss_side=64)
     numbers = sum(value.numel() for value in tiny().parameters())
@@ -159,6 +161,7 @@ def test_what_a_step_keeps_and_what_makes_it_smaller() -> None:
 
 
 @pytest.mark.slow
+@apart
 def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
     """Weights, gradients and moments counted by hand from the model that stage finetune would make."""
     found = {}
@@ -177,6 +180,7 @@ def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
     assert max(found["lora"].peak, found["pieces"].peak) < found["full"].peak
 
 
+@apart
 def test_a_model_with_adapters_is_made_without_values() -> None:
     """Every tensor as in the model that trains, in the same place, but none of the machine's memory."""
     case = case_of(load_config(["finetune.lora.encoder=true", "finetune.lora.decoder=true"]))
@@ -198,6 +202,7 @@ def facts(named: tuple[str, torch.Tensor]) -> tuple[object, ...]:
 
 
 @pytest.mark.slow
+@apart
 def test_adapters_in_encoder_and_decoder_need_less_than_full_training() -> None:
     few = ["finetune.rounds.rounds=1", "finetune.optim.images_per_batch=1", "finetune.optim.masks_per_image=1"]
     found = []
@@ -214,6 +219,7 @@ def test_adapters_in_encoder_and_decoder_need_less_than_full_training() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@apart
 def test_memory_is_predicted_within_15_percent() -> None:
     """Of the tensors, where the C library gives back what is freed; and of the process as it is, with the allowance."""
     build, shape = CASES["decoder"]
@@ -225,6 +231,7 @@ def test_memory_is_predicted_within_15_percent() -> None:
 
 
 @pytest.mark.gpu
+@apart
 def test_memory_on_a_gpu_is_predicted_within_15_percent() -> None:
     build, shape = CASES["vit"]
     device = torch.device("cuda")
@@ -241,6 +248,7 @@ def test_memory_on_a_gpu_is_predicted_within_15_percent() -> None:
 
 
 @pytest.mark.slow
+@apart
 def test_the_plan_of_this_project_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--no-time", "device=cpu", "finetune.rounds.rounds=2"]) == 0
     said = capsys.readouterr().out
@@ -269,6 +277,7 @@ def test_proposals_go_from_the_same_training_to_another() -> None:
 
 
 @pytest.mark.slow
+@apart
 def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None:
     words = ["finetune.optim.images_per_batch=2", "finetune.optim.masks_per_image=16", "finetune.rounds.rounds=1"]
     config = load_config(words)
@@ -291,6 +300,7 @@ def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None
 
 
 @pytest.mark.slow
+@apart
 def test_the_search_reaches_adapters() -> None:
     """On a card that holds neither full training, however small, nor less than adapters in the encoder."""
     few = ["finetune.rounds.rounds=1", "finetune.optim.images_per_batch=1", "finetune.optim.masks_per_image=1"]
@@ -348,6 +358,7 @@ def test_a_share_of_the_batch_is_planned_for_several_processes(
 
 
 @pytest.mark.slow
+@apart
 def test_gradients_that_are_averaged_need_two_more_copies_of_them() -> None:
     """Beside weights, gradients and moments, where that is more than the rounds need."""
     shape = StepShape(images=1, masks=1, rounds=Rounds(count=1), loss_side=8, chunk=1)
@@ -383,6 +394,7 @@ def test_a_container_has_what_its_limit_leaves(
     assert free_memory(tmp_path) == want
 
 
+@apart
 def test_operations_of_a_global_block_are_those_counted_by_hand() -> None:
     """Of one block more, at a size where its scores are made in six strips."""
     side, width = 512, 384

@@ -22,6 +22,7 @@ from sum.models.mask_chunk import MaskChunk
 from sum.models.segmenter import Segmenter
 from sum.planner import StepShape, make_batch
 from sum.rounds import Rounds, train_rounds
+from tests.forks import apart
 from tests.models.test_parts import with_vit
 from tests.test_engine import OPTIONS
 
@@ -129,6 +130,7 @@ def test_gradients_of_several_processes_are_averaged_without_waiting_but_where_o
 @pytest.mark.parametrize(
     ("build", "images"), [(tiny, 2), *(pytest.param(b, 1, marks=pytest.mark.slow) for b in (tiny, with_vit))]
 )
+@apart
 def test_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch, build, images: int) -> None:
     monkeypatch.setattr(training_decoder, "_autocast", lambda x: False)  # autocast does not know this device
     model = without_values(build())
