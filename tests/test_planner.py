@@ -337,6 +337,7 @@ def test_wrong_words_are_refused_in_a_line(words: list[str], want: str, capsys: 
 
 
 @pytest.mark.slow
+@apart
 def test_a_share_of_the_batch_is_planned_for_several_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
