@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from sum.config import load_config
+from sum.core.clicks import farthest_point
 from sum.core.geometry import logits_to_image
 from sum.core.metrics import iou
-from sum.core.prompts import farthest_point
 from sum.data.demo import Scene
 from sum.data.demo_files import set_scene
 from sum.data.records import decode_mask

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from sum.checkpoints import Position, Row, State, keep, newest, place, put_back, trouble_with
 from sum.culprits import Culprits, look
 from sum.data.batches import TrainBatch
-from sum.errors import ConfigError, Refused, StorageError, TrainingDiverged
+from sum.errors import Refused, StorageError, TrainingDiverged
 from sum.exchange import Exchange
+from sum.launch import images_each
 from sum.models.groups import parameter_groups
 from sum.models.mask_chunk import MaskChunk
 from sum.progress import track
@@ -74,11 +75,7 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=options.device == "cpu", mixed_precision="bf16" if options.precision == "bf16" else "no"
         )
-        if options.images_per_batch % self.ranks:  # unequal shares would weigh images unequally
-            raise ConfigError(
-                f"params.yaml: optim.images_per_batch is {options.images_per_batch}, no multiple of the {self.ranks} "
-                "processes that share a batch. Change it, or the number of processes."
-            )
+        images_each(options.images_per_batch, count=self.ranks)
         self.model = model.to(self.accelerator.device)
         groups = parameter_groups(model, layer_decay=options.layer_decay, weight_decay=options.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr)

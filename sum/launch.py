@@ -53,10 +53,13 @@ def start(words: Sequence[str], *, count: int) -> list[str]:
 
 
 def images_each(images_per_batch: int, *, count: int) -> int:
-    """How many images of a batch each of `count` processes has. Raises ConfigError where they cannot be shared out."""
+    """How many images of a batch each of `count` processes has.
+
+    Raises ConfigError where they cannot be shared out evenly: unequal shares would weigh images unequally.
+    """
     if images_per_batch % count:
         raise ConfigError(
-            f"params.yaml: finetune.optim.images_per_batch is {images_per_batch}, no multiple of the {count} processes "
-            f"that share a batch. Change it, or {VARIABLE}."
+            f"params.yaml: optim.images_per_batch is {images_per_batch}, no multiple of the {count} processes "
+            f"that share a batch. Change it, or the number of processes ({VARIABLE}, torchrun)."
         )
     return images_per_batch // count

@@ -12,8 +12,8 @@ from PIL import Image
 from segment_anything import SamPredictor
 from torch import Tensor
 
+from sum.core.clicks import farthest_point
 from sum.core.metrics import iou
-from sum.core.prompts import farthest_point
 from sum.data.batches import TrainBatch
 from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask
 from sum.engine import Loop, LoopOptions

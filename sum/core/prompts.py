@@ -1,7 +1,6 @@
-"""Prompts: what a simulated user would click or draw.
+"""Prompts of training: what a simulated user would click or draw, by chance; evaluation's are in sum.core.clicks.
 
-Training draws by chance, weighted by certainty (Liu et al., NeurIPS 2024, appendix B.1): the first point or box, then
-points of the error region. Evaluation is deterministic (appendix B.3): the pixel deepest inside the mask or the error.
+Weighted by certainty (Liu et al., NeurIPS 2024, appendix B.1): the first point or box, then points of the error region.
 Points are `(x, y)` pixel indices, boxes `(x0, y0, x1, y1)` with both ends inside.
 """
 
@@ -12,18 +11,15 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 BOOL = {torch.bool, np.dtype(bool)}
 NEAR = 1 << 20  # pixels that are looked at at once
 BLOCK = 64  # weights that are added up before they are looked at one by one
-FLOAT32_DEPTH = 2000.0  # up to 2048 the float32 roots of neighbouring integers differ; deeper regions go a slower way
 
 
 def sample_points(weights: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -94,28 +90,6 @@ def point_labels(target: Tensor, xy: Tensor) -> Tensor:
     x, y = xy.round().long().unbind(1)
     mask = torch.arange(len(xy), device=xy.device)
     return (target[mask, 0, y, x] > 0.5).long()
-
-
-def farthest_point(region: NDArray[np.bool_]) -> tuple[int, int] | None:
-    """Pixel `(x, y)` of the region farthest (Euclidean) from the outside; None if the region is empty.
-
-    region: `[H, W]`; what lies beyond the image is outside. Among equals the first in reading order.
-    """
-    deepest = _deepest(region)
-    return deepest and deepest[1:]
-
-
-def next_click(prediction: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[int, int, int] | None:
-    """Next click `(x, y, label)` of the evaluation: the middle of the deepest error; None if there is no error.
-
-    prediction, target: `[H, W]`. Missed and added pixels are separate regions, each bounded by everything else.
-    Label 1: missed, 0: added; of two equally deep errors the missed one is clicked.
-    """
-    guess, truth = np.asarray(prediction, dtype=bool), np.asarray(target, dtype=bool)
-    missed, added = _deepest(truth & ~guess), _deepest(guess & ~truth)
-    if missed and (not added or missed[0] >= added[0]):
-        return *missed[1:], 1
-    return added and (*added[1:], 0)
 
 
 def _cut(mask: Any, *, above: float) -> Any:
@@ -221,18 +195,3 @@ def _invert(weights: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
     aim = torch.minimum(aim.clamp(min=0), last)
     index = torch.searchsorted(total, aim, right=True).clamp(max=weights.shape[1] - 1)
     return index[:, 0], aim - (total - weights).gather(1, index)
-
-
-def _deepest(region: NDArray[np.bool_]) -> tuple[int, int, int] | None:
-    """(squared depth, x, y) of the deepest pixel. Integers, so that ties do not hang on the last bit of a root."""
-    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(region, dtype=bool).view(np.uint8))
-    if not width:
-        return None
-    part = np.zeros((height + 2, width + 2), dtype=np.uint8)
-    part[1:-1, 1:-1] = region[y : y + height, x : x + width]
-    depth: NDArray[Any] = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    if depth.max() > FLOAT32_DEPTH:
-        depth = np.asarray(ndimage.distance_transform_edt(part))
-    squared = round(float(depth.max()) ** 2)
-    row, column = divmod(int(np.argmax(depth > (squared - 0.5) ** 0.5)), width + 2)
-    return squared, x + column - 1, y + row - 1

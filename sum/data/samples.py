@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sum.core.clicks import farthest_point
 from sum.core.geometry import points_to_model
-from sum.core.prompts import farthest_point
 from sum.core.uncertainty import UNCERTAINTY, logits_of, map_codes
 from sum.data.batches import Sample, image_part, masks_to_frame
 from sum.data.frames import load_frame, to_planes

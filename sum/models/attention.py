@@ -20,9 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-STRIP = (
-    1 << 20
-)  # scores at work at once on a CPU, 4 MB: large enough for its matrix products, small enough to stay near
+STRIP = 1 << 20  # scores at work at once on a CPU, 4 MB: large enough for its matrix products, and they stay near
 COUNTED = ContextVar("counted", default=False)  # operations are, of tensors without values
 ALIGNED = 8  # fused kernels want a multiple of columns
 HALVES = (torch.bfloat16, torch.float16)

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sum.core.clicks import farthest_point, next_click
 from sum.core.geometry import boxes_to_model, logits_to_image, mask_to_box, points_to_model, resized_hw
 from sum.core.metrics import boundary_iou, iou
-from sum.core.prompts import farthest_point, next_click
 from sum.core.uncertainty import logits_of, refinement, to_codes
 from sum.models.refiner import Refiner
 from sum.models.segmenter import POSITIVE, Prediction, Prompts, Segmenter

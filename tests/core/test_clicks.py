@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sum.core import prompts
-from sum.core.prompts import farthest_point, next_click
+from sum.core import clicks
+from sum.core.clicks import farthest_point, next_click
 from tests.drawing import grid
 
 
@@ -63,9 +63,9 @@ def random_masks(count, seed):
         yield mask
 
 
-@pytest.mark.parametrize("exact_up_to", [prompts.FLOAT32_DEPTH, 0.0])  # 0: the way of very large regions
+@pytest.mark.parametrize("exact_up_to", [clicks.FLOAT32_DEPTH, 0.0])  # 0: the way of very large regions
 def test_farthest_point_against_all_distances(monkeypatch, exact_up_to):
-    monkeypatch.setattr(prompts, "FLOAT32_DEPTH", exact_up_to)
+    monkeypatch.setattr(clicks, "FLOAT32_DEPTH", exact_up_to)
     for mask in random_masks(300, seed=1):
         assert farthest_point(mask) == point_by_hand(mask)
         assert farthest_point(mask.astype(np.uint8) * 255) == point_by_hand(mask)

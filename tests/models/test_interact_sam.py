@@ -9,8 +9,8 @@ from PIL import Image
 from segment_anything import SamPredictor
 from torch import nn
 
+from sum.core.clicks import next_click
 from sum.core.metrics import boundary_iou, iou
-from sum.core.prompts import next_click
 from sum.data.frames import to_square
 from sum.models.backbones import build_tiny
 from sum.models.interact import Answer, Mask, Protocol, doubts, encode_frame, play
