@@ -247,7 +247,8 @@ def encode_mask(mask: np.ndarray) -> str:
 def decode_mask(rle: str, *, height: int, width: int) -> np.ndarray:
     """Counts of a COCO compressed RLE -> `[H, W]` bool. Raises DataError when they run beyond its end."""
     try:
-        mask: np.ndarray = coco.decode({"size": [height, width], "counts": rle.encode("ascii")}).astype(bool)
+        by_columns = coco.decode({"size": [height, width], "counts": rle.encode("ascii")})
     except ValueError as error:
         raise DataError(f"RLE does not describe a {height} x {width} mask ({error})") from error
+    mask: np.ndarray = by_columns.astype(bool, order="C")  # its readers go by rows, most of them many times
     return mask
