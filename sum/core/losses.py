@@ -136,7 +136,8 @@ class _MaskLosses(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: `once_differentiable` would leave the second derivative out
             raise RuntimeError("mask_losses has no second derivative; build it of focal_loss and dice_loss, which have")
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, :, None, None], None, None, None
+        gradient.mul_(upstream[:, :, None, None])  # in place: autograd refuses a second backward
+        return gradient, None, None, None
 
 
 def _focal_and_dice(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sum import tracking
 from sum.accumulation import train_in_parts
+from sum.alone import alone
 from sum.config import Config
 from sum.data.augment import augmented
 from sum.data.batches import ImageSource, Mixture, TrainBatch
@@ -59,7 +60,8 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder.
 
     reproduces: the MLflow run that is trained again, all below work/reproduce/ID (see `home_of`). Raises MissingInput
-    before the stages that it needs, ValidationFailed when stage check_labels refused the labels.
+    before the stages that it needs, ValidationFailed when stage check_labels refused the labels, Refused while the same
+    training runs elsewhere.
     """
     entry = choose(config.budgets, budget, key="budgets")
     method = choose(METHODS, config.finetune.method, key="finetune.method")
@@ -80,17 +82,18 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
-    record = start_record(config, loop, facts=facts, files=files, reproduces=reproduces) if loop.rank == 0 else None
-    if record is not None:
-        log.info("MLflow run %s", record.id)
-    rates = rate_curves(loop.optimizer.param_groups)
-    on_rows = log_rows(record, images=config.finetune.optim.images_per_batch, rates=rates)
-    began = time.perf_counter()
-    with record or nullcontext():
-        train(config, loop, sources, entry=entry, method=method, on_rows=on_rows, watch=watch)
+    with alone(loop):
+        record = start_record(config, loop, facts=facts, files=files, reproduces=reproduces) if loop.rank == 0 else None
         if record is not None:
-            seconds = time.perf_counter() - began
-            publish(config, loop, facts=facts, record=record, seconds=seconds, watch=watch, reproduces=reproduces)
+            log.info("MLflow run %s", record.id)
+        rates = rate_curves(loop.optimizer.param_groups)
+        on_rows = log_rows(record, images=config.finetune.optim.images_per_batch, rates=rates)
+        began = time.perf_counter()
+        with record or nullcontext():
+            train(config, loop, sources, entry=entry, method=method, on_rows=on_rows, watch=watch)
+            if record is not None:
+                seconds = time.perf_counter() - began
+                publish(config, loop, facts=facts, record=record, seconds=seconds, watch=watch, reproduces=reproduces)
     return home_of(reproduces).models / budget
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sum.alone import alone
 from sum.config import Config
 from sum.data.batches import ImageSource, Mixture, TrainBatch
 from sum.data.coarse import CoarseManifest, CoarseScenes
@@ -51,8 +52,7 @@ def start_weights(settings: PretrainConfig) -> Path | None:
 def run(config: Config) -> Path:
     """Train and write `pretrain.output`; returns its path."""
     settings = config.pretrain
-    backbone = BACKBONES["tiny"]
-    side = backbone.side
+    backbone, side = BACKBONES["tiny"], BACKBONES["tiny"].side
     loss_side = settings.rounds.loss_side or side
     manifest, start = train_manifest(settings), start_weights(settings)
     inputs = [manifest and manifest.fingerprint, start and file_fingerprint(start)]
@@ -91,7 +91,8 @@ def run(config: Config) -> Path:
             chunk=state.chunk,
         )
 
-    loop.run(batches, step, title="pretrain")
+    with alone(loop):
+        loop.run(batches, step, title="pretrain")
     output = Path(settings.output)
     loop.finish()
     save_segmenter(output, model, about={"recipe": "sum pretrain", "steps": str(settings.optim.steps)})

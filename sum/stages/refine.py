@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from sum.alone import alone
 from sum.config import Config
 from sum.core.evidence import CUTS
 from sum.core.losses import LossWeights, mask_losses
@@ -111,7 +112,8 @@ def train(config: Config, base: Segmenter, images: HumanImages, *, folder: Path,
     def step(state: Loop, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         return refine_step(state, batch, generator, base=base, thresholds=thresholds)
 
-    loop.run(batches, step, title="refine")
+    with alone(loop):
+        loop.run(batches, step, title="refine")
     return loop
 
 

@@ -192,8 +192,14 @@ def test_gradient_of_mask_losses_is_that_of_its_parts():
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 2.5])
 def test_gradient_of_mask_losses_is_its_slope(gamma):
     logits, target, certainty = case(masks=2, outputs=2, height=3, width=3)
-    weights = LossWeights(gamma=gamma, alpha=0.4)
-    assert torch.autograd.gradcheck(lambda z: mask_losses(z, target, certainty, weights), logits.requires_grad_())
+    weights, step = LossWeights(gamma=gamma, alpha=0.4), 1e-6
+    moves = step * torch.eye(logits.numel(), dtype=logits.dtype).view(-1, *logits.shape)
+    up, down = ([mask_losses(logits + sign * move, target, certainty, weights) for move in moves] for sign in (1, -1))
+    want = (torch.stack(up) - torch.stack(down)).view(logits.numel(), -1) / (2 * step)  # [numbers, losses]
+    for number, column in enumerate(want.T):
+        leaf = logits.clone().requires_grad_()  # gradcheck would go backward more than once
+        mask_losses(leaf, target, certainty, weights).flatten()[number].backward()
+        torch.testing.assert_close(leaf.grad.flatten(), column, rtol=1e-5, atol=1e-7)
 
 
 def test_mask_losses_does_not_depend_on_how_many_masks_are_worked_at_once(monkeypatch):
@@ -230,6 +236,14 @@ def test_a_label_may_be_bool_and_nothing_given_is_changed():
     logits, target, certainty = maps
     assert torch.equal(fused(logits, target.bool(), certainty), fused(logits, target, certainty))
     assert all(torch.equal(*pair) for pair in zip(maps, before, strict=True))
+
+
+def test_a_second_backward_is_refused():
+    logits, target, certainty = case()
+    loss = fused(logits.requires_grad_(), target, certainty).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_second_derivative_is_refused():
