@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sum.data.charts import curves
+from sum.data.records import read_manifest
 from sum.data.scores import METRICS, read_rows, spread, task_names
 
 METHODS = ("human_only", "vanilla", "mask_refinement", "sum_without_task_prompt", "sum")
@@ -73,11 +75,14 @@ def make(run: Run, project: Path, out: Path, settings: Sequence[str]) -> Path:
         link = folder / "data" / name
         if not link.exists() and (project / "data" / name).exists():
             link.symlink_to((project / "data" / name).resolve())
-    for name in ("params.yaml", "sum/models/weights", "work/photos"):  # the base weights lie in one of these
+    for name in ("params.yaml", "sum/models/weights", "work/photos", *photo_folders(project)):  # weights: two of these
         link = folder / name
+        if not Path(os.path.normpath(link)).is_relative_to(out) and not Path(name).is_absolute():
+            raise SystemExit(f"{name} would be linked outside of {out}: give the data sets roots that are absolute")
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists() and (project / name).exists():
-            link.symlink_to((project / name).resolve())
+            with suppress(FileExistsError):  # ../photos is that of all runs, and another may have been first
+                link.symlink_to((project / name).resolve())
     environment = os.environ | {"PYTHONPATH": str(CODE), "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db"}
     for command in run.commands():
         print(f"{run.name}: {' '.join(command[:2])}", flush=True)
@@ -87,6 +92,13 @@ def make(run: Run, project: Path, out: Path, settings: Sequence[str]) -> Path:
         if code:
             raise SystemExit(f"{run.name}: `{' '.join(words[2:])}` ended with {code}, see {log.name}")
     return done
+
+
+def photo_folders(project: Path) -> list[str]:
+    """The folders of photos and archives, relative to the project as the manifest has them (../photos); outer first."""
+    images = read_manifest(project / "data/manifest", reader="experiment").images
+    paths = {image.path.partition("!/")[0] for image in images if "://" not in image.path}
+    return sorted({str(Path(path).parent) for path in paths})
 
 
 def values(folders: Sequence[Path]) -> pd.DataFrame:
