@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +182,14 @@ def test_training_never_chooses_a_device_without_float64(monkeypatch, name, cuda
     assert training_device(name).type == want
     with pytest.raises(ConfigError, match=r"device: 'mps' has no float64.* cpu, or cuda"):
         training_device("mps")
+
+
+@pytest.mark.parametrize(("name", "refused"), [("auto", True), ("cuda", True), ("cpu", False)])
+def test_each_process_that_trains_has_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, refused: bool) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    training_device(name)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"3 processes .* has 2 GPUs") if refused else nullcontext():
+        training_device(name)

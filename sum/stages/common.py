@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -101,14 +102,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def training_device(name: str) -> torch.device:
-    """As `pick_device`, where to train: it needs float64, which 'mps' does not have."""
+    """As `pick_device`, where to train: it needs float64, which 'mps' does not have, and a GPU for each process."""
     if name == "mps":
         raise ConfigError(
             "params.yaml: device: 'mps' has no float64, which training needs. Use cpu, or cuda where there is one."
         )
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return pick_device(name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else pick_device(name)
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device.type == "cuda" and processes > max(1, gpus):
+        raise ConfigError(
+            f"{processes} processes train on this machine, which has {gpus} GPUs: each needs one of its own. Start "
+            f"{gpus} (SUM_PROCESSES=gpu, or torchrun --nproc-per-node gpu), or set device: cpu in params.yaml."
+        )
+    return device
 
 
 def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
