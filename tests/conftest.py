@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -53,6 +54,15 @@ def silent_server() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen()
         yield int(server.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_the_command_line_end_with_a_test() -> Iterator[None]:
+    """They write to the standard error of that moment, which pytest closes afterwards."""
+    yield
+    for handler in [*logging.root.handlers]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of classes of its own
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)
