@@ -9,7 +9,7 @@ of `python -m sum finetune` and `python -m sum evaluate` with finetune.method, s
 what is done is not done again, and a killed run goes on; --jobs of them at once. FOLDER/table.csv and table.md hold,
 for each task, budget and method, mIoU and boundary IoU after 1, 3 and 5 points and the difference to the base on the
 same masks, means over seeds, with 95 % intervals over seeds and images (both drawn again with replacement);
-curves-BUDGET.png draws all rounds.
+curves-BUDGET.png draws the differences over all rounds.
 
 Settings are chosen on validation scenes: a project whose `demo.seeds` has the numbers of val and test exchanged.
 """
@@ -36,6 +36,7 @@ from sum.data.charts import curves
 from sum.data.records import read_manifest
 from sum.data.scores import METRICS, read_rows, spread, task_names
 
+Table = NDArray[np.float64]
 METHODS = ("human_only", "vanilla", "mask_refinement", "sum_without_task_prompt", "sum")
 SHARED = ("raw", "manifest", "validation", "refiner", "pseudo_labels", "uncertainty", "checks")
 ROUNDS, TOLD = range(1, 7), (1, 3, 5)
@@ -107,37 +108,50 @@ def values(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(wide, axis=1, keys=range(len(wide)), names=["seed"])
 
 
-def interval(table: NDArray[np.float64], images: Sequence[str], *, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of `[masks, seeds]` and its 95 % interval when seeds and whole images are drawn again."""
-    dice = np.random.default_rng(seed)
+def interval(sets: Sequence[tuple[Table, Sequence[str]]], *, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over the sets of the means of `[masks, seeds]`, and its 95 % interval when seeds, the same for all sets, and
+    whole images of each set are drawn again. Beside each table the image of every mask.
+    """
+    dice, runs = np.random.default_rng(seed), sets[0][0].shape[1]
+    seeds = dice.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES)
+    means = [drawn_again(table, images, seeds, dice=dice) for table, images in sets]
+    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975))
+    return float(np.mean([table.mean() for table, _ in sets])), float(low), float(high)
+
+
+def drawn_again(table: Table, images: Sequence[str], seeds: NDArray[np.int64], *, dice: np.random.Generator) -> Table:
+    """Means of `[masks, seeds]`, one a row of `seeds`, which says how often each seed was drawn."""
     names, member = np.unique(np.asarray(images), return_inverse=True)
     sums = np.zeros((len(names), table.shape[1]))
     np.add.at(sums, member, table)
-    counts = np.bincount(member).astype(float)
-    drawn = dice.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES).astype(float)
-    seeds = dice.multinomial(table.shape[1], np.full(table.shape[1], 1 / table.shape[1]), size=RESAMPLES)
-    means = ((drawn @ sums) * seeds).sum(1) / (drawn @ counts) / table.shape[1]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(table.mean()), float(low), float(high)
+    drawn = dice.multinomial(len(names), np.full(len(names), 1 / len(names)), size=len(seeds)).astype(float)
+    means: Table = ((drawn @ sums) * seeds).sum(1) / (drawn @ np.bincount(member)) / table.shape[1]
+    return means
 
 
 def rows_of(run: Run, own: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, object]]:
-    """For every task, metric and round: the value and the difference to the base, each with its interval."""
-    tasks = own.index.get_level_values("task")
-    for task in task_names(tasks):
-        part, stock = own[tasks == task], base[tasks == task]
-        images = part.index.get_level_values("image_id").tolist()
-        for metric in METRICS:
-            for number in ROUNDS:
-                found = part.xs((metric, number), axis=1, level=("metric", "round")).to_numpy()
-                before = stock[(0, metric, number)].to_numpy()[:, None]
-                mean, low, high = interval(found, images)
-                gain, least, most = interval(found - before, images)
-                yield {
-                    "budget": run.budget, "model": run.method or "base", "scope": "task", "name": task,
-                    "metric": metric, "round": number, "mean": mean, "low": low, "high": high,
-                    "gain": gain, "gain_low": least, "gain_high": most, "masks": len(part), "seeds": found.shape[1],
-                }  # fmt: skip
+    """For every task and all, metric and round: the value and the difference to the base, each with its interval.
+
+    Means over masks within a set, over the sets of a task, over all sets, as stage evaluate has them.
+    """
+    index = own.index.to_frame(index=False)
+    images = {name: index["image_id"][index["dataset"] == name].tolist() for name in index["dataset"].unique()}
+    names = {task: index["dataset"][index["task"] == task].unique() for task in task_names(index["task"])}
+    groups = [("task", task, found) for task, found in names.items()] + [("overall", "all", index["dataset"].unique())]
+    for scope, name, members in groups:
+        rows = [(index["dataset"] == member).to_numpy() for member in members]
+        for metric, number in itertools.product(METRICS, ROUNDS):
+            found = own.xs((metric, number), axis=1, level=("metric", "round")).to_numpy()
+            gained = found - base[(0, metric, number)].to_numpy()[:, None]
+            pairs = list(zip(rows, members, strict=True))
+            mean, low, high = interval([(found[row], images[member]) for row, member in pairs])
+            gain, least, most = interval([(gained[row], images[member]) for row, member in pairs])
+            yield {
+                "budget": run.budget, "model": run.method or "base", "scope": scope, "name": name,
+                "metric": metric, "round": number, "mean": mean, "low": low, "high": high,
+                "gain": gain, "gain_low": least, "gain_high": most,
+                "masks": int(np.sum(rows)), "seeds": found.shape[1],
+            }  # fmt: skip
 
 
 def shown(table: pd.DataFrame) -> str:
@@ -145,7 +159,7 @@ def shown(table: pd.DataFrame) -> str:
     lines = []
     for metric, label in METRICS.items():
         part = table[(table["metric"] == metric) & table["round"].isin(TOLD)]
-        heads = [(task, number) for task in task_names(part["name"]) for number in TOLD]
+        heads = [(name, number) for name in part["name"].unique() for number in TOLD]
         lines += [f"**{label}**, per cent; in brackets the difference to the base with its 95 % interval", ""]
         lines += ["| budget | method | " + " | ".join(f"{task}, {n}" for task, n in heads) + " |"]
         lines += ["|---|---|" + "---:|" * len(heads)]
@@ -189,7 +203,8 @@ def main() -> None:
     print(text)
     for budget in options.budgets:
         chosen = table[table["budget"].isin(["", budget])]
-        (out / f"curves-{budget}.png").write_bytes(curves(chosen))
+        gains = chosen.assign(mean=chosen["gain"], low=chosen["gain_low"], high=chosen["gain_high"])
+        (out / f"curves-{budget}.png").write_bytes(curves(gains, of="gain in "))
 
 
 if __name__ == "__main__":

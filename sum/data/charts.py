@@ -24,10 +24,11 @@ COLOURS = (
 MARKERS = "osD^vPX"
 
 
-def curves(table: pd.DataFrame, *, unit: str = "points") -> bytes:
+def curves(table: pd.DataFrame, *, unit: str = "points", of: str = "") -> bytes:
     """PNG of every metric (rows) over the rounds for every task and all (columns), a line a model with its 95 % band.
 
-    table: a `comparison_table` of all rounds; unit: what a round adds, for the axis.
+    table: a `comparison_table` of all rounds; unit: what a round adds, for the axis; of: what stands before the
+    metric's name.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def curves(table: pd.DataFrame, *, unit: str = "points") -> bytes:
             place.grid(alpha=0.3)
             place.set_xticks(sorted(set(part["round"])))
             place.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(f"{label} (%)")
+        row[0].set_ylabel(f"{of}{label} (%)")
     for place, name in zip(axes[0], names, strict=True):
         place.set_title(name)
     for place in axes[-1]:
