@@ -214,11 +214,11 @@ def without_doubt(batch: TrainBatch) -> TrainBatch:
 
 
 def valid_pixels(batch: TrainBatch) -> Tensor:
-    """Which pixels at the loss side are image: bool `[N, 1, L, L]`."""
+    """Which pixels at the loss side are image, as `image_part` has it: bool `[N, 1, L, L]`."""
     loss_side, side = batch.mask.shape[-1], batch.image.shape[-1]
-    edge = torch.arange(loss_side, device=batch.mask.device) * side
-    hw = batch.hw[batch.image_index] * loss_side
-    inside = (edge[None, :, None] < hw[:, 0, None, None]) & (edge[None, None, :] < hw[:, 1, None, None])
+    place = torch.arange(loss_side, device=batch.mask.device)
+    size = (batch.hw[batch.image_index] * loss_side // side).clamp(min=1)
+    inside = (place[None, :, None] < size[:, 0, None, None]) & (place[None, None, :] < size[:, 1, None, None])
     return inside[:, None]
 
 

@@ -122,7 +122,7 @@ def test_mask_refinement_learns_where_the_refined_probability_is_above_a_half(wo
     _, plain = samples("refinement", loss_side=loss_side)
     changed = kept = 0
     for (image_id, order, mine), (_, _, sam) in zip(found, plain, strict=True):
-        height, width = (-(-side * loss_side // 128) for side in mine.hw.tolist())
+        height, width = (side * loss_side // 128 for side in mine.hw.tolist())
         part = torch.zeros(loss_side, loss_side)
         part[:height, :width] = 1
         assert torch.equal(mine.certainty, part.expand_as(mine.certainty))

@@ -124,9 +124,13 @@ def masks_to_frame(masks: NDArray[np.bool_], *, loss_side: int) -> Tensor:
 
 
 def image_part(hw: tuple[int, int], *, side: int, loss_side: int) -> Tensor:
-    """float `[L, L]`: 1 where the frame is image, 0 on padding. hw: size of the image in the frame of `side`."""
+    """float `[L, L]`: 1 where all of a pixel is image, 0 on padding. hw: size of the image in the frame of `side`.
+
+    A border pixel that is image in part is left out: masks are rounded to the nearest size and may end before it, and
+    it would be taught as background. Rounded down, the image never ends after its masks. One pixel always is left.
+    """
     part = torch.zeros(loss_side, loss_side)
-    part[: -(-hw[0] * loss_side // side), : -(-hw[1] * loss_side // side)] = 1
+    part[: max(1, hw[0] * loss_side // side), : max(1, hw[1] * loss_side // side)] = 1
     return part
 
 

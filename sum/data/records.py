@@ -246,9 +246,15 @@ def encode_mask(mask: np.ndarray) -> str:
 
 def decode_mask(rle: str, *, height: int, width: int) -> np.ndarray:
     """Counts of a COCO compressed RLE -> `[H, W]` bool. Raises DataError when they run beyond its end."""
+    columns = decode_columns(rle, height=height, width=width)
+    mask: np.ndarray = columns.T.astype(bool, order="C")  # its readers go by rows, most of them many times
+    return mask
+
+
+def decode_columns(rle: str, *, height: int, width: int) -> np.ndarray:
+    """The transposed of `decode_mask`, which is how COCO draws: `[W, H]` uint8, 0 or 1. Raises as it does."""
     try:
-        by_columns = coco.decode({"size": [height, width], "counts": rle.encode("ascii")})
+        mask: np.ndarray = coco.decode({"size": [height, width], "counts": rle.encode("ascii")})
     except ValueError as error:
         raise DataError(f"RLE does not describe a {height} x {width} mask ({error})") from error
-    mask: np.ndarray = by_columns.astype(bool, order="C")  # its readers go by rows, most of them many times
-    return mask
+    return mask.T

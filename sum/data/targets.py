@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sum.core.geometry import resized_hw
 from sum.data.batches import masks_to_frame
-from sum.data.records import decode_mask
+from sum.data.records import decode_columns, decode_mask
 from sum.data.rle import parse_counts
 
 DOUBT = 1e-5  # share of a new pixel: nearer to the half, rounding in cv2.INTER_AREA decides
@@ -47,12 +47,11 @@ def rles_to_frame(rles: Sequence[str], *, hw: tuple[int, int], loss_side: int) -
 
 def _drawn(rle: str, *, hw: tuple[int, int], hw_out: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask at another size by way of all its pixels, as `resize_mask`."""
-    full = decode_mask(rle, height=hw[0], width=hw[1])
+    plane = cv2.transpose(decode_columns(rle, height=hw[0], width=hw[1]))
     if hw == hw_out:
-        return full
+        return plane.view(np.bool_)
     shrink = hw_out[0] <= hw[0] and hw_out[1] <= hw[1]
     how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    plane = cv2.transpose(full.view(np.uint8).T)  # pycocotools draws column by column, cv2 resizes row by row
     np.multiply(plane, 255, out=plane)
     mask: NDArray[np.bool_] = cv2.resize(plane, hw_out[::-1], interpolation=how) > 127
     return mask

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from sum.core.geometry import resized_hw
 from sum.data.batches import ImageSource, Mixture, Sample, TrainBatch, collate, image_part, masks_to_frame
 from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask
 from sum.data.samples import HumanImages
 from sum.errors import DataError
+from sum.rounds import valid_pixels
 
 
 class Numbers:
@@ -155,11 +159,28 @@ def test_a_mask_too_small_for_the_loss_side_keeps_one_pixel_in_the_right_place()
     assert small.nonzero().tolist() == [[0, 37, 25]]  # 300 / 8, 200 / 8
 
 
-@pytest.mark.parametrize("hw", [(96, 128), (128, 50), (128, 128)])
-def test_image_part_is_one_on_the_image_and_zero_on_the_padding(hw: tuple[int, int]) -> None:
+@pytest.mark.parametrize("hw", [(96, 128), (128, 50), (128, 128), (127, 51), (1, 128)])
+def test_image_part_is_one_on_whole_pixels_of_the_image_and_zero_on_the_padding(hw: tuple[int, int]) -> None:
     part = image_part(hw, side=128, loss_side=64)
-    assert part[: hw[0] // 2, : hw[1] // 2].min() == 1
-    assert part.sum() == (-(-hw[0] // 2)) * (-(-hw[1] // 2))
+    rows, columns = max(1, hw[0] // 2), hw[1] // 2
+    assert part[:rows, :columns].min() == 1
+    assert part.sum() == rows * columns
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([(1024, 256), (1024, 1024), (128, 64), (1024, 512)]))
+@settings(max_examples=60, deadline=None)
+def test_no_pixel_of_the_image_lies_beyond_its_masks(height: int, width: int, sides: tuple[int, int]) -> None:
+    """An object on the border of a photo would be taught not to reach it: 333 x 500 at 1024 and 256, for one."""
+    side, loss_side = sides
+    hw = resized_hw(height, width, side)
+    part = image_part(hw, side=side, loss_side=loss_side)
+    rows, columns = resized_hw(height, width, loss_side)  # where masks lie, see masks_to_frame
+    assert part[rows:].sum() == 0 == part[:, columns:].sum()
+    assert part.sum() >= max(1, rows - 1) * max(1, columns - 1)  # nor is more than a border pixel lost
+    frame, first = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    mask = torch.zeros(1, 1, loss_side, loss_side, dtype=torch.bool)
+    batch = TrainBatch(frame, torch.tensor([hw]), first, mask, mask, torch.zeros(1, 2), first)
+    assert torch.equal(valid_pixels(batch)[0, 0], part > 0)
 
 
 MASK = np.zeros((60, 40), dtype=bool)
