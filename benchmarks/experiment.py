@@ -6,7 +6,8 @@
 PROJECT: a folder after stage check_labels (`make repro` leaves one): its params.yaml, manifest, labels, maps and
 refinement module are used, nothing in it is written. Every run has a folder of its own below FOLDER/runs and is made
 of `python -m sum finetune` and `python -m sum evaluate` with finetune.method, seed and the settings of --set;
-what is done is not done again, and a killed run goes on; --jobs of them at once. FOLDER/table.csv and table.md hold,
+what is done is not done again (unless settings, data or code have changed: that is refused), and a killed run goes on;
+--jobs of them at once. For the budgets and methods of the call, FOLDER/table.csv and table.md hold,
 for each task, budget and method, mIoU and boundary IoU after 1, 3 and 5 points and the difference to the base on the
 same masks, means over seeds, with 95 % intervals over seeds and images (both drawn again with replacement);
 curves-BUDGET.png draws the differences over all rounds.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +37,8 @@ from numpy.typing import NDArray
 from sum.data.charts import curves
 from sum.data.records import read_manifest
 from sum.data.scores import METRICS, read_rows, spread, task_names
+from sum.stages.common import code_hash
+from sum.storage import sha256_file, write_json
 
 Table = NDArray[np.float64]
 METHODS = ("human_only", "vanilla", "mask_refinement", "sum_without_task_prompt", "sum")
@@ -69,6 +73,7 @@ def make(run: Run, project: Path, out: Path, settings: Sequence[str]) -> Path:
     """Train and evaluate, unless that is done; returns the folder of the evaluation."""
     folder = out / "runs" / run.name
     done = folder / "data/evaluation" / (run.budget or "base")
+    stamp(folder / "made_of.json", project, settings)
     if (done / "summary.json").is_file():
         return done
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -93,6 +98,24 @@ def make(run: Run, project: Path, out: Path, settings: Sequence[str]) -> Path:
         if code:
             raise SystemExit(f"{run.name}: `{' '.join(words[2:])}` ended with {code}, see {log.name}")
     return done
+
+
+def stamp(path: Path, project: Path, settings: Sequence[str]) -> None:
+    """Note what a run is made of. Raises SystemExit when it was begun with something else: it would pass for this."""
+    inputs = ("params.yaml", "data/manifest/*.parquet", "data/refiner/*.safetensors", "data/*/summary.json")
+    paths = [path for pattern in inputs for path in sorted(project.glob(pattern))]  # labels' summaries name their bytes
+    files = {str(path.relative_to(project)): sha256_file(path) for path in paths}
+    now = {"settings": [*settings], "code": code_hash(), **files}
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        return
+    then = json.loads(path.read_text())
+    other = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if other:
+        raise SystemExit(
+            f"{path.parent} was begun with other {', '.join(other)}: give another --out, or delete that folder"
+        )
 
 
 def photo_folders(project: Path) -> list[str]:

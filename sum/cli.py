@@ -1,7 +1,8 @@
 """The command line: picks the stage, loads the config, starts logging, says what was written and what it cost.
 
 Exit codes: 0 done, 1 the input is at fault or a disk or bucket refuses for good, 2 the command line or params.yaml is
-at fault, 75 a disk, bucket or server does not answer (trying again may help), 130 interrupted.
+at fault, 75 a disk, bucket or server does not answer, or the same training runs already (trying again may help), 130
+interrupted.
 Nothing heavy is imported before the stage is known: `python -m sum --help` must answer at once.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from sum.errors import ConfigError, Refused, StorageError, SumError, TrackingError, choose
+from sum.errors import ConfigError, InUse, Refused, StorageError, SumError, TrackingError, choose
 from sum.launch import images_each, processes, torchrun
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
 def _exit_code(error: SumError) -> int:
     if isinstance(error, ConfigError):
         return 2
-    passing = isinstance(error, StorageError | TrackingError) and not isinstance(error, Refused)
+    passing = isinstance(error, StorageError | TrackingError | InUse) and not isinstance(error, Refused)
     return 75 if passing else 1  # EX_TEMPFAIL of sysexits.h
 
 
@@ -172,7 +173,10 @@ def _check_shared(name: str, words: Sequence[str]) -> None:
     """Refuse wrong words and settings in a line; each process would, and torchrun would add a page."""
     config, _ = _understood(name, words)
     if name == "finetune":
+        from sum.stages.common import training_device
+
         images_each(config.finetune.optim.images_per_batch, count=processes(os.environ))
+        training_device(config.device, processes=processes(os.environ))
 
 
 def _run_command(name: str, words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@
     |-- ValidationFailed   the data broke an expectation; the report names rows and files
     |-- TrackingError      the MLflow server does not answer or refuses
     |-- NotReproduced      a run that was trained again gave other weights
+    |-- InUse              the same training runs already
     |-- TrainingDiverged   no loss or gradient was finite for too many steps in a row
     `-- OutOfMemory        a training step does not fit the device, however few masks it takes at once
 
@@ -74,6 +75,10 @@ class TrackingError(SumError, RuntimeError):
 
 class NotReproduced(SumError, ValueError):
     """A run that was trained again gave other weights."""
+
+
+class InUse(SumError, RuntimeError):
+    """Another process does the same work; when it has ended, a second try will do."""
 
 
 class TrainingDiverged(SumError, ArithmeticError):

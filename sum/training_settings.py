@@ -174,6 +174,13 @@ class EarlyStopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneOptimConfig(OptimConfig):
+    """As OptimConfig; what may be left out is the paper's (appendix B.1)."""
+
+    layer_decay: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tuning of one budget."""
 
@@ -185,7 +192,7 @@ class FinetuneConfig:
     accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
     recompute_encoder: bool = False  # run the encoder's blocks again in the backward pass: less memory, same gradient
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
-    optim: OptimConfig
+    optim: FinetuneOptimConfig
     rounds: RoundsConfig
 
     def __post_init__(self) -> None:

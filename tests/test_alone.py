@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
-import inspect
 import os
 import signal
 from collections.abc import Iterator
@@ -16,8 +16,7 @@ from torch import nn
 
 from sum.alone import alone
 from sum.engine import Loop, LoopOptions
-from sum.errors import Refused
-from sum.stages import finetune
+from sum.errors import InUse
 from tests.forks import ended, fork
 
 OPTIONS = LoopOptions(
@@ -61,7 +60,7 @@ def test_a_second_start_is_refused_until_the_first_is_killed(tmp_path: Path) -> 
     training = loop(tmp_path / "work")
     with another(training) as holder:
         for _ in range(2):  # a refused one leaves the lock as it was
-            with pytest.raises(Refused, match="the same training runs already"), alone(training):
+            with pytest.raises(InUse, match=f"the same training runs already: process {holder} on"), alone(training):
                 raise AssertionError("it was let in")
         os.kill(holder, signal.SIGKILL)
         assert ended(holder) == -signal.SIGKILL
@@ -76,8 +75,8 @@ def test_the_others_of_a_training_do_not_lock_one_another_out(tmp_path: Path, mo
         monkeypatch.setattr(Loop, "rank", property(lambda self: 1))
         with alone(member):
             pass
-        monkeypatch.setattr(member, "told_by_first", lambda mine: False)  # the first one of this training was refused
-        with pytest.raises(Refused), alone(member):
+        monkeypatch.setattr(member, "told_by_first", lambda holder: "another")  # to the first one of this training
+        with pytest.raises(InUse), alone(member):
             raise AssertionError("it was let in")
 
 
@@ -93,7 +92,28 @@ def test_a_disk_without_locks_is_told(
     assert "cannot be locked ([Errno 37] No locks available)" in caplog.text
 
 
-def test_finetuning_holds_its_folder_before_it_has_a_page_of_mlflow() -> None:
-    """Else the second one would go on with the first one's page."""
-    text = inspect.getsource(finetune.run)
-    assert 0 < text.index("with alone(loop)") < text.index("start_record(")
+@pytest.mark.parametrize(
+    ("stage", "works"),
+    [
+        ("finetune", {"Watch", "start_record", "train", "publish"}),  # a second one would go on with the page of MLflow
+        ("refine", {"loop.run"}),
+        ("pretrain", {"loop.run"}),
+    ],
+)
+def test_stages_train_alone(stage: str, works: set[str]) -> None:
+    """Whatever reads or writes the folder of a training stands in the block that holds it, and nowhere else."""
+    tree = ast.parse((Path(__file__).parents[1] / f"sum/stages/{stage}.py").read_text())
+    blocks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With) and any(ast.unparse(item) == "alone(loop)" for item in node.items)
+    ]
+    assert len(blocks) == 1
+    inside, everywhere = called(blocks[0]), called(tree)
+    for work in works:
+        assert inside.count(work) == 1
+        assert everywhere.count(work) == 1
+
+
+def called(tree: ast.AST) -> list[str]:
+    return [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]

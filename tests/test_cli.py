@@ -121,6 +121,11 @@ def test_a_number_of_processes_that_is_none_is_refused(
         ("2", ["pseudo_label", "small"], "takes only key=value"),
         ("2", ["uncertainty", "seed=many"], "params.yaml: seed: Input should be a valid integer"),
         ("4", ["finetune", "small"], "images_per_batch is 6, no multiple of the 4 processes"),
+        (
+            "3",
+            ["finetune", "small"],
+            "3 processes are to train here, and each needs a GPU of its own, of which there are 2",
+        ),
     ],
 )
 def test_what_several_processes_would_refuse_is_one_line_before_they_start(
@@ -130,7 +135,9 @@ def test_what_several_processes_would_refuse_is_one_line_before_they_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    gpus = 2 if wanted == "3" else 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun was started"))
     monkeypatch.setenv(VARIABLE, wanted)
     assert main(words) == 2

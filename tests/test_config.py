@@ -15,7 +15,7 @@ from sum.commands.use import check
 from sum.config import load_config
 from sum.errors import ConfigError, MissingInput
 from sum.stages.common import training_device
-from sum.training_settings import EarlyStopConfig
+from sum.training_settings import EarlyStopConfig, FinetuneOptimConfig
 
 PROJECT = Path(__file__).parents[1]
 EXAMPLES = sorted((PROJECT / "examples").glob("*.yaml"))
@@ -184,6 +184,16 @@ def test_training_never_chooses_a_device_without_float64(monkeypatch, name, cuda
         training_device("mps")
 
 
+def test_fine_tuning_is_by_default_the_papers(tmp_path: Path) -> None:
+    """Appendix B.1: AdamW, learning rate 1e-5, layer-wise decay 0.8, 6,000 iterations of 40 images with 30 masks."""
+    shutil.copy(PROJECT / "examples/paper.yaml", tmp_path / "params.yaml")
+    optim = load_config(root=tmp_path).finetune.optim
+    assert (optim.lr, optim.steps, optim.images_per_batch, optim.masks_per_image) == (1e-5, 6000, 40, 30)
+    assert optim.layer_decay == FinetuneOptimConfig(steps=1, lr=1, images_per_batch=1).layer_decay == 0.8
+    assert optim.masks_per_image == FinetuneOptimConfig(steps=1, lr=1, images_per_batch=1).masks_per_image
+    assert (optim.decay_steps, optim.ema) == (0, 0)
+
+
 @pytest.mark.parametrize(("name", "refused"), [("auto", True), ("cuda", True), ("cpu", False)])
 def test_each_process_that_trains_has_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, refused: bool) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -191,5 +201,5 @@ def test_each_process_that_trains_has_a_gpu(monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     training_device(name)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match=r"3 processes .* has 2 GPUs") if refused else nullcontext():
+    with pytest.raises(ConfigError, match=r"3 processes .* there are 2\.") if refused else nullcontext():
         training_device(name)

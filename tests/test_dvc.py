@@ -64,10 +64,10 @@ def params(name: str) -> list[str]:
 
 
 def classes(kind: Any) -> set[str]:
-    """The settings classes that make up a section, as FILE:NAME."""
+    """The settings classes that make up a section, with those they are derived from, as FILE:NAME."""
     if not is_dataclass(kind):
         return set()
-    return {named(kind)}.union(*(classes(inner) for inner in get_type_hints(kind).values()))
+    return {named(kind)}.union(*(classes(inner) for inner in (*kind.__bases__, *get_type_hints(kind).values())))
 
 
 def named(kind: type) -> str:

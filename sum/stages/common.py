@@ -101,18 +101,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def training_device(name: str) -> torch.device:
-    """As `pick_device`, where to train: it needs float64, which 'mps' does not have, and a GPU for each process."""
+def training_device(name: str, *, processes: int = 0) -> torch.device:
+    """As `pick_device`, where to train: it needs float64, which 'mps' does not have, and a GPU for each process.
+
+    processes: of this machine; those of torchrun if 0.
+    """
     if name == "mps":
         raise ConfigError(
             "params.yaml: device: 'mps' has no float64, which training needs. Use cpu, or cuda where there is one."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else pick_device(name)
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if device.type == "cuda" and processes > max(1, gpus):
+    count, gpus = processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device.type == "cuda" and count > max(1, gpus):
         raise ConfigError(
-            f"{processes} processes train on this machine, which has {gpus} GPUs: each needs one of its own. Start "
-            f"{gpus} (SUM_PROCESSES=gpu, or torchrun --nproc-per-node gpu), or set device: cpu in params.yaml."
+            f"params.yaml: device: {count} processes are to train here, and each needs a GPU of its own, of which "
+            f"there are {gpus}. Start as many (SUM_PROCESSES=gpu, or torchrun --nproc-per-node gpu), or device: cpu."
         )
     return device
 

@@ -60,7 +60,7 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     """Train data/models/BUDGET; a run that was killed goes on from work/finetune. Returns that folder.
 
     reproduces: the MLflow run that is trained again, all below work/reproduce/ID (see `home_of`). Raises MissingInput
-    before the stages that it needs, ValidationFailed when stage check_labels refused the labels, Refused while the same
+    before the stages that it needs, ValidationFailed when stage check_labels refused the labels, InUse while the same
     training runs elsewhere.
     """
     entry = choose(config.budgets, budget, key="budgets")
@@ -77,12 +77,12 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
-    watch = Watch(held, patience=stop.patience, folder=work) if stop.patience else None
     choose_parts(config, model, method=method)
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
     with alone(loop):
+        watch = Watch(held, patience=stop.patience, folder=work) if stop.patience else None
         record = start_record(config, loop, facts=facts, files=files, reproduces=reproduces) if loop.rank == 0 else None
         if record is not None:
             log.info("MLflow run %s", record.id)
