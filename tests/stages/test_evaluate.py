@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sum.config import check_config
+from sum.config import check_config, load_config
 from sum.core.clicks import farthest_point
 from sum.core.first_prompts import FIRST_PROMPTS, boundary_point, first_draw, random_point
 from sum.core.geometry import mask_to_box
@@ -331,3 +331,11 @@ def test_one_round_and_nine(rounds: int, project: Path, weights: tuple[Path, Pat
     rows = read_rows(folder, reader="test")
     assert sorted(set(rows["round"])) == list(range(1, rounds + 1))
     assert json.loads((folder / "summary.json").read_text())["overall"]["noc@80"]["high"] <= rounds
+
+
+def test_the_command_line_sets_the_draw() -> None:
+    """params.yaml leaves `prompt_seed` out."""
+    found = load_config(["evaluate.first_prompt=random", "evaluate.prompt_seed=3"], root=PARAMS.parent).evaluate
+    assert (found.first_prompt, found.prompt_seed) == ("random", 3)
+    with pytest.raises(ConfigError, match="prompt_seed must be at least 0"):
+        load_config(["evaluate.prompt_seed=-1"], root=PARAMS.parent)
