@@ -14,13 +14,16 @@ Row = dict[str, str]
 
 
 def result_rows(project: Path, *, models: Iterable[str]) -> list[Row]:
-    """One row a model that has been evaluated: overall figures in percent and the gate's verdict."""
+    """One row a model that has been evaluated: its overall IoUs in per cent and the gate's verdict."""
     rows = []
     for model in models:
         summary = _read(project / "data" / "evaluation" / model / "summary.json")
         if summary is None:
             continue
-        figures = {key: f"{100 * value['mean']:.2f}" for key, value in summary["overall"].items()}
+        ious = {
+            key: value["mean"] for key, value in summary["overall"].items() if "iou@" in key
+        }  # not counts of clicks
+        figures = {key: f"{100 * value:.2f}" for key, value in ious.items()}
         verdict = _read(project / "data" / "registry" / f"{model}.json") or {}
         rows.append({"model": model, **figures, "gate": verdict.get("verdict", "-")})
     return rows

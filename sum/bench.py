@@ -13,6 +13,7 @@ from sum.data.frames import load_frame
 from sum.data.records import ImageRecord, MaskRecord, decode_mask
 from sum.models.interact import Answer, Protocol, encode_frame, play
 from sum.models.segmenter import TASKS, Segmenter
+from sum.models.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +23,7 @@ class Played:
     truths: list[NDArray[np.bool_]]  # [H, W] at the original size, in the order of the masks
     embedding: Tensor  # [1, C, h, w]
     answers: Iterator[Answer]  # `Answer.mask` counts the masks
+    watch: Stopwatch  # of the model; has all laps when the answers have ended
 
 
 def play_image(model: Segmenter, image: ImageRecord, masks: Sequence[MaskRecord], *, protocol: Protocol) -> Played:
@@ -31,8 +33,14 @@ def play_image(model: Segmenter, image: ImageRecord, masks: Sequence[MaskRecord]
     """
     frame, inner = load_frame(image, side=model.side)
     truths = [decode_mask(mask.rle, height=image.height, width=image.width) for mask in masks]
-    embedding = encode_frame(model, frame, inner)
-    return Played(truths, embedding, play(model, embedding, truths, task=TASKS[image.task], protocol=protocol))
+    watch = Stopwatch()
+    with watch.running():
+        embedding = encode_frame(model, frame, inner)
+        embedding.flatten()[0].item()  # waits for the device
+    watch.lap("encode", 1)
+    ids = [mask.mask_id for mask in masks]
+    answers = play(model, embedding, truths, task=TASKS[image.task], protocol=protocol, ids=ids, watch=watch)
+    return Played(truths, embedding, answers, watch)
 
 
 def point_ious(

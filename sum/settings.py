@@ -180,8 +180,9 @@ class EvaluateConfig:
     """The benchmark (Appendix B.3)."""
 
     __pydantic_config__ = _STRICT
-    rounds: int = 6
-    first_prompt: Literal["point", "box"] = "point"
+    rounds: int = 6  # 1..9
+    first_prompt: Literal["point", "box", "boundary", "random"] = "point"  # names of core.first_prompts.FIRST_PROMPTS
+    prompt_seed: int = 0  # of first_prompt random; not `seed`, so that models trained by other seeds are asked alike
     boundary_ratio: float = 0.02  # width of the boundary band, share of the image diagonal
     batch_masks: int = 64  # prompts a decoder call
     report_rounds: list[int] = field(default_factory=lambda: [1, 3, 5])
@@ -189,8 +190,9 @@ class EvaluateConfig:
     pictures: int = 8  # a task in the report
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "rounds", "batch_masks", "resamples")
-        at_least(self, 0, "pictures")
+        at_least(self, 1, "batch_masks", "resamples")
+        at_least(self, 0, "pictures", "prompt_seed")
+        require(1 <= self.rounds <= 9, f"rounds must lie in 1..9, got {self.rounds}")  # 9: the paper's longest, Fig. 1
         require(0 < self.boundary_ratio < 1, f"boundary_ratio must be in (0, 1), got {self.boundary_ratio}")
         require(bool(self.report_rounds), "report_rounds must name at least one round")
 

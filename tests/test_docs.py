@@ -1,23 +1,29 @@
-"""docs/datasets.md says what the code and examples/paper.yaml say."""
+"""docs/datasets.md says what the code and examples/paper.yaml say, docs/evaluation.md what evaluation does."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter
 
+from sum.core.first_prompts import EDGE, FIRST_PROMPTS
+from sum.data.scores import LEVELS, MAP_SCHEMA, PREDICTION_SCHEMA, ROW_SCHEMA
 from sum.data_settings import KEYS, DatasetConfig
+from sum.models.interact import OUTPUTS
+from sum.settings import EvaluateConfig
 
 PROJECT = Path(__file__).parents[1]
 TEXT = (PROJECT / "docs" / "datasets.md").read_text()
+EVALUATION = (PROJECT / "docs" / "evaluation.md").read_text()
 ENTRIES = TypeAdapter(dict[str, DatasetConfig])
 
 
-def rows(first: str) -> list[list[str]]:
+def rows(first: str, text: str = TEXT) -> list[list[str]]:
     """The cells of the table whose head begins with `first`."""
-    lines = TEXT[TEXT.index(f"| {first} |") :].partition("\n\n")[0].splitlines()[2:]
+    lines = text[text.index(f"| {first} |") :].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -59,3 +65,36 @@ def test_the_table_of_sets_names_the_licences_of_the_entries() -> None:
         stated = table[name].partition(" (")[0]
         wanted = "private" if name.startswith("internal_") else entry.licence
         assert stated.replace("-", " ") == wanted.replace("-", " "), name
+
+
+def names_in(first: str) -> list[str]:
+    """What stands in backquotes in the first column of a table of docs/evaluation.md."""
+    return [name for row in rows(first, EVALUATION) for name in re.findall("`([^`]+)`", row[0])]
+
+
+def test_evaluation_explains_every_prompt_output_and_column() -> None:
+    assert names_in("`first_prompt`") == list(FIRST_PROMPTS)
+    assert f"within {EDGE} px" in EVALUATION
+    assert names_in("output") == list(OUTPUTS)
+    assert names_in("column of `rows.parquet`") == ROW_SCHEMA.names
+    for file, schema in (("predictions", PREDICTION_SCHEMA), ("uncertainty", MAP_SCHEMA)):
+        told = EVALUATION.partition(f"`{file}.parquet` has ")[2].partition(";")[0]
+        assert set(schema.names) <= set(re.findall("`([a-z_]+)`", told))
+    assert [row[0] for row in rows("figure", EVALUATION)[2:]] == [
+        f"{name}@{', '.join(map(str, LEVELS))}" for name in ("NoC", "NoF")
+    ]
+
+
+def test_evaluation_has_every_key_with_its_default() -> None:
+    table = {row[0].strip("`"): yaml.safe_load(row[1]) for row in rows("key", EVALUATION)}
+    assert table == {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(EvaluateConfig)
+    }
+
+
+def test_evaluation_names_the_files_that_the_stage_writes() -> None:
+    from sum.stages.evaluate import OUT, TABLES, TIMES, TIMING
+
+    written = {f"{OUT}/MODEL/{name}" for name in (*TABLES.keys() - {TIMES}, "summary.json", "protocol.json")}
+    assert set(names_in("file")) == written | {f"{TIMING}/MODEL.json"}

@@ -8,7 +8,7 @@ printed tables are in per cent.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sum.errors import DataError, MissingInput
 
 METRICS: dict[str, str] = {"iou": "mIoU", "boundary_iou": "mBIoU"}
+LEVELS = (80, 85, 90, 95)  # per cent of IoU that clicks are counted to
 TASK_ORDER = ("salient", "entity", "part")
 ROWS = "rows.parquet"
 PREDICTIONS = "predictions.parquet"
@@ -42,6 +43,9 @@ MAP_SCHEMA = pa.schema({"mask_id": TEXT, "png": pa.binary()})  # [L, L] grey ove
 AVERAGES: dict[str, str] = {
     "averages": "over the masks of a data set, then over the data sets of a task, and over all data sets",
     "intervals": "95 %, bootstrap over the images of each data set; differences between models are paired mask by mask",
+    "NoC@k": "rounds until the IoU first reaches k %, the last one included; a mask that never does counts as all "
+    "rounds. A box is the first round. Averaged as above",
+    "NoF@k": "how many masks never reach k %, added over data sets; in the bootstrap a set's share times its masks",
 }
 KEY = ["dataset", "task", "image_id", "mask_id"]
 
@@ -132,6 +136,31 @@ def estimates(
     return averages(spread(rows, rounds=rounds, output=output), resamples=resamples, seed=seed)
 
 
+def efforts(rows: pd.DataFrame, *, output: str = "oracle") -> pd.DataFrame:
+    """Each mask's rounds until its IoU first reaches each of LEVELS, and whether it fails: then all rounds count.
+
+    Index as `spread`, columns (noc or nof, level in per cent), nof is 0 or 1. This is `sum.core.metrics.clicks_needed`
+    of all masks at once. Raises DataError when a mask lacks a round.
+    """
+    rounds = range(1, int(rows["round"].max()) + 1)
+    ious = spread(rows, rounds=rounds, output=output)["iou"]
+    reached = ious.to_numpy()[:, :, None] >= np.array(LEVELS) / 100
+    failed = ~reached.any(axis=1)
+    needed = np.where(failed, len(rounds), reached.argmax(axis=1) + 1)
+    columns = pd.MultiIndex.from_product([("noc", "nof"), LEVELS], names=["metric", "round"])
+    return pd.DataFrame(np.hstack((needed, failed)).astype(np.float64), index=ious.index, columns=columns)
+
+
+def effort_estimates(
+    rows: pd.DataFrame, *, output: str = "oracle", resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Clicks needed and failures, with 95 % intervals: columns as `estimates`, where `round` is the level in per cent.
+
+    Metric noc: the mean number of rounds; nof: `mean` is how many masks fail, added over the sets.
+    """
+    return averages(efforts(rows, output=output), resamples=resamples, seed=seed, counted=("nof",))
+
+
 def differences(
     first: pd.DataFrame,
     second: pd.DataFrame,
@@ -155,10 +184,11 @@ def differences(
     return averages(one - other, resamples=resamples, seed=seed)
 
 
-def averages(wide: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
+def averages(wide: pd.DataFrame, *, resamples: int, seed: int, counted: Collection[str] = ()) -> pd.DataFrame:
     """Means over masks within a set, over the sets of a task, over all sets, with intervals; columns as `estimates`.
 
-    wide: as `spread` returns. Images are drawn again within their set, the same draws for all columns.
+    wide: as `spread` returns. Images are drawn again within their set, the same draws for all columns. counted: metrics
+    of 0 or 1 a mask that are added up instead, over masks and sets: a drawn share stands for all masks of its set.
     """
     draws = {
         str(name): _draws(part, name=str(name), seed=seed, resamples=resamples)
@@ -170,9 +200,12 @@ def averages(wide: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
     groups += [("dataset", name, [name]) for name in draws]
     of_set = wide.index.get_level_values("dataset")
     names = [wide.columns.get_level_values(level) for level in ("metric", "round")]
+    adds, masks_of = names[0].isin(list(counted)), wide.groupby(level="dataset").size()
     found = []
     for scope, name, members in groups:
         means = np.mean([draws[member] for member in members], axis=0)
+        if adds.any():
+            means[:, adds] = np.add.reduce([masks_of[member] * draws[member][:, adds] for member in members])
         low, high = np.quantile(means[1:], (0.025, 0.975), axis=0)
         ids = wide.index[of_set.isin(members)]
         size = {"masks": len(ids), "images": ids.get_level_values("image_id").nunique()}

@@ -1,13 +1,14 @@
 """The benchmark's game on one image (paper appendix B.3): click, look at the mask, click where it is most wrong.
 
-Nothing here is drawn by chance and nothing is read from disk. Clicks, masks and scores live at the original size; only
-prompts and logits are taken to the model frame and back.
+Nothing is drawn by chance but a `random` first click, by its mask's id; nothing is read from disk. Clicks, masks and
+scores live at the original size; only prompts and logits are taken to the model frame and back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sum.core.clicks import farthest_point, next_click
+from sum.core.clicks import next_click
+from sum.core.first_prompts import FIRST_POINTS, FIRST_PROMPTS, first_draw
 from sum.core.geometry import boxes_to_model, logits_to_image, mask_to_box, points_to_model, resized_hw
 from sum.core.metrics import boundary_iou, iou
-from sum.core.uncertainty import logits_of, refinement, to_codes
-from sum.models.refiner import Refiner
 from sum.models.segmenter import POSITIVE, Prediction, Prompts, Segmenter
+from sum.models.stopwatch import Stopwatch
 
 Mask = NDArray[np.bool_]
 Click = tuple[int, int, int]  # x, y, label: 1 on the object, 0 off it
@@ -38,9 +39,10 @@ class Protocol:
     """The choices a number depends on."""
 
     rounds: int = 6
-    first_prompt: Literal["point", "box"] = "point"
+    first_prompt: Literal["point", "box", "boundary", "random"] = "point"  # FIRST_PROMPTS
     boundary_ratio: float = 0.02  # width of the boundary band, share of the image diagonal
     batch_masks: int = 64  # prompts a decoder call
+    prompt_seed: int = 0  # of `random`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,9 +62,8 @@ class Answer:
 
 def choices(protocol: Protocol) -> dict[str, str]:
     """The rules of the game in words, for whoever compares numbers."""
-    point = protocol.first_prompt == "point"
     return {
-        "first prompt": "a click on the true mask's pixel farthest from its edge" if point else "the true mask's box",
+        "first prompt": FIRST_PROMPTS[protocol.first_prompt],
         "later prompts": "a click on the pixel of the missed or added region farthest from its edge: exact "
         "Euclidean distance, beyond the image is outside, ties go to the first pixel in reading order",
         "feedback": "the logits of the round before, without clipping",
@@ -85,46 +86,32 @@ def encode_frame(model: Segmenter, frame: NDArray[np.uint8], hw: tuple[int, int]
 
 
 def play(
-    model: Segmenter, embedding: Tensor, truths: Sequence[Mask], *, task: int, protocol: Protocol
+    model: Segmenter,
+    embedding: Tensor,
+    truths: Sequence[Mask],
+    *,
+    task: int,
+    protocol: Protocol,
+    ids: Sequence[str] = (),
+    watch: Stopwatch | None = None,
 ) -> Iterator[Answer]:
     """Segment every mask of one image by simulated prompts, for all rounds and outputs.
 
     embedding `[1, C, h, w]` of the image; truths: bool `[H, W]` at the original size, none empty; task: row of the task
-    prompt, added in the first round only. Answers come in chunks of `batch_masks` masks, round by round.
+    prompt, added in the first round only; ids: of the masks, what a `random` first click is drawn by; watch: takes the
+    time of each decoder call. Answers come in chunks of `batch_masks` masks, round by round.
     """
     for number, truth in enumerate(truths):
         if not truth.any():
             raise ValueError(f"mask {number} of {len(truths)} is empty: there is nothing to click on")
+    if protocol.first_prompt == "random" and len(ids) != len(truths):
+        raise ValueError(f"a random first click is drawn by its mask's id: {len(truths)} masks, {len(ids)} ids")
+    draws = [first_draw(protocol.prompt_seed, mask_id) for mask_id in ids] or [0] * len(truths)
     for start in range(0, len(truths), protocol.batch_masks):
-        game = _Game(model, embedding, truths[start : start + protocol.batch_masks], protocol=protocol)
+        chunk = slice(start, start + protocol.batch_masks)
+        game = _Game(model, embedding, truths[chunk], draws=draws[chunk], protocol=protocol, watch=watch or Stopwatch())
         for answers in game.rounds(task):
             yield from (_renumber(answer, start) for answer in answers)
-
-
-@torch.inference_mode()
-def doubts(
-    refiner: Refiner, embedding: Tensor, answers: Sequence[Answer], truths: Sequence[Mask], *, step: int
-) -> list[NDArray[np.uint8]]:
-    """Uncertainty of first-round answers by the refinement module, as pseudo-labels get it: `[L, L]` uint8 codes each.
-
-    embedding `[1, C, h, w]` of their image; the point is the deepest one of the truth; step: prompts a decoder call.
-    """
-    hw, side = (truths[0].shape[0], truths[0].shape[1]), refiner.core.side
-    found: list[NDArray[np.uint8]] = []
-    for start in range(0, len(answers), step):
-        part = answers[start : start + step]
-        boxes = mask_to_box(torch.from_numpy(np.stack([answer.prediction for answer in part])))
-        points = torch.tensor([farthest_point(truths[answer.mask]) for answer in part], dtype=torch.float32)
-        logits = logits_of(to_codes(torch.sigmoid(torch.stack([answer.logits for answer in part]))))
-        refined = refiner(
-            embedding,
-            torch.zeros(len(part), dtype=torch.long, device=embedding.device),
-            sam_logits=logits,
-            box=boxes_to_model(boxes, hw=hw, side=side).to(embedding.device),
-            point=points_to_model(points, hw=hw, side=side).to(embedding.device),
-        )
-        found += list(to_codes(refinement(logits, refined))[:, 0].cpu().numpy())
-    return found
 
 
 @dataclass(slots=True)
@@ -139,8 +126,18 @@ class _Track:
 class _Game:
     """Up to `batch_masks` masks of one image, played side by side."""
 
-    def __init__(self, model: Segmenter, embedding: Tensor, truths: Sequence[Mask], *, protocol: Protocol) -> None:
+    def __init__(
+        self,
+        model: Segmenter,
+        embedding: Tensor,
+        truths: Sequence[Mask],
+        *,
+        draws: Sequence[int],
+        protocol: Protocol,
+        watch: Stopwatch,
+    ) -> None:
         self.model, self.embedding, self.truths, self.protocol = model, embedding, truths, protocol
+        self.draws, self.watch = draws, watch
         height, width = truths[0].shape
         self.hw = (height, width)
         self.resized = resized_hw(height, width, model.side)
@@ -162,16 +159,18 @@ class _Game:
         prompts, clicks = self._first_prompts()
         tasks = torch.full((len(self.truths),), task, device=self.embedding.device)
         three = self._decode(prompts, multimask=True, task=tasks)
-        one = self._decode(prompts, multimask=False, task=tasks)
         closest, likeliest = self._choose(three)
+        self.watch.lap("decode", len(self.truths))
+        one = self._decode(prompts, multimask=False, task=tasks)
         everyone = list(range(len(self.truths)))
-        kinds = {"oracle": three.pick(closest), "single": one, "confident": three.pick(likeliest)}
-        answers = {
-            output: self._answers(said, everyone, clicks=clicks, output=output, number=1)
-            for output, said in kinds.items()
-        }
+        scored = partial(self._answers, masks=everyone, clicks=clicks, number=1)
+        answers = {"single": scored(one, output="single")}
+        self.watch.lap("decode", len(everyone))
+        answers["oracle"] = scored(three.pick(closest), output="oracle")
+        answers["confident"] = scored(three.pick(likeliest), output="confident")
+        self.watch.drop()  # masks of `three` that were timed already
         tracks = [_Track(answers[output], everyone, prompts) for output in ("oracle", "single")]
-        return tracks, [answer for output in kinds for answer in answers[output]]
+        return tracks, [answer for output in OUTPUTS for answer in answers[output]]
 
     @torch.inference_mode()
     def advance(self, track: _Track, number: int) -> None:
@@ -189,16 +188,23 @@ class _Game:
         track.prompts = before.with_point(xy, label, logits=None)
         said = self._decode(track.prompts.with_logits(logits), multimask=False, task=None)
         output = track.answers[0].output
-        for answer in self._answers(said, track.open, clicks=made, output=output, number=number):
+        answers = self._answers(said, track.open, clicks=made, output=output, number=number)
+        self.watch.lap("decode", len(track.open))
+        for answer in answers:
             track.answers[answer.mask] = answer
 
     def _first_prompts(self) -> tuple[Prompts, list[Click | None]]:
-        """The deepest point of every truth, or its box; and the clicks made, in the original frame."""
+        """The first point of every truth, or its box; and the clicks made, in the original frame."""
         if self.protocol.first_prompt == "box":
             boxes = mask_to_box(torch.from_numpy(np.stack(self.truths)))
             xyxy = boxes_to_model(boxes, hw=self.hw, side=self.model.side).to(self.embedding.device)
             return Prompts.from_boxes(xyxy), [None] * len(self.truths)
-        clicks: list[Click] = [(*point, POSITIVE) for truth in self.truths if (point := farthest_point(truth))]
+        find = FIRST_POINTS[self.protocol.first_prompt]
+        clicks: list[Click] = [
+            (*point, POSITIVE)
+            for truth, draw in zip(self.truths, self.draws, strict=True)
+            if (point := find(truth, draw))
+        ]
         xy, label = self._points(clicks)
         return Prompts.from_points(xy[:, None], label[:, None]), [*clicks]
 
@@ -209,7 +215,8 @@ class _Game:
 
     def _decode(self, prompts: Prompts, *, multimask: bool, task: Tensor | None) -> Prediction:
         index = torch.zeros(len(prompts.xy), dtype=torch.long, device=self.embedding.device)
-        said = self.model.decode(self.embedding, index, prompts, multimask=multimask, task=task)
+        with self.watch.running():
+            said = self.model.decode(self.embedding, index, prompts, multimask=multimask, task=task)
         return Prediction(said.logits.float(), said.iou.float())
 
     def _choose(self, three: Prediction) -> tuple[Tensor, Tensor]:
@@ -230,9 +237,10 @@ class _Game:
         step = max(1, PIXELS // max(self.model.side**2, self.hw[0] * self.hw[1]))
         for start in range(0, len(logits), step):
             part = logits[start : start + step]
-            yield from (
-                (logits_to_image(part, resized=self.resized, hw=self.hw, side=self.model.side) > 0)[:, 0].cpu().numpy()
-            )
+            with self.watch.running():  # the copy waits for the decoder
+                large = logits_to_image(part, resized=self.resized, hw=self.hw, side=self.model.side)
+                masks = (large > 0)[:, 0].cpu().numpy()
+            yield from masks
 
     def _answers(
         self, said: Prediction, masks: Sequence[int], *, clicks: Sequence[Click | None], output: str, number: int

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
+import torch
 
 from sum.bench import play_image
 from sum.core.figures import tracked_figures
@@ -24,15 +25,18 @@ from sum.data.scores import (
     PREDICTIONS,
     ROW_SCHEMA,
     ROWS,
+    effort_estimates,
     estimates,
     join_tables,
     read_rows,
     write_table,
 )
+from sum.data.timings import TIME_SCHEMA, TIMES, summarise
 from sum.errors import DataError, MissingInput
 from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
-from sum.models.interact import Answer, Protocol, choices, doubts
+from sum.models.doubts import doubts
+from sum.models.interact import Answer, Protocol, choices
 from sum.models.refiner import Refiner, load_refiner
 from sum.models.segmenter import Segmenter
 from sum.progress import track
@@ -44,15 +48,23 @@ from sum.storage import replace_file, replace_folder, write_json
 MANIFEST = Path("data/manifest")
 REFINER = Path("data/refiner/model.safetensors")
 OUT = Path("data/evaluation")
+TIMING = Path("data/timing")  # apart: no later stage waits for it, and every run measures another
 WORK = Path("work/evaluate")
 BASE = "base"
 SHARD = 16  # images a shard: what a kill can cost
-TABLES = {ROWS: ROW_SCHEMA, PREDICTIONS: PREDICTION_SCHEMA, MAPS: MAP_SCHEMA}  # rows first: see `_finish_shard`
+TABLES = {  # rows first: see `_finish_shard`
+    ROWS: ROW_SCHEMA,
+    PREDICTIONS: PREDICTION_SCHEMA,
+    MAPS: MAP_SCHEMA,
+    TIMES: TIME_SCHEMA,
+}
 Records = dict[str, list[dict[str, object]]]  # file name -> rows
 
 
 def run(config: Config, *, model: str) -> Path:
     """Evaluate `model` (base or a budget) on every data set of split test; returns data/evaluation/MODEL.
+
+    What the model took goes to data/timing/MODEL.json.
 
     Raises MissingInput, CheckpointError, DataError; TrackingError when MLflow does not take the figures written.
     """
@@ -70,13 +82,17 @@ def run(config: Config, *, model: str) -> Path:
     bench = Bench(model, segmenter, refiner, protocol, frozenset(settings.report_rounds))
     shards = _play_all(bench, benchmark, work=work)
     with replace_folder(OUT / model) as folder:
-        for name in TABLES if with_maps else (ROWS, PREDICTIONS):
+        for name in (ROWS, PREDICTIONS, MAPS) if with_maps else (ROWS, PREDICTIONS):
             join_tables([shard / name for shard in shards], folder / name, TABLES[name])
         summary = _summary(folder, settings, seed=config.seed)
         write_json(folder / "summary.json", summary)
         facts = {"model": model, "weights_sha256": sha256, "benchmark": benchmark.fingerprint, "device": str(device)}
         write_json(folder / "protocol.json", {**facts, **_describe(config, protocol)})
-    _log_to_mlflow(config, model, weights=weights, sha256=sha256, summary=summary, digest=benchmark.fingerprint)
+    times = summarise([shard / TIMES for shard in shards])
+    write_json(TIMING / f"{model}.json", {**_computer(device), **times})
+    figures = tracked_figures(summary)
+    figures["all"] |= {key: value for key, value in times.items() if "_ms_" in key}
+    _log_to_mlflow(config, model, weights=weights, sha256=sha256, figures=figures, digest=benchmark.fingerprint)
     shutil.rmtree(work)
     return OUT / model
 
@@ -110,6 +126,7 @@ class Bench:
                 {"mask_id": mask.mask_id, "png": cv2.imencode(".png", code)[1].tobytes()}
                 for mask, code in zip(masks, codes, strict=True)
             ]
+        found[TIMES] += [lap._asdict() for lap in played.watch.laps]
         order = {mask.mask_id: number for number, mask in enumerate(masks)}
         for name in (ROWS, PREDICTIONS):
             found[name].sort(key=lambda row: (order[str(row["mask_id"])], row["round"], row["output"]))
@@ -164,7 +181,13 @@ def _finish_shard(folder: Path, found: Records) -> None:
 
 
 def _protocol(settings: EvaluateConfig) -> Protocol:
-    return Protocol(settings.rounds, settings.first_prompt, settings.boundary_ratio, settings.batch_masks)
+    return Protocol(
+        rounds=settings.rounds,
+        first_prompt=settings.first_prompt,
+        boundary_ratio=settings.boundary_ratio,
+        batch_masks=settings.batch_masks,
+        prompt_seed=settings.prompt_seed,
+    )
 
 
 def _benchmark() -> Manifest:
@@ -193,14 +216,21 @@ def _weights(config: Config, model: str) -> Path:
 
 
 def _summary(folder: Path, settings: EvaluateConfig, *, seed: int) -> dict[str, Any]:
-    """scope -> name -> metric@round -> mean, low, high, 0..1, oracle output; and how much was evaluated."""
+    """scope -> name -> metric@round -> mean, low, high, oracle output; and how much was evaluated.
+
+    IoUs in 0..1; noc@LEVEL is a number of rounds, nof@LEVEL has a count of masks in place of a mean.
+    """
     rows = read_rows(folder, reader="evaluate")
     table = estimates(rows, rounds=sorted(settings.report_rounds), resamples=settings.resamples, seed=seed)
     found: dict[str, Any] = {"masks": int(rows["mask_id"].nunique()), "images": int(rows["image_id"].nunique())}
-    for row in table.to_dict("records"):
+    clicks = effort_estimates(rows, resamples=settings.resamples, seed=seed)
+    for row in [*table.to_dict("records"), *clicks.to_dict("records")]:
         place = found.setdefault(row["scope"], {})
         place = place if row["scope"] == "overall" else place.setdefault(row["name"], {})
-        place[f"{row['metric']}@{row['round']}"] = {key: round(row[key], 6) for key in ("mean", "low", "high")}
+        values = {key: round(row[key], 6) for key in ("mean", "low", "high")}
+        if row["metric"] == "nof":
+            values = {"count": round(values.pop("mean")), **values}
+        place[f"{row['metric']}@{row['round']}"] = values
     return found
 
 
@@ -218,8 +248,20 @@ def _describe(config: Config, protocol: Protocol) -> dict[str, object]:
     }
 
 
+def _computer(device: torch.device) -> dict[str, str | int]:
+    """What the times are of."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads()}
+
+
 def _log_to_mlflow(
-    config: Config, model: str, *, weights: Path, sha256: str, summary: dict[str, Any], digest: str
+    config: Config,
+    model: str,
+    *,
+    weights: Path,
+    sha256: str,
+    figures: Mapping[str, Mapping[str, float]],
+    digest: str,
 ) -> None:
     """Put the figures on the logged model of these weights, the benchmark as its data set."""
     settings = config.tracking
@@ -231,7 +273,7 @@ def _log_to_mlflow(
         fingerprint=sha256,
         run_id=_run_id(model),
     )
-    logged.log_evaluation(tracked_figures(summary), digest=digest)
+    logged.log_evaluation(figures, digest=digest)
 
 
 def _run_id(model: str) -> str | None:

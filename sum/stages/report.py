@@ -219,7 +219,7 @@ def _words(config: Config, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _unit(config: Config) -> str:
     """What a round adds: with a box first it is not always a point."""
-    return "points" if config.evaluate.first_prompt == "point" else "prompts"
+    return "prompts" if config.evaluate.first_prompt == "box" else "points"
 
 
 def _recipe(config: Config, budget: str) -> str:

@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sum.core.metrics import bootstrap_interval, paired_interval
+from sum.core.metrics import bootstrap_interval, clicks_needed, paired_interval
 from sum.data.grids import make_grid, to_csv, to_markdown
 from sum.data.scores import (
+    LEVELS,
     ROW_SCHEMA,
     ROWS,
     comparison_table,
     differences,
+    effort_estimates,
+    efforts,
     estimates,
     join_tables,
     read_rows,
@@ -143,6 +146,105 @@ def test_refusals_say_what_differs() -> None:
     fewer = table(values={("a", "part"): SETS["a", "part"]})
     with pytest.raises(DataError, match="0 only in the first, 3 only in the second"):
         differences(fewer, table(), rounds=[1])
+
+
+def courses(ious: dict[tuple[str, str], list[list[list[float]]]]) -> pd.DataFrame:
+    """Rows of output oracle: (set, task) -> image -> mask -> IoU after round 1, 2, ..."""
+    rows = []
+    for (dataset, task), images in ious.items():
+        for image, masks in enumerate(images):
+            for mask, course in enumerate(masks):
+                place = {"dataset": dataset, "task": task, "image_id": f"{dataset}/{image}"}
+                place["mask_id"] = f"{dataset}/{image}#{mask}"
+                for number, value in enumerate(course, start=1):
+                    row = {"round": number, "output": "oracle", "iou": value, "boundary_iou": 0.5}
+                    rows.append(place | row)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("course", "needed", "failed"),
+    [
+        ([0.96, 0.1, 0.1], [1, 1, 1, 1], [0, 0, 0, 0]),  # what comes later does not count
+        ([0.8, 0.85, 0.9], [1, 2, 3, 3], [0, 0, 0, 1]),  # reaching it exactly, and with the last click, is a success
+        ([4 / 5, 17 / 20, 19 / 20], [1, 2, 3, 3], [0, 0, 0, 0]),  # quotients of pixels, as IoUs are
+        ([0.5, np.nextafter(0.8, 0), 0.7], [3, 3, 3, 3], [1, 1, 1, 1]),  # a hair below is none; failures count as all
+        ([0.1, 0.9, 0.99], [2, 2, 2, 3], [0, 0, 0, 0]),
+    ],
+)
+def test_clicks_needed_and_failures_of_one_mask(course: list[float], needed: list[int], failed: list[int]) -> None:
+    found = efforts(courses({("a", "part"): [[course]]}))
+    assert found["noc"].to_numpy().tolist() == [needed]
+    assert found["nof"].to_numpy().tolist() == [failed]
+    assert tuple(found["noc"].columns) == LEVELS
+
+
+def drawn_courses(seed: int, sets: tuple[str, ...] = ("a", "b")) -> dict[tuple[str, str], list[list[list[float]]]]:
+    """Courses of hundredths, so that levels are met exactly, with 1 to 4 masks an image."""
+    rng = np.random.default_rng(seed)
+    return {
+        (name, "part"): [
+            (rng.integers(60, 101, (rng.integers(1, 5), 6)) / 100).tolist() for _ in range(rng.integers(15, 30))
+        ]
+        for name in sets
+    }
+
+
+def test_all_masks_at_once_are_counted_as_one_by_one() -> None:
+    values = drawn_courses(0)
+    found = efforts(courses(values).sample(frac=1, random_state=1))
+    every = [course for images in values.values() for masks in images for course in masks]
+    assert len(found) == len(every)
+    for (dataset, _, image_id, mask_id), row in found.iterrows():
+        course = values[dataset, "part"][int(image_id.split("/")[1])][int(mask_id.split("#")[1])]
+        for level in LEVELS:
+            needed = clicks_needed(course, level / 100)
+            assert row["noc", level] == (6 if needed is None else needed)
+            assert row["nof", level] == (needed is None)
+
+
+def test_clicks_are_averaged_and_failures_added() -> None:
+    good, late, never = [0.9, 0.9], [0.5, 0.9], [0.1, 0.2]
+    rows = courses(
+        {("a", "part"): [[good, late], [never]], ("b", "part"): [[never]], ("c", "salient"): [[good], [good]]}
+    )
+    found = effort_estimates(rows, resamples=50)
+    at90 = {
+        (row["scope"], row["name"], row["metric"]): row["mean"]
+        for row in found[found["round"] == 90].to_dict("records")
+    }
+    a, b, c = (1 + 2 + 2) / 3, 2, 1
+    assert at90["dataset", "a", "noc"] == pytest.approx(a)
+    assert at90["task", "part", "noc"] == pytest.approx((a + b) / 2)
+    assert at90["overall", "all", "noc"] == pytest.approx((a + b + c) / 3)
+    failures = {name: value for (scope, name, metric), value in at90.items() if metric == "nof"}
+    assert failures == pytest.approx({"a": 1, "b": 1, "c": 0, "part": 2, "salient": 0, "all": 2})
+    row = found.query("scope == 'dataset' and name == 'c' and metric == 'nof' and round == 90").iloc[0]
+    assert (row["low"], row["high"]) == (0, 0)
+
+
+def test_intervals_of_clicks_and_failures_agree_with_the_plain_bootstrap() -> None:
+    values = drawn_courses(5)
+    rows = courses(values)
+    found = effort_estimates(rows, resamples=4000).set_index(["scope", "name", "metric", "round"])
+    masks = efforts(rows).xs("a", level="dataset")
+    clusters = masks.index.get_level_values("image_id")
+    for metric, size in (("noc", 1), ("nof", len(masks))):
+        want = np.array(bootstrap_interval(masks[metric, 90], clusters, resamples=4000)) * size
+        row = found.loc[("dataset", "a", metric, 90)]
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx(want, abs=0.04 * (want[2] - want[1]))
+    alone = [found.loc[("dataset", name, "nof", 90)] for name in ("a", "b")]
+    both = found.loc[("overall", "all", "nof", 90)]
+    assert both["mean"] == pytest.approx(alone[0]["mean"] + alone[1]["mean"])
+    width = np.hypot(*(row["high"] - row["low"] for row in alone))  # the sets' images are drawn independently
+    assert both["high"] - both["low"] == pytest.approx(width, rel=0.08)
+
+
+def test_clicks_of_an_output_without_later_rounds_are_refused() -> None:
+    rows = courses({("a", "part"): [[[0.5, 0.9]]]})
+    first = rows[rows["round"] == 1].assign(output="confident")
+    with pytest.raises(DataError, match=r"1 masks lack a round of \[1, 2\] for output 'confident'"):
+        efforts(pd.concat([rows, first]), output="confident")
 
 
 def compared() -> pd.DataFrame:

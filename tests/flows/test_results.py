@@ -17,6 +17,7 @@ def write(path: Path, value: object) -> None:
 def test_rows_of_what_has_been_evaluated(tmp_path):
     for model, first, third in (("base", 0.5, 0.61), ("small", 0.6, 0.7)):
         overall = {"iou@1": {"mean": first}, "iou@3": {"mean": third}}
+        overall |= {"noc@80": {"mean": 4.5}, "nof@80": {"count": 7}}  # no IoUs: not in this table of per cent
         write(tmp_path / "data/evaluation" / model / "summary.json", {"overall": overall})
     write(tmp_path / "data/registry/small.json", {"verdict": "promoted", "reasons": ["gain"], "versions": {"sum": "1"}})
     assert result_rows(tmp_path, models=["base", "small", "large"]) == [

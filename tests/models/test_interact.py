@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sum.core.first_prompts import boundary_point, first_draw, random_point
 from sum.core.geometry import logits_to_image, resized_hw
 from sum.core.metrics import boundary_iou, iou
+from sum.models import interact, stopwatch
 from sum.models.interact import Answer, Mask, Protocol, play
 from sum.models.segmenter import PAD, TASKS, Prediction, Prompts
+from sum.models.stopwatch import Stopwatch
 
 HW = (24, 48)  # of the scripted tests; side 32 makes the frame 16 x 32
 SIDE, LOW = 32, 16
@@ -186,6 +189,70 @@ def test_box_first() -> None:
     assert [answer.click for answer in answers if answer.round == 1] == [None] * 6
     assert model.calls[2].prompts.label.shape == (2, 3)
     assert model.calls[2].prompts.label[:, 1:].tolist() == [[2, 3], [2, 3]]
+
+
+def test_boundary_first_then_the_middle_of_the_error() -> None:
+    answers = run(Scripted(noise), TRUTHS, rounds=3, first_prompt="boundary")
+    last: dict[tuple[str, int], Mask] = {}
+    for answer in answers:
+        truth = TRUTHS[answer.mask]
+        point = boundary_point(truth)
+        assert point is not None
+        before = last.get((answer.output, answer.mask))
+        assert answer.click == ((*point, 1) if before is None else brute_click(before, truth))
+        last[answer.output, answer.mask] = answer.prediction
+
+
+@pytest.mark.parametrize("batch_masks", [1, 2, 5])
+def test_a_random_first_click_is_its_masks_own(batch_masks: int) -> None:
+    truths = [*TRUTHS, TRUTHS[0], block(0, 24, 0, 48), TRUTHS[1]]
+    ids = [f"set/image#{number}" for number in range(5)]
+    want = {mask_id: random_point(truth, first_draw(3, mask_id)) for mask_id, truth in zip(ids, truths, strict=True)}
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        protocol = Protocol(rounds=2, first_prompt="random", prompt_seed=3, batch_masks=batch_masks)
+        part, names = [truths[k] for k in order], [ids[k] for k in order]
+        answers = list(play(Scripted(noise), torch.zeros(1, 4, 2, 2), part, task=0, protocol=protocol, ids=names))  # type: ignore[arg-type]
+        for answer in answers:
+            if answer.round == 1:
+                assert answer.click == (*want[names[answer.mask]], 1)  # type: ignore[misc]
+            before = [a for a in answers if (a.mask, a.output, a.round) == (answer.mask, answer.output, 1)]
+            if answer.round == 2:
+                assert answer.click == brute_click(before[0].prediction, part[answer.mask])
+    assert len(set(want.values())) > 3
+
+
+def test_random_wants_an_id_of_every_mask() -> None:
+    with pytest.raises(ValueError, match="2 masks, 0 ids"):
+        run(Scripted(noise), TRUTHS, first_prompt="random")
+
+
+def test_the_models_time_is_of_decoder_and_copies_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of its own: the decoder takes 1 s, bringing one output to the CPU 10 s, a score 1000 s."""
+    clock = [0.0]
+
+    def taking(seconds: float, call: Callable[..., object]) -> Callable[..., object]:
+        def slow(*args: object, **options: object) -> object:
+            clock[0] += seconds
+            return call(*args, **options)
+
+        return slow
+
+    model, watch, good = Scripted(noise), Stopwatch(), low_logits(TRUTHS[0])
+    monkeypatch.setattr(stopwatch, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(interact, "logits_to_image", taking(10, logits_to_image))
+    monkeypatch.setattr(interact, "iou", taking(1000, iou))
+    monkeypatch.setattr(model, "decode", taking(1, model.decode))
+
+    def script(number: int, count: int, outputs: int) -> Tensor:
+        logits = noise(number, count, outputs)
+        logits[0] = good if count == 2 else logits[0]
+        return logits
+
+    model.script = script
+    truths = [to_mask(good), TRUTHS[1]]
+    list(play(model, torch.zeros(1, 4, 2, 2), truths, task=0, protocol=Protocol(rounds=3), watch=watch))  # type: ignore[arg-type]
+    assert [(lap.step, lap.asked) for lap in watch.laps] == [("decode", 2)] * 2 + [("decode", 1)] * 4
+    assert [lap.seconds for lap in watch.laps] == [1 + 3 * 10] + [1 + 10] * 5
 
 
 def test_rows_of_every_mask_round_and_output() -> None:

@@ -13,7 +13,8 @@ from sum.core.clicks import next_click
 from sum.core.metrics import boundary_iou, iou
 from sum.data.frames import to_square
 from sum.models.backbones import build_tiny
-from sum.models.interact import Answer, Mask, Protocol, doubts, encode_frame, play
+from sum.models.doubts import doubts
+from sum.models.interact import Answer, Mask, Protocol, encode_frame, play
 from sum.models.refiner import Refiner
 from sum.models.segmenter import Segmenter
 

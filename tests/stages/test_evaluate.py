@@ -16,9 +16,11 @@ import torch
 import yaml
 from PIL import Image
 
-from sum.config import check_config
+from sum.config import check_config, load_config
+from sum.core.clicks import farthest_point
+from sum.core.first_prompts import FIRST_PROMPTS, boundary_point, first_draw, random_point
 from sum.core.geometry import mask_to_box
-from sum.core.metrics import iou
+from sum.core.metrics import clicks_needed, iou
 from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, decode_mask, encode_mask, read_manifest, write_manifest
 from sum.data.scores import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, read_rows, read_table
@@ -136,7 +138,9 @@ def test_a_row_a_mask_round_and_output(project: Path, weights: tuple[Path, Path]
     protocol = json.loads((OUT / "protocol.json").read_text())
     assert protocol["rounds"] == 2
     assert "cut at 0" in protocol["choices"]["mask"]
+    check_clicks(rows, summary)
     check_mlflow(mlflow, summary)
+    check_times(mlflow)
     assert not list(Path("work/evaluate").iterdir())
 
 
@@ -153,6 +157,27 @@ def check_predictions(rows: pd.DataFrame, predictions: pd.DataFrame) -> None:
         assert iou(*pair) == pytest.approx(scores[row.mask_id, row.round, "oracle"])
 
 
+def check_clicks(rows: pd.DataFrame, summary: Mapping[str, Any]) -> None:
+    """NoC and NoF of `things`, mask by mask."""
+    mine = rows[(rows["output"] == "oracle") & (rows["dataset"] == "things")].sort_values("round")
+    needed = [clicks_needed(part.tolist(), 0.80) for _, part in mine.groupby("mask_id")["iou"]]
+    found = summary["dataset"]["things"]
+    assert found["noc@80"]["mean"] == pytest.approx(np.mean([count or 2 for count in needed]), abs=1e-6)
+    assert found["nof@80"]["count"] == needed.count(None)
+    assert 1 <= found["noc@95"]["low"] <= found["noc@95"]["mean"] <= found["noc@95"]["high"] <= 2
+    parts = [summary["dataset"][name]["nof@95"]["count"] for name in ("things", "pieces")]
+    assert summary["overall"]["nof@95"]["count"] == sum(parts)
+
+
+def check_times(mlflow: FakeRun) -> None:
+    found = json.loads(Path("data/timing/base.json").read_text())
+    assert (found["device"], found["images"]) == ("cpu", 3)
+    assert found["mask_rounds"] >= 9 * 2  # the first round's two calls; a mask that is perfect needs no second
+    for step in ("encode", "decode"):
+        assert 0 < found[f"{step}_ms_median"] <= found[f"{step}_ms_p95"]
+        assert mlflow.seen[0][0]["all"][f"{step}_ms_p95"] == found[f"{step}_ms_p95"]
+
+
 def check_maps() -> None:
     maps = read_table(OUT / MAPS, MAP_SCHEMA, reader="test", maker="test")
     assert len(maps) == 9
@@ -165,6 +190,8 @@ def check_mlflow(mlflow: FakeRun, summary: Mapping[str, Any]) -> None:
     ((metrics, digest),) = mlflow.seen
     assert set(metrics) == {"all", "task-entity", "task-part", "things", "pieces"}
     assert metrics["things"]["iou_at_1"] == summary["dataset"]["things"]["iou@1"]["mean"]
+    assert metrics["task-part"]["noc_at_85"] == summary["task"]["part"]["noc@85"]["mean"]
+    assert metrics["all"]["nof_at_90"] == summary["overall"]["nof@90"]["count"]
     assert all(re.fullmatch(r"[\w\-. /:]+", f"{name}/{key}") for name, values in metrics.items() for key in values)
     assert digest == read_manifest(Path("data/manifest"), reader="test").select(split="test").fingerprint
 
@@ -235,3 +262,80 @@ def test_nothing_to_evaluate_on(project: Path, weights: tuple[Path, Path]) -> No
 def test_report_rounds_beyond_the_last(project: Path, weights: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match=r"evaluate.report_rounds must lie in 1..2 .*got \[1, 3\]"):
         evaluate.run(configured(weights, report_rounds=[1, 3]), model="base")
+
+
+def first_clicks(rows: pd.DataFrame) -> dict[str, tuple[int, int, int] | None]:
+    """Mask -> x, y, label of the first round, the same for all outputs; None for a box."""
+    first = rows[rows["round"] == 1][["mask_id", "click_x", "click_y", "click_label"]]
+    assert (first.groupby("mask_id").nunique(dropna=False) == 1).all(axis=None)
+    return {
+        str(mask_id): None if np.isnan(click[0]) else tuple(int(value) for value in click)
+        for mask_id, *click in first.drop_duplicates().itertuples(index=False)
+    }
+
+
+@pytest.mark.parametrize("kind", ["point", "box", "boundary", "random"])
+def test_every_first_prompt_through_the_stage(kind: str, project: Path, weights: tuple[Path, Path]) -> None:
+    config = configured(weights, first_prompt=kind, prompt_seed=5)
+    folder = evaluate.run(config, model="base")
+    rows = read_rows(folder, reader="test")
+    manifest = read_manifest(Path("data/manifest"), reader="test").select(split="test")
+    sizes = {image.image_id: (image.height, image.width) for image in manifest.images}
+    want: dict[str, tuple[int, int, int] | None] = {}
+    for mask in manifest.masks:
+        height, width = sizes[mask.image_id]
+        truth = decode_mask(mask.rle, height=height, width=width)
+        point = {
+            "point": lambda truth, _: farthest_point(truth),
+            "box": lambda *_: None,
+            "boundary": lambda truth, _: boundary_point(truth),
+            "random": lambda truth, name: random_point(truth, first_draw(5, name)),
+        }[kind](truth, mask.mask_id)
+        want[mask.mask_id] = point and (*point, 1)
+    assert first_clicks(rows) == want
+    assert rows[rows["round"] == 2]["click_x"].notna().any()  # a box, too, is followed by clicks
+    protocol = json.loads((folder / "protocol.json").read_text())
+    assert (protocol["first_prompt"], protocol["prompt_seed"]) == (kind, 5)
+    assert protocol["choices"]["first prompt"] == FIRST_PROMPTS[kind]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 1 <= summary["overall"]["noc@80"]["mean"] <= 2  # of two rounds, a box being the first
+
+
+def test_random_first_clicks_hang_on_no_batch(project: Path, weights: tuple[Path, Path]) -> None:
+    found = []
+    for batch_masks in (1, 2, 64):
+        folder = evaluate.run(configured(weights, first_prompt="random", batch_masks=batch_masks), model="base")
+        found.append(first_clicks(read_rows(folder, reader="test")))
+    assert found[0] == found[1] == found[2]
+    folder = evaluate.run(configured(weights, first_prompt="random", prompt_seed=1), model="base")
+    assert first_clicks(read_rows(folder, reader="test")) != found[0]
+
+
+def test_two_runs_of_random_clicks_give_the_same_bytes(project: Path, weights: tuple[Path, Path]) -> None:
+    contents = []
+    for _ in range(2):
+        folder = evaluate.run(configured(weights, first_prompt="random"), model="base")
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("rounds", [0, 10])
+def test_rounds_are_one_to_nine(rounds: int, weights: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match=f"evaluate: rounds must lie in 1..9, got {rounds}"):
+        configured(weights, rounds=rounds)
+
+
+@pytest.mark.parametrize("rounds", [1, 9])
+def test_one_round_and_nine(rounds: int, project: Path, weights: tuple[Path, Path]) -> None:
+    folder = evaluate.run(configured(weights, rounds=rounds, report_rounds=[1, rounds]), model="base")
+    rows = read_rows(folder, reader="test")
+    assert sorted(set(rows["round"])) == list(range(1, rounds + 1))
+    assert json.loads((folder / "summary.json").read_text())["overall"]["noc@80"]["high"] <= rounds
+
+
+def test_the_command_line_sets_the_draw() -> None:
+    """params.yaml leaves `prompt_seed` out."""
+    found = load_config(["evaluate.first_prompt=random", "evaluate.prompt_seed=3"], root=PARAMS.parent).evaluate
+    assert (found.first_prompt, found.prompt_seed) == ("random", 3)
+    with pytest.raises(ConfigError, match="prompt_seed must be at least 0"):
+        load_config(["evaluate.prompt_seed=-1"], root=PARAMS.parent)

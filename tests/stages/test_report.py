@@ -204,6 +204,12 @@ def test_box_first_is_said(project: Path) -> None:
     assert "its box, then a click a round" in PAGE.read_text()
 
 
+@pytest.mark.parametrize("kind", ["boundary", "random"])
+def test_other_clicks_first_are_points_too(kind: str, project: Path) -> None:
+    report.run(configured(first_prompt=kind))
+    assert Path("data/report/table.md").read_text().startswith("| points | model")
+
+
 def test_mlflow_gets_page_and_pictures_of_each_budget(project: Path, mlflow: dict[str, FakeRun]) -> None:
     report.run(configured())
     assert sorted(mlflow) == ["sum-ft-large", "sum-ft-small"]
