@@ -219,12 +219,16 @@ def test_adapters_in_encoder_and_decoder_need_less_than_full_training() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "name", ["decoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tiny", "turns", "vit"))]
+)
 @apart
-def test_memory_is_predicted_within_15_percent() -> None:
+def test_memory_is_predicted_within_15_percent(name: str) -> None:
     """Of the tensors, where the C library gives back what is freed; and of the process as it is, with the allowance."""
-    build, shape = CASES["decoder"]
+    build, shape = CASES[name]
     tensors = trace_memory(build, shape).peak
-    exact, usual = measure("decoder", tight=True), measure("decoder")
+    exact, usual = measure(name, tight=True), measure(name)
+    sys.__stderr__.write(f"{name}: " + " ".join(f"{x / 1e6:.0f}" for x in (tensors, exact["peak"] - exact["before"])))
     assert tensors == pytest.approx(exact["peak"] - exact["before"], rel=0.15)
     device = Device("cpu", torch.device("cpu"), 1e12, usual["before"])
     assert device.whole(tensors) == pytest.approx(usual["peak"], rel=0.15)
