@@ -10,11 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-FLOAT32_DEPTH = 2000.0  # up to 2048 the float32 roots of neighbouring integers differ; deeper regions go a slower way
-SPARSE = 0.25  # of its box: fuller regions are often deep, and then their exact transform costs the least
-CHAMFER = 0.982, 1.0194  # bounds of OpenCV's 5 x 5 distance by the true one: 2.1969 / 5 ** 0.5, (1 + 0.1969**2) ** 0.5
+SPARSE = 0.25  # of its box: fuller regions are often deep, and then the precise transform costs the least
+# Bounds of OpenCV's distances by the true ones. 5 x 5 chamfer: 2.1969 / 5 ** 0.5 and (1 + 0.1969**2) ** 0.5.
+CHAMFER = 0.982, 1.0194
+PRECISE = 1 - 1e-5, 1 + 1e-5  # float32; OpenCV 5 with one thread is up to 1.1e-6 off, by the place in memory
 
 
 def farthest_point(region: NDArray[np.bool_]) -> tuple[int, int] | None:
@@ -46,39 +46,40 @@ def _deepest(region: NDArray[np.bool_]) -> tuple[int, int, int] | None:
         return None
     part = np.zeros((height + 2, width + 2), dtype=np.uint8)
     part[1:-1, 1:-1] = region[y : y + height, x : x + width]
-    found = _deepest_of_few(part) if cv2.countNonZero(part) < SPARSE * part.size else None
-    squared, row, column = found or _deepest_of_all(part)
+    found = None
+    if cv2.countNonZero(part) < SPARSE * part.size:  # a third of the time, if it comes to an end
+        found = _exact(part, cv2.distanceTransform(part, cv2.DIST_L2, 5), CHAMFER, most=part.size)
+    if found is None:
+        found = _exact(part, cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), PRECISE)
+    assert found
+    squared, row, column = found
     return squared, x + column - 1, y + row - 1
 
 
-def _deepest_of_all(part: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """(squared depth, row, column) by the exact transform of every pixel. part: `[H, W]`, its border is outside."""
-    depth: NDArray[Any] = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    if depth.max() > FLOAT32_DEPTH:
-        depth = np.asarray(ndimage.distance_transform_edt(part))
-    squared = round(float(depth.max()) ** 2)
-    return squared, *divmod(int(np.argmax(depth > (squared - 0.5) ** 0.5)), part.shape[1])
+def _exact(
+    part: NDArray[np.uint8], rough: NDArray[Any], bounds: tuple[float, float], *, most: float = np.inf
+) -> tuple[int, int, int] | None:
+    """(squared depth, row, column) of the deepest pixel in integers; None if that takes far more than `most` looks.
 
-
-def _deepest_of_few(part: NDArray[np.uint8]) -> tuple[int, int, int] | None:
-    """The same, a third of the time: exact only where a rough transform comes near its maximum. None: too many there.
-
-    From each such pixel all places are looked at that may be the nearest one outside, the nearest first. What runs over
-    the border into another row does no harm: the border is nearer, so it has been seen before.
+    part: `[H, W]`, its border is outside; rough: distances, which are the true ones times something within `bounds`.
+    From each pixel that may be the deepest all places that may be its nearest outside are looked at, the nearest first.
+    What runs over the border into another row does no harm: the border is nearer, so it has been seen before.
     """
-    low, high = CHAMFER
-    rough = cv2.distanceTransform(part, cv2.DIST_L2, 5)
+    low, high = bounds
     top = float(rough.max())
-    bound = top * low / high  # the deepest pixel has at least this rough depth
+    bound = top * low / high  # the deepest pixel has at least this rough distance
     near = np.flatnonzero(rough >= bound)
     reach = int(top / low)
-    if len(near) * reach**2 > part.size:
+    if len(near) * reach**2 > most:
         return None
-    down, right = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
-    squares = down**2 + right**2
-    may = np.flatnonzero((squares >= (bound / high) ** 2) & (squares <= (top / low) ** 2))
-    may = may[np.argsort(squares[may])]
-    looks = np.take(part, near[:, None] + (down * part.shape[1] + right)[may], mode="clip")
-    depths = squares[may[(looks == 0).argmax(axis=1)]]
+    steps = np.arange(reach + 1) ** 2
+    squares = steps[:, None] + steps
+    down, right = np.nonzero((squares >= (bound / high) ** 2) & (squares <= (top / low) ** 2))
+    order = np.argsort(squares[down, right])
+    down, right = down[order], right[order]
+    mirrored = [sign * down * part.shape[1] + side * right for sign in (-1, 1) for side in (-1, 1)]
+    looks = np.take(part, near[:, None] + np.stack(mirrored, axis=1).ravel(), mode="clip")
+    first = (looks == 0).argmax(axis=1) // len(mirrored)
+    depths = squares[down, right][first]
     deepest = int(depths.argmax())
     return int(depths[deepest]), *divmod(int(near[deepest]), part.shape[1])

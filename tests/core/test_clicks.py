@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -68,18 +70,9 @@ def random_masks(count, seed):
         yield mask
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {},
-        {"SPARSE": 2.0},  # the few near the maximum, in every mask
-        {"SPARSE": 0.0},  # every pixel
-        {"SPARSE": 0.0, "FLOAT32_DEPTH": 0.0},  # the way of very large regions
-    ],
-)
-def test_farthest_point_against_all_distances(monkeypatch, limits):
-    for name, value in limits.items():
-        monkeypatch.setattr(clicks, name, value)
+@pytest.mark.parametrize("sparse", [clicks.SPARSE, 2.0, 0.0])  # as it is; the chamfer for every mask; for none
+def test_farthest_point_against_all_distances(monkeypatch, sparse):
+    monkeypatch.setattr(clicks, "SPARSE", sparse)
     for mask in random_masks(100, seed=1):
         assert farthest_point(mask) == point_by_hand(mask)
         assert farthest_point(mask.astype(np.uint8) * 255) == point_by_hand(mask)
@@ -111,32 +104,36 @@ def large_pairs():
 
 def test_clicks_on_large_masks_are_those_of_scipys_nearest_pixels(monkeypatch):
     ways = set()
-    for name in ("_deepest_of_few", "_deepest_of_all"):
-        inner = getattr(clicks, name)
+    exact = clicks._exact
 
-        def seen(part, inner=inner, name=name):
-            found = inner(part)
-            ways.add((name, found is not None))
-            return found
+    def seen(part, rough, bounds, **limit):
+        found = exact(part, rough, bounds, **limit)
+        ways.add((bounds, found is not None))
+        return found
 
-        monkeypatch.setattr(clicks, name, seen)
+    monkeypatch.setattr(clicks, "_exact", seen)
     for prediction, target in large_pairs():
         missed, added = nearest_outside(target & ~prediction), nearest_outside(prediction & ~target)
         depth, label = max((missed.max(), 1), (added.max(), 0))
         row, column = divmod(int((missed if label else added).argmax()), target.shape[1])
         assert next_click(prediction, target) == ((column, row, label) if depth else None)
-    assert ways == {("_deepest_of_few", True), ("_deepest_of_few", False), ("_deepest_of_all", True)}
+    assert ways == {(clicks.CHAMFER, True), (clicks.CHAMFER, False), (clicks.PRECISE, True)}
 
 
-def test_the_rough_transform_keeps_its_bounds():
-    """Least and most of the 5 x 5 chamfer by the true distance, for every step up to 300 x 300 pixels."""
-    apart = np.ones((301, 301), dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("size", "bounds", "slack"), [(5, clicks.CHAMFER, 0.001), (cv2.DIST_MASK_PRECISE, clicks.PRECISE, 2e-5)]
+)
+@pytest.mark.parametrize("threads", [1, 2])  # OpenCV 5 computes otherwise with one
+def test_opencvs_distances_keep_their_bounds(request, size, bounds, slack, threads):
+    """Least and most of them by the true distance, for every step up to 1200 x 1200 pixels."""
+    request.addfinalizer(partial(cv2.setNumThreads, cv2.getNumThreads()))
+    cv2.setNumThreads(threads)
+    apart = np.ones((1201, 1201), dtype=np.uint8)
     apart[0, 0] = 0
     true = np.hypot(*np.indices(apart.shape))
-    ratio = cv2.distanceTransform(apart, cv2.DIST_L2, 5)[true > 0] / true[true > 0]
-    low, high = clicks.CHAMFER
-    assert low < ratio.min() < low + 0.001
-    assert high - 0.001 < ratio.max() < high
+    ratio = cv2.distanceTransform(apart, cv2.DIST_L2, size)[true > 0] / true[true > 0]
+    assert bounds[0] < ratio.min() < bounds[0] + slack
+    assert bounds[1] - slack < ratio.max() < bounds[1]
 
 
 @settings(deadline=None, max_examples=60)
