@@ -10,9 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-FLOAT32_DEPTH = 2000.0  # up to 2048 the float32 roots of neighbouring integers differ; deeper regions go a slower way
+SPARSE = 0.25  # of its box: fuller regions are often deep, and then the precise transform costs the least
+# Bounds of OpenCV's distances by the true ones. 5 x 5 chamfer: 2.1969 / 5 ** 0.5 and (1 + 0.1969**2) ** 0.5.
+CHAMFER = 0.982, 1.0194
+PRECISE = 1 - 1e-5, 1 + 1e-5  # float32; OpenCV 5 with one thread is up to 1.1e-6 off, by the place in memory
 
 
 def farthest_point(region: NDArray[np.bool_]) -> tuple[int, int] | None:
@@ -44,9 +46,40 @@ def _deepest(region: NDArray[np.bool_]) -> tuple[int, int, int] | None:
         return None
     part = np.zeros((height + 2, width + 2), dtype=np.uint8)
     part[1:-1, 1:-1] = region[y : y + height, x : x + width]
-    depth: NDArray[Any] = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    if depth.max() > FLOAT32_DEPTH:
-        depth = np.asarray(ndimage.distance_transform_edt(part))
-    squared = round(float(depth.max()) ** 2)
-    row, column = divmod(int(np.argmax(depth > (squared - 0.5) ** 0.5)), width + 2)
+    found = None
+    if cv2.countNonZero(part) < SPARSE * part.size:  # a third of the time, if it comes to an end
+        found = _exact(part, cv2.distanceTransform(part, cv2.DIST_L2, 5), CHAMFER, most=part.size)
+    if found is None:
+        found = _exact(part, cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), PRECISE)
+    assert found
+    squared, row, column = found
     return squared, x + column - 1, y + row - 1
+
+
+def _exact(
+    part: NDArray[np.uint8], rough: NDArray[Any], bounds: tuple[float, float], *, most: float = np.inf
+) -> tuple[int, int, int] | None:
+    """(squared depth, row, column) of the deepest pixel in integers; None if that takes far more than `most` looks.
+
+    part: `[H, W]`, its border is outside; rough: distances, which are the true ones times something within `bounds`.
+    From each pixel that may be the deepest all places that may be its nearest outside are looked at, the nearest first.
+    What runs over the border into another row does no harm: the border is nearer, so it has been seen before.
+    """
+    low, high = bounds
+    top = float(rough.max())
+    bound = top * low / high  # the deepest pixel has at least this rough distance
+    near = np.flatnonzero(rough >= bound)
+    reach = int(top / low)
+    if len(near) * reach**2 > most:
+        return None
+    steps = np.arange(reach + 1) ** 2
+    squares = steps[:, None] + steps
+    down, right = np.nonzero((squares >= (bound / high) ** 2) & (squares <= (top / low) ** 2))
+    order = np.argsort(squares[down, right])
+    down, right = down[order], right[order]
+    mirrored = [sign * down * part.shape[1] + side * right for sign in (-1, 1) for side in (-1, 1)]
+    looks = np.take(part, near[:, None] + np.stack(mirrored, axis=1).ravel(), mode="clip")
+    first = (looks == 0).argmax(axis=1) // len(mirrored)
+    depths = squares[down, right][first]
+    deepest = int(depths.argmax())
+    return int(depths[deepest]), *divmod(int(near[deepest]), part.shape[1])

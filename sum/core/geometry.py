@@ -104,38 +104,10 @@ def logits_to_image(logits: Tensor, *, resized: tuple[int, int], hw: tuple[int, 
     return F.interpolate(frame[..., :height, :width], hw, mode="bilinear", align_corners=False)
 
 
-def boundary_band(mask: NDArray[np.uint8] | NDArray[np.bool_], dilation: int) -> NDArray[np.bool_]:
-    """Pixels of the mask within `dilation` steps (8-neighbour) of its contour: the mask minus its erosion.
-
-    mask: `[H, W]`, nonzero is set; the image border counts as contour. Source: Cheng et al., Boundary IoU, 2021.
-    """
-    full = np.ascontiguousarray(mask, dtype=bool)
-    x, y, width, height = cv2.boundingRect(full.view(np.uint8))
-    band = full.copy()
-    inner_height, inner_width = height - 2 * dilation, width - 2 * dilation
-    if inner_height > 0 and inner_width > 0:  # nothing is eroded into the `dilation` pixels next to the box's sides
-        inner = _runs(_runs(full[y : y + height, x : x + width], inner_height).T, inner_width).T
-        top, left = y + dilation, x + dilation
-        band[top : top + inner_height, left : left + inner_width] &= ~inner
-    return band
-
-
 def _scale(hw: tuple[int, int], side: int) -> tuple[float, float]:
     """Factors (x, y) from the original to the model frame; they differ a little, each size is rounded."""
     height, width = resized_hw(*hw, side)
     return width / hw[1], height / hw[0]
-
-
-def _runs(hits: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
-    """Slide a window down the rows so that it has `count` places: where is it all True? `[K, W]` -> `[count, W]`.
-
-    By doubling, so a window of 59 rows takes 6 steps: exact, and faster than cv2.erode.
-    """
-    window, span = len(hits) - count + 1, 1
-    while 2 * span <= window:
-        hits, span = hits[:-span] & hits[span:], 2 * span
-    rest = window - span
-    return hits[:count] & hits[rest : rest + count]
 
 
 def _pair(like: Points, x: float, y: float) -> Points:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sum.core.geometry import boundary_band
+from sum.core.bands import boundary_band, packed
 
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
 
@@ -35,10 +34,14 @@ def boundary_iou(pred: Mask, truth: Mask, *, ratio: float = 0.02) -> float:
     """
     height, width = truth.shape
     dilation = max(1, round(ratio * float(np.hypot(height, width))))
-    first, second = _flags(pred), _flags(truth)
-    x, y, box_width, box_height = cv2.boundingRect((first | second).view(np.uint8))
-    part = np.s_[y : y + box_height, x : x + box_width]
-    return iou(boundary_band(first[part], dilation), boundary_band(second[part], dilation))
+    first, second = packed(_flags(pred)), packed(_flags(truth))
+    either = first | second
+    rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
+    if not len(rows):
+        return 1.0
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    first, second = boundary_band(first[box], dilation), boundary_band(second[box], dilation)
+    return int(np.bitwise_count(first & second).sum()) / int(np.bitwise_count(first | second).sum())
 
 
 def clicks_needed(ious: Sequence[float], threshold: float) -> int | None:

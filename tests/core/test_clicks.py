@@ -1,9 +1,16 @@
-"""Clicks of evaluation (sum/core/prompts.py); the truth here is all distances of all pixels."""
+"""The truth here is all distances of all pixels; on large masks, scipy's nearest outside pixel."""
 
 from __future__ import annotations
 
+from functools import partial
+
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
 from sum.core import clicks
 from sum.core.clicks import farthest_point, next_click
@@ -63,12 +70,83 @@ def random_masks(count, seed):
         yield mask
 
 
-@pytest.mark.parametrize("exact_up_to", [clicks.FLOAT32_DEPTH, 0.0])  # 0: the way of very large regions
-def test_farthest_point_against_all_distances(monkeypatch, exact_up_to):
-    monkeypatch.setattr(clicks, "FLOAT32_DEPTH", exact_up_to)
-    for mask in random_masks(300, seed=1):
+@pytest.mark.parametrize("sparse", [clicks.SPARSE, 2.0, 0.0])  # as it is; the chamfer for every mask; for none
+def test_farthest_point_against_all_distances(monkeypatch, sparse):
+    monkeypatch.setattr(clicks, "SPARSE", sparse)
+    for mask in random_masks(100, seed=1):
         assert farthest_point(mask) == point_by_hand(mask)
         assert farthest_point(mask.astype(np.uint8) * 255) == point_by_hand(mask)
+
+
+def nearest_outside(region):
+    """Squared distances of every pixel in integers, from the place of the nearest pixel outside that scipy names."""
+    padded = np.pad(region, 1)
+    places = ndimage.distance_transform_edt(padded, return_distances=False, return_indices=True)
+    return ((places - np.indices(padded.shape)) ** 2).sum(0)[1:-1, 1:-1]
+
+
+def large_pairs():
+    """(prediction, target) of some hundred pixels: slivers, a shifted object, specks, one that spans the image."""
+    rng = np.random.default_rng(6)
+    y, x = np.mgrid[:300, :420]
+    far = (np.hypot(y - 150, x - 200) < 80) | (np.hypot(y, x) < 3) | (np.hypot(y - 299, x - 419) < 3)  # sparse, deep
+    yield np.zeros_like(far), far
+    for reach in (30, 90, 170, 600):
+        angle = np.arctan2(y - 150, x - 210)
+        radius = reach * (1 + 0.2 * np.cos(3 * angle + 1) + 0.1 * np.sin(7 * angle))
+        target = np.hypot(y - 150, x - 210) < radius
+        yield np.zeros_like(target), target
+        yield np.hypot(y - 150, x - 210) < radius * (1 + 0.06 * np.cos(11 * angle)), target
+        yield np.roll(target, (5, -9), (0, 1)), target
+        yield target ^ (rng.random(target.shape) < 0.1), target
+        yield ndimage.binary_opening(rng.random(target.shape) < 0.8, np.ones((4, 4))), target
+
+
+def test_clicks_on_large_masks_are_those_of_scipys_nearest_pixels(monkeypatch):
+    ways = set()
+    exact = clicks._exact
+
+    def seen(part, rough, bounds, **limit):
+        found = exact(part, rough, bounds, **limit)
+        ways.add((bounds, found is not None))
+        return found
+
+    monkeypatch.setattr(clicks, "_exact", seen)
+    for prediction, target in large_pairs():
+        missed, added = nearest_outside(target & ~prediction), nearest_outside(prediction & ~target)
+        depth, label = max((missed.max(), 1), (added.max(), 0))
+        row, column = divmod(int((missed if label else added).argmax()), target.shape[1])
+        assert next_click(prediction, target) == ((column, row, label) if depth else None)
+    assert ways == {(clicks.CHAMFER, True), (clicks.CHAMFER, False), (clicks.PRECISE, True)}
+
+
+@pytest.mark.parametrize(
+    ("size", "bounds", "slack"), [(5, clicks.CHAMFER, 0.001), (cv2.DIST_MASK_PRECISE, clicks.PRECISE, 2e-5)]
+)
+@pytest.mark.parametrize("threads", [1, 2])  # OpenCV 5 computes otherwise with one
+def test_opencvs_distances_keep_their_bounds(request, size, bounds, slack, threads):
+    """Least and most of them by the true distance, for every step up to 1200 x 1200 pixels."""
+    request.addfinalizer(partial(cv2.setNumThreads, cv2.getNumThreads()))
+    cv2.setNumThreads(threads)
+    apart = np.ones((1201, 1201), dtype=np.uint8)
+    apart[0, 0] = 0
+    true = np.hypot(*np.indices(apart.shape))
+    ratio = cv2.distanceTransform(apart, cv2.DIST_L2, size)[true > 0] / true[true > 0]
+    assert bounds[0] < ratio.min() < bounds[0] + slack
+    assert bounds[1] - slack < ratio.max() < bounds[1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.integers(0, 3), st.integers(0, 3))
+def test_turning_and_padding_with_outside_move_the_click_along(region, above, left):
+    if not region.any():
+        assert farthest_point(np.pad(region, ((above, 0), (left, 1)))) is None
+        return
+    x, y = farthest_point(region)
+    assert farthest_point(np.pad(region, ((above, 2), (left, 1)))) == (x + left, y + above)
+    for turned in (region.T, region[::-1], region[:, ::-1]):  # the tie may fall otherwise, the depth may not
+        other_x, other_y = farthest_point(turned)
+        assert depths(turned)[other_y, other_x] == depths(region)[y, x]
 
 
 def test_farthest_point_in_large_disks_is_exact():
@@ -79,12 +157,13 @@ def test_farthest_point_in_large_disks_is_exact():
 
 
 def test_next_click_against_all_distances():
-    masks = list(random_masks(300, seed=2))
+    masks = list(random_masks(150, seed=2))
     labels = set()
-    for target, seed in zip(masks, range(300), strict=True):
+    for target, seed in zip(masks, range(150), strict=True):
         prediction = np.random.default_rng(seed).random(target.shape) < 0.5 if seed % 2 else np.roll(target, 2, 1)
         click = next_click(prediction, target)
         assert click == click_by_hand(prediction, target)
+        assert click == next_click(prediction.astype(np.uint8) * 255, target.astype(np.uint8))
         labels.add(click and click[2])
     assert labels == {0, 1, None}
 

@@ -15,7 +15,6 @@ from segment_anything.utils.amg import batched_mask_to_box
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sum.core.geometry import (
-    boundary_band,
     boxes_to_image,
     boxes_to_model,
     logits_to_image,
@@ -27,7 +26,7 @@ from sum.core.geometry import (
     to_frame,
     valid_frame,
 )
-from tests.drawing import draw, grid
+from tests.drawing import draw
 
 SIZES = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 SIDES = st.sampled_from([64, 256, 1000, 1024])
@@ -171,39 +170,3 @@ def test_logits_to_image_is_segment_anythings(hw):
     got = logits_to_image(logits, resized=resized, hw=hw, side=side)
     assert got.shape == (3, 1, *hw)
     assert torch.equal(got, want)
-
-
-def band_by_hand(mask, dilation):
-    """Mask pixels with something else, or the outside of the image, within `dilation` steps in any direction."""
-    height, width = mask.shape
-    out = np.zeros_like(mask)
-    for y, x in np.argwhere(mask):
-        inside = dilation <= y < height - dilation and dilation <= x < width - dilation
-        around = mask[max(0, y - dilation) : y + dilation + 1, max(0, x - dilation) : x + dilation + 1]
-        out[y, x] = not (inside and around.all())
-    return out
-
-
-@pytest.mark.parametrize("dilation", [1, 2, 3, 5, 8, 40])
-def test_boundary_band_is_its_definition(dilation):
-    rng = np.random.default_rng(dilation)
-    for _ in range(40):
-        mask = rng.random(rng.integers(1, 40, 2)) < rng.choice([0, 0.5, 0.95, 0.999, 1])
-        assert np.array_equal(boundary_band(mask, dilation), band_by_hand(mask, dilation))
-
-
-@pytest.mark.parametrize(
-    ("picture", "want"),
-    [
-        ("... ... ...", "... ... ..."),
-        ("##### ##### ##### ##### #####", "##### #...# #...# #...# #####"),  # the image border is a contour
-        ("..... .###. .###. .###. .....", "..... .###. .#.#. .###. ....."),
-    ],
-)
-def test_boundary_band(picture, want):
-    mask = grid(picture)
-    before = mask.copy()
-    assert np.array_equal(boundary_band(mask, 1), grid(want))
-    assert np.array_equal(boundary_band(mask.astype(np.uint8) * 255, 1), grid(want))
-    assert np.array_equal(boundary_band(mask[:, ::-1], 1), grid(want)[:, ::-1])
-    assert np.array_equal(mask, before)

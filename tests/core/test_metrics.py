@@ -1,11 +1,15 @@
-"""The truth here is pycocotools, the definition of the boundary band in Python, and a bootstrap drawn by hand."""
+"""The truth here is pycocotools, the boundary band by its definition and by OpenCV, and a bootstrap drawn by hand."""
 
 from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from sum.core import metrics
@@ -37,13 +41,43 @@ def blobs(rng, height, width):
     return pred, truth
 
 
-def test_iou_is_that_of_pycocotools():
+def by_pycocotools(pred, truth):
+    first, second = (coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (pred, truth))
+    return coco.iou([first], [second], [0])[0, 0]
+
+
+def test_iou_is_that_of_pycocotools_to_the_last_digit():
     rng = np.random.default_rng(0)
-    for _ in range(50):
-        pred, truth = blobs(rng, *rng.integers(2, 40, 2))
-        if (pred | truth).any():
-            first, second = (coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (pred, truth))
-            assert iou(pred, truth) == pytest.approx(coco.iou([first], [second], [0])[0, 0])
+    pairs = [blobs(rng, *rng.integers(2, 40, 2)) for _ in range(50)]
+    pairs += [(rng.random(hw) < 0.5, rng.random(hw) < 0.5) for hw in [(1, 1), (1, 7), (2, 2), (9, 1), (333, 517)] * 5]
+    empty, full, half = np.zeros((40, 70), dtype=bool), np.ones((40, 70), dtype=bool), rng.random((40, 70)) < 0.5
+    one = empty.copy()
+    one[39, 69] = True
+    pairs += [(first, second) for first in (empty, full, half, one) for second in (full, half, one)]
+    for pred, truth in pairs:
+        if (pred | truth).any():  # of two empty masks it says 0 / 0
+            assert iou(pred, truth) == by_pycocotools(pred, truth)
+            assert iou(truth, pred) == iou(pred, truth)
+
+
+same_size = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
+    lambda hw: st.tuples(arrays(bool, hw), arrays(bool, hw))
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(same_size, st.integers(0, 70))
+def test_laws_of_both_metrics(pair, margin):
+    pred, truth = pair
+    for metric in (iou, boundary_iou):
+        value = metric(pred, truth)
+        assert 0 <= value <= 1
+        assert metric(pred, pred) == 1
+        assert metric(truth, pred) == value
+        assert metric(pred.T, truth.T) == value
+        assert metric(pred[::-1], truth[::-1]) == value
+        assert metric(pred[:, ::-1], truth[:, ::-1]) == value
+    assert iou(np.pad(pred, margin), np.pad(truth, margin)) == iou(pred, truth)
 
 
 @pytest.mark.parametrize("metric", [iou, boundary_iou])
@@ -74,6 +108,25 @@ def test_boundary_iou_is_its_definition(ratio):
         first, second = band_by_hand(pred, dilation), band_by_hand(truth, dilation)
         want = (first & second).sum() / (first | second).sum() if (first | second).any() else 1.0
         assert boundary_iou(pred, truth, ratio=ratio) == want
+
+
+def band_by_opencv(mask, dilation):
+    """What so many erosions by 3 x 3 take away, each pixel beyond the image being outside."""
+    framed = np.pad(mask, 1).astype(np.uint8)
+    return mask & (cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=dilation)[1:-1, 1:-1] == 0)
+
+
+@pytest.mark.parametrize("hw", [(500, 700), (701, 390), (64, 1000)])
+@pytest.mark.parametrize("reach", [0.05, 0.3, 2])
+def test_boundary_iou_of_large_masks_is_that_of_repeated_erosions(hw, reach):
+    y, x = (np.indices(hw).T - np.array(hw) / 2).T
+    angle, rng = np.arctan2(y, x), np.random.default_rng(8)
+    truth = np.hypot(y, x) < reach * min(hw) * (1 + 0.2 * np.cos(3 * angle))
+    for pred in (np.roll(truth, (3, -5), (0, 1)), truth ^ (rng.random(hw) < 0.001), ~truth, np.zeros_like(truth)):
+        dilation = round(0.02 * math.hypot(*hw))
+        first, second = band_by_opencv(pred, dilation), band_by_opencv(truth, dilation)
+        assert boundary_iou(pred, truth) == (first & second).sum() / (first | second).sum()
+        assert boundary_iou(pred.view(np.uint8) * 255, truth.view(np.uint8)) == boundary_iou(pred, truth)
 
 
 @pytest.mark.parametrize(
