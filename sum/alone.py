@@ -51,6 +51,6 @@ def _take(file: IO[str]) -> str:
             return file.read().strip() or "a process that just began"
         log.warning("%s cannot be locked (%s): nobody would see it if the same were trained twice", file.name, error)
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return ""

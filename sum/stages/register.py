@@ -18,6 +18,7 @@ from typing import Any
 from sum.config import Config
 from sum.core.figures import tracked_figures
 from sum.core.gate import Verdict, decide
+from sum.data.protocols import same_rules
 from sum.data.verdicts import require_valid
 from sum.errors import DataError, MissingInput
 from sum.registry import Registry, Version, run_of_weights
@@ -43,11 +44,16 @@ class Measured:
 def run(config: Config, *, budget: str) -> Path:
     """Decide, register, write data/registry/BUDGET.json; returns its path.
 
-    Raises MissingInput before the stages that it needs, ValidationFailed when check_evaluation refused the tables.
+    Raises MissingInput before the stages that it needs, ValidationFailed when check_evaluation refused the tables,
+    DataError when the two evaluations do not compare or are of other weights.
     """
     settings = config.register
     weights = _needed(Path("data/models") / budget / "model.safetensors", maker=f"finetune@{budget}")
     require_valid(CHECKED / f"{budget}.json", reader=f"register@{budget}", maker=f"check_evaluation@{budget}")
+    fingerprint = sha256_file(weights)
+    if same_rules(["base", budget], reader=f"register@{budget}")[budget]["weights_sha256"] != fingerprint:
+        hint = f"Run `dvc repro evaluate@{budget}`."
+        raise DataError(f"data/evaluation/{budget} is of other weights than {weights} has now. {hint}")
     base, tuned = measure("base", settings=settings), measure(budget, settings=settings)
     if base.benchmark != tuned.benchmark:
         hint = f"Run `dvc repro evaluate@base evaluate@{budget}`."

@@ -14,6 +14,7 @@ import pandas as pd
 from sum.data.charts import curves
 from sum.data.grids import Grid, make_grid, to_csv, to_markdown
 from sum.data.pictures import ADDED, LONGEST, MISSED, RIGHT, strip, to_jpeg
+from sum.data.protocols import OWN, same_rules
 from sum.data.records import Manifest, read_manifest
 from sum.data.refined_pages import evidence_files, tracked
 from sum.data.refined_pages import page as evidence_page
@@ -29,7 +30,7 @@ from sum.data.scores import (
     task_names,
 )
 from sum.data.showcase import KINDS, Answers, Example, choose_masks, draw, iou_by_model
-from sum.errors import DataError, choose
+from sum.errors import choose
 from sum.models.backbones import BACKBONES
 from sum.models.interact import OUTPUTS
 from sum.registry import run_of_weights
@@ -95,19 +96,10 @@ def _estimate(config: Config, rows: pd.DataFrame, *, rounds: list[int], output: 
 
 
 def _protocol(models: list[str]) -> dict[str, Any]:
-    """The protocol that all evaluations share. Raises DataError when they do not: their numbers cannot be compared."""
-    own = ("model", "weights_sha256", "device", "versions")
-    found = {model: _read(EVALUATION / model / "protocol.json") for model in models}
-    base = found[BASE]
-    for model, other in found.items():
-        differs = [key for key in {**base, **other} if key not in own and base.get(key) != other.get(key)]
-        if differs:
-            raise DataError(
-                f"{EVALUATION / model} and {EVALUATION / BASE} were made by different rules ({', '.join(differs)}): "
-                f"their numbers cannot be compared. Run `dvc repro evaluate@{BASE} evaluate@{model}`."
-            )
+    """The protocol that all evaluations share, and the weights of each. Raises as `same_rules`."""
+    found = same_rules(models, reader="report")
     weights = {f"weights of {model}": facts["weights_sha256"] for model, facts in found.items()}
-    return {key: value for key, value in base.items() if key not in own[:2]} | weights
+    return {key: value for key, value in found[BASE].items() if key not in OWN[:2]} | weights
 
 
 def _verdict(budget: str) -> dict[str, Any]:

@@ -43,12 +43,21 @@ def write_rows(model: str, iou: dict[tuple[str, str], float], *, masks: int = 3,
     summary = {"overall": {"iou@1": {"mean": 0.5}}, "task": {"entity": {"iou@1": {"mean": 0.25}}}, "dataset": means}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "protocol.json").write_text(json.dumps({"benchmark": DIGEST}))
+    note_weights(model)
+
+
+def note_weights(model: str) -> None:
+    """As if the evaluation that is there had been of the weights that are there."""
+    weights, protocol = Path(f"data/models/{model}/model.safetensors"), Path(f"data/evaluation/{model}/protocol.json")
+    if weights.is_file() and protocol.is_file():
+        protocol.write_text(json.dumps({"benchmark": DIGEST, "weights_sha256": sha256_file(weights)}))
 
 
 def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> None:
     folder = Path("data/models") / budget
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(content)
+    note_weights(budget)
     write_json(Path(f"data/checks/evaluation/{budget}.json"), {"success": True})  # as stage check_evaluation does
     if run_id is not None:
         (folder / "run.json").write_text(json.dumps({"run_id": run_id}))
@@ -56,6 +65,28 @@ def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> 
 
 def figures(entity: float, part: float) -> dict[tuple[str, str], float]:
     return {("entity", "demo_entity_test"): entity, ("part", "demo_part_test"): part}
+
+
+@pytest.mark.parametrize("other", [{"choices": {"first prompt": "a box"}}, {"rounds": 9}, {"benchmark": "another"}])
+def test_evaluations_by_different_rules_are_not_compared(config, other):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    protocol = Path("data/evaluation/base/protocol.json")
+    protocol.write_text(json.dumps(json.loads(protocol.read_text()) | other))
+    with pytest.raises(DataError, match=rf"different rules \({next(iter(other))}\)"):
+        run(config, budget="small")
+    assert Registry(config.tracking.uri).at("sum", alias="champion") is None
+
+
+def test_weights_that_were_not_evaluated_are_not_registered(config):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    Path("data/models/small/model.safetensors").write_bytes(b"trained again")
+    with pytest.raises(DataError, match=r"is of other weights than .*Run `dvc repro evaluate@small`"):
+        run(config, budget="small")
+    assert Registry(config.tracking.uri).at("sum", alias="champion") is None
 
 
 def test_a_better_model_is_promoted(config):
@@ -155,13 +186,14 @@ def test_what_is_missing_is_named_with_the_stage_that_makes_it(config):
     with pytest.raises(MissingInput, match=r"data/models/small/model.safetensors is missing.*finetune@small"):
         run(config, budget="small")
     write_weights("small", b"small")
-    with pytest.raises(MissingInput, match=r"data/evaluation/base/rows.parquet is missing.*evaluate@base"):
+    with pytest.raises(MissingInput, match=r"data/evaluation/base/protocol.json is missing.*evaluate@base"):
         run(config, budget="small")
 
 
 def test_rounds_that_were_not_played_are_an_error(config):
     write_weights("small", b"small")
     write_rows("base", figures(0.6, 0.5), rounds=3)
+    write_rows("small", figures(0.6, 0.5), rounds=3)
     with pytest.raises(DataError, match=r"no rounds \[5\]"):
         run(config, budget="small")
 
