@@ -5,15 +5,14 @@ One file of each is read from a checkout (facebookresearch/sam2, bowenc0221/boun
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
+from benchmarks.checkouts import module_at
 from sum.core.metrics import Mask
 
 Click = tuple[int, int, int]  # x, y, label
@@ -44,15 +43,3 @@ def boundary_iou(checkout: Path) -> Callable[[Mask, Mask], float]:
         return float((first & second).sum() / either) if either else 1.0
 
     return measure
-
-
-def module_at(path: Path, option: str) -> Any:
-    """A Python file of a checkout as a module."""
-    if not path.is_file():
-        raise SystemExit(f"{option}: {path} is missing; wanted is a checkout of the repository.")
-    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -6,16 +6,15 @@ The authors' files are read from a checkout of their repository (Kangningthu/SUM
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from benchmarks.checkouts import module_at
 from sum.core.losses import LossWeights
 from sum.models.segmenter import BOX_FIRST, PAD, Prompts
 
@@ -26,8 +25,8 @@ class Authors:
     """The authors' functions, from `utils/` of their repository."""
 
     def __init__(self, folder: Path) -> None:
-        self.sampling = _module(folder / "utils" / "interactive_sampling.py")
-        self.losses = _module(folder / "utils" / "losses.py")
+        self.sampling = module_at(folder / "utils" / "interactive_sampling.py", "--official")
+        self.losses = module_at(folder / "utils" / "losses.py", "--official")
 
     def points(self, prediction: Tensor, target: Tensor, certainty: Tensor) -> tuple[Tensor, Tensor]:
         """A correction point of each mask: xy `[N, 2]`, label `[N]`. All maps `[N, 1, L, L]`, prediction cut."""
@@ -50,17 +49,6 @@ class Authors:
             logits, target, smooth=weights.eps, uncertain_map=doubt, uncertain_map_threshold=weights.theta
         )
         return weights.focal * focal + weights.dice * dice
-
-
-def _module(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise SystemExit(f"--official: {path} is missing; wanted is a checkout of the authors' repository.")
-    spec = importlib.util.spec_from_file_location(f"authors_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def decode(sam: Sam, embedding: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,6 @@ def test_rows_of_losses_and_sampling_compare_equals() -> None:
 
 def test_without_the_authors_files_only_the_decoder_is_measured(tmp_path: Path) -> None:
     assert list(duels(None, masks=2, backbone="tiny", compiled=False)) == ["decoder"]
-    with pytest.raises(SystemExit, match="checkout of the authors' repository"):
+    with pytest.raises(SystemExit, match="wanted is a checkout of the repository"):
         Authors(tmp_path)
     assert LossWeights().theta == 0.6  # what the authors' losses are asked for
