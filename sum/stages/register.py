@@ -59,7 +59,9 @@ def run(config: Config, *, budget: str) -> Path:
         hint = f"Run `dvc repro evaluate@base evaluate@{budget}`."
         raise DataError(f"data/evaluation/base and data/evaluation/{budget} hold different masks. {hint}")
     verdict = decide(base.figures, tuned.figures, min_gain=settings.min_gain, tolerance=settings.tolerance)
-    report = _register(config, budget=budget, weights=weights, verdict=verdict, benchmark=tuned.benchmark)
+    report = _register(
+        config, budget=budget, weights=weights, fingerprint=fingerprint, verdict=verdict, benchmark=tuned.benchmark
+    )
     path = Path("data/registry") / f"{budget}.json"
     gate = {"metric": settings.metric, "rounds": settings.rounds, "output": OUTPUT}
     write_json(path, _figures(verdict, base=base, tuned=tuned) | report | gate)
@@ -89,11 +91,12 @@ def measure(model: str, *, settings: RegisterConfig) -> Measured:
     return Measured(figures, hashlib.sha256(about.encode()).hexdigest()[:16])
 
 
-def _register(config: Config, *, budget: str, weights: Path, verdict: Verdict, benchmark: str) -> dict[str, Any]:
+def _register(
+    config: Config, *, budget: str, weights: Path, fingerprint: str, verdict: Verdict, benchmark: str
+) -> dict[str, Any]:
     """Versions, tags and aliases; returns what the JSON tells about them."""
     tracking = config.tracking
     own = f"{tracking.model}-ft-{budget}"
-    fingerprint = sha256_file(weights)
     logged = run_of_weights(
         weights,
         uri=tracking.uri,
