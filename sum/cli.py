@@ -62,6 +62,10 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "results": Command("results", "print the results table, and where the report and MLflow are"),
+    "compare": Command(
+        "compare MODEL MODEL ... [key=value ...] [--seeds LABEL MODEL MODEL ...]",
+        "any models on the test sets side by side, the first as the base",
+    ),
     "dry_run": Command("ingest --dry-run PATH", "say what a folder, export or bucket holds"),
     "add": Command("add NAME PATH", "put a folder, export or bucket under DVC and into params.yaml"),
     "remove": Command("remove NAME", "undo `add NAME`"),
