@@ -10,7 +10,7 @@ from sum.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands behind the command's name."""
     parser.add_argument("reason", metavar="REASON", help="why, in quotes: kept as a tag of the version gone back from")
-    parser.add_argument("--model", metavar="NAME", help="the registered model; without it tracking.model of params.yaml")
+    parser.add_argument("--model", metavar="NAME", help="the registered model, else tracking.model of params.yaml")
 
 
 def run(options: argparse.Namespace) -> str:

@@ -74,9 +74,11 @@ def decide(changes: Iterable[Change], *, limits: Limits) -> Verdict:
         raise ValueError("the table has no overall gain to decide by")
     reasons = [_reason(row, limits) for row in table if row.ok is False]
     absent = _absent([row.change for row in table])
-    for name in dict.fromkeys(limits.require):
-        if name in absent:
-            reasons.append(f"{name}: not evaluated, but register.require names it; see {ASKED[name][1]} in params.yaml")
+    reasons += [
+        f"{name}: not evaluated, but register.require names it; see {ASKED[name][1]} in params.yaml"
+        for name in absent
+        if name in limits.require
+    ]
     promoted = not reasons
     if promoted:
         reasons.append(_praise(table, limits))

@@ -121,7 +121,7 @@ def sign_flips(change: pd.DataFrame, *, flips: int, seed: int) -> dict[tuple[str
     groups = {("overall", "all"): list(drawn)}
     groups |= {("task", str(task)): [name for name in drawn if tasks[name] == task] for task in set(tasks)}
     groups |= {("dataset", name): [name] for name in drawn}
-    found = {}
+    found: dict[tuple[str, str, str, str], float] = {}
     for place, members in groups.items():
         means = np.abs(np.mean([drawn[member] for member in members], axis=0))
         shares = (means >= means[0] - NOISE).mean(axis=0)
@@ -145,7 +145,8 @@ def _places(table: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
 
 def _answers(rows: pd.DataFrame, *, prompts: Sequence[str], rounds: Sequence[int], metric: str) -> pd.DataFrame:
     """One row a mask, one column a (family, kind) of answers to prompts."""
-    found, wanted = {}, sorted(set(rounds))
+    found: dict[tuple[str, str], pd.Series] = {}
+    wanted = sorted(set(rounds))
     for number, prompt in enumerate(prompts):
         game, later = of_game(rows, prompt=prompt), [turn for turn in wanted if turn > 1]
         if number == 0:

@@ -81,7 +81,7 @@ def judge(budget: str, rules: Mapping[str, Any], *, settings: RegisterConfig, se
         min_yield=settings.min_yield,
         require=tuple(settings.require),
     )
-    return decide((Change(**row) for row in table.to_dict("records")), limits=limits)
+    return decide((Change(*row) for row in table.itertuples(index=False, name=None)), limits=limits)
 
 
 def _report(verdict: Verdict, *, settings: RegisterConfig) -> Report:

@@ -8,7 +8,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from sum.core import gate
 from sum.core.gate import ASKED, CHECKS, USUAL, Change, Limits, Verdict, decide
+from sum.data import score_tables
+from sum.models import fidelity
 from sum.settings import EvaluateConfig, RegisterConfig
 
 LIMITS = Limits(min_gain=0.0, tolerance=0.01, fidelity_tolerance=0.05, min_yield=0.5, require=USUAL)
@@ -41,9 +44,8 @@ def judged(limits: Limits = LIMITS, **other: Change | None) -> Verdict:
 def test_better_and_nowhere_worse_is_promoted():
     verdict = judged()
     assert verdict.promoted
-    assert verdict.reasons == (
-        "overall, 1, 3, 5 points: 60.0 -> 63.0: rises by 3.0 [2.5, 3.5]; no task falls by more than 1.0 with any prompt",
-    )
+    told = "overall, 1, 3, 5 points: 60.0 -> 63.0: rises by 3.0 [2.5, 3.5]"
+    assert verdict.reasons == (f"{told}; no task falls by more than 1.0 with any prompt",)
     assert verdict.not_looked_at == ()
     assert all(row.ok for row in verdict.table)
 
@@ -135,7 +137,8 @@ def test_all_that_is_wrong_is_told():
 
 
 @pytest.mark.parametrize(
-    ("gone", "name"), [(["box"], "box"), (["everything"], "everything"), (["yield"], "everything"), ([*CHECKS], "fidelity")]
+    ("gone", "name"),
+    [(["box"], "box"), (["everything"], "everything"), (["yield"], "everything"), ([*CHECKS], "fidelity")],
 )
 def test_what_was_not_evaluated_does_not_pass_in_silence(gone, name):
     without = dict.fromkeys(gone)
@@ -165,6 +168,8 @@ def test_settings_may_require_all_that_can_be_asked():
     prompts = get_type_hints(EvaluateConfig)["prompts"]
     assert set(get_args(get_args(prompts)[0])) == set(ASKED) - {"everything", "fidelity"}
     assert tuple(RegisterConfig().require) == USUAL
+    assert set(gate.CHECKS) == set(fidelity.CHECKS)
+    assert gate.EVERYTHING == score_tables.EVERYTHING
 
 
 def test_a_change_is_flat():

@@ -57,7 +57,7 @@ def checks(passed: dict[str, list[bool]], values: Sets = BASE) -> pd.DataFrame:
 
 def generated(counts: dict[str, int]) -> pd.DataFrame:
     """Image -> how many masks."""
-    tasks = {dataset: task for dataset, task in BASE}
+    tasks = dict(tuple(BASE))
     return pd.DataFrame(
         [
             {"dataset": image[0], "task": tasks[image[0]], "image_id": image, "generated": count}
@@ -234,7 +234,9 @@ def test_interval_and_p_of_a_sure_gain_and_of_none_agree():
     rng = np.random.default_rng(5)
     base = {("a", "part"): [list(rng.uniform(0.3, 0.8, 3)) for _ in range(40)]}
     for shift, sure in ((0.03, True), (0.0, False)):
-        tuned = {key: [[v + shift + rng.normal(0, 0.03) for v in masks] for masks in part] for key, part in base.items()}
+        tuned = {
+            key: [[v + shift + rng.normal(0, 0.03) for v in masks] for masks in part] for key, part in base.items()
+        }
         row = compare(changes(base), changes(tuned), resamples=500, seed=0).iloc[0]
         assert bool(row["low"] > 0) is sure
         assert bool(row["p"] < 0.05) is sure
