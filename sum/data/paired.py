@@ -91,8 +91,12 @@ def compare(base: pd.DataFrame, tuned: pd.DataFrame, *, resamples: int, seed: in
     """Rows of COLUMNS for two tables of a row a mask (index as `spread`) and a column a (family, kind).
 
     Averages are over the masks of a set, over the sets of a task and over all sets. Raises DataError when the two are
-    not of the same masks.
+    not of the same masks, or were not asked the same.
     """
+    odd = base.columns.symmetric_difference(tuned.columns)
+    if len(odd):
+        kinds = ", ".join(odd.get_level_values(1))
+        raise DataError(f"two evaluations differ in what was asked ({kinds}). Run `dvc repro evaluate`.")
     if not base.index.equals(tuned.index):
         alone, lost = len(base.index.difference(tuned.index)), len(tuned.index.difference(base.index))
         raise DataError(

@@ -176,6 +176,9 @@ def test_other_masks_and_absent_rounds_are_errors():
         table(Tables(rows()), Tables(rows()), rounds=[1, 7])
     with pytest.raises(DataError, match="'random'"):
         table(Tables(rows()), Tables(rows()), prompts=["point", "random"])
+    without = rows()
+    with pytest.raises(DataError, match=r"differ in what was asked \(everything\)"):
+        table(Tables(without[without["prompt"] != "everything"]), Tables(without))
 
 
 def changes(values: Sets) -> pd.DataFrame:
