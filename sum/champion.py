@@ -81,7 +81,7 @@ def swap(registry: Registry, name: str, *, reason: str) -> Standing:
         registry.tag(gone, key=ROLLED_BACK, value=reason)
         registry.untag(gone, key=OVERRIDE)
     registry.point(name, alias=CHAMPION, number=back.number)  # first: what a kill in between leaves is right
-    if gone is None:
+    if gone is None or gone.number == back.number:  # the latter after such a kill
         registry.drop(name, alias=PREVIOUS, number=back.number)
     else:
         registry.point(name, alias=PREVIOUS, number=gone.number)

@@ -100,6 +100,26 @@ def test_rollback_and_rollback_of_it(registry, versions):
     assert tags(registry, versions[0])["rolled_back"] == "no halos"
 
 
+def test_a_rollback_that_was_killed_in_between_can_be_given_again(registry, versions, monkeypatch):
+    crown(registry, versions[0])
+    crown(registry, versions[1])
+    point = Registry.point
+
+    def killed(self: Registry, name: str, *, alias: str, number: str) -> None:
+        if alias == "previous":
+            raise KeyboardInterrupt
+        point(self, name, alias=alias, number=number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "point", killed)
+        with pytest.raises(KeyboardInterrupt):
+            swap(registry, "sum", reason="halos")
+    assert held(registry) == ("1", "1")
+    swap(registry, "sum", reason="halos")
+    assert held(registry) == ("1", None)
+    assert crown(registry, versions[1]) == "version 2 was rolled back: halos"
+
+
 def test_an_override_yields_to_a_better_version_and_does_not_come_back(registry, versions):
     crown(registry, versions[0], promoted=False, override="we need it", against_holder=True)
     assert held(registry) == ("1", None)
