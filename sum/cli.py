@@ -83,6 +83,7 @@ COMMANDS: Mapping[str, Command] = {
     "reproduce": Command(
         "reproduce RUN_ID [--check-only]", "train a fine-tuning of MLflow again as it was, and compare the weights"
     ),
+    "rollback": Command("rollback REASON [--model NAME]", "let champion go back to the version before"),
     "contact-sheet": Command(
         "contact-sheet FILE.jpg [--images N]", "draw photos beside their pseudo-labels and uncertainty"
     ),

@@ -53,20 +53,24 @@ class Registry:
         self.client = connect(uri)
 
     def register(self, model_id: str, *, run_id: str, name: str, tags: Mapping[str, str]) -> Version:
-        """The version of registered model `name` that is logged model `model_id`: found or made; tags up to date."""
+        """The version of registered model `name` that is logged model `model_id`: found or made.
+
+        tags are set; the version returned has those that it had before, too.
+        """
         with refusals(f"registered model {name}"), as_default(self.client):
             if or_none(lambda: self.client.get_registered_model(name)) is None:
                 self.client.create_registered_model(name)
             source = f"{SOURCE}{model_id}"
             found = [entry for entry in self.client.search_model_versions(f"name='{name}'") if entry.source == source]
+            kept: dict[str, str] = {}
             if found:
-                number = str(found[0].version)
+                number, kept = str(found[0].version), dict(found[0].tags)
             else:
                 number = str(self.client.create_model_version(name, source, run_id, model_id=model_id).version)
                 self._show(model_id, name=name, number=number)
             for key, value in tags.items():
                 self.client.set_model_version_tag(name, number, key, value)
-        return Version(name, number, dict(tags))
+        return Version(name, number, {**kept, **tags})
 
     def point(self, name: str, *, alias: str, number: str) -> None:
         """Let `alias` of a registered model point at this version."""
