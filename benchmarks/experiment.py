@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from sum.data.charts import curves
 from sum.data.records import read_manifest
-from sum.data.scores import METRICS, read_rows, spread, task_names
+from sum.data.score_tables import of_game, read_rows
+from sum.data.scores import METRICS, spread, task_names
 from sum.stages.common import code_hash
 from sum.storage import sha256_file, write_json
 
@@ -45,6 +46,9 @@ METHODS = ("human_only", "vanilla", "mask_refinement", "sum_without_task_prompt"
 SHARED = ("raw", "manifest", "validation", "refiner", "pseudo_labels", "uncertainty", "checks")
 ROUNDS, TOLD = range(1, 7), (1, 3, 5)
 RESAMPLES = 2000
+MAIN_GAME = [
+    f"evaluate.{name}" for name in ("prompts=[point]", "unspecified=false", "everything=false", "fidelity=false")
+]
 CODE = Path(__file__).resolve().parents[1]
 
 
@@ -62,11 +66,11 @@ class Run:
 
     def commands(self) -> Iterator[list[str]]:
         if not self.method:
-            yield ["evaluate", "base"]
+            yield ["evaluate", "base", *MAIN_GAME]
             return
         options = [f"finetune.method={self.method}", f"seed={self.seed}"]
         yield ["finetune", self.budget, *options]
-        yield ["evaluate", self.budget, *options]
+        yield ["evaluate", self.budget, *options, *MAIN_GAME]
 
 
 def make(run: Run, project: Path, out: Path, settings: Sequence[str]) -> Path:
@@ -127,7 +131,9 @@ def photo_folders(project: Path) -> list[str]:
 
 def values(folders: Sequence[Path]) -> pd.DataFrame:
     """A row a mask, a column a (seed, metric, round), oracle of three."""
-    wide = [spread(read_rows(folder, reader="experiment"), rounds=ROUNDS) for folder in folders]
+    wide = [
+        spread(of_game(read_rows(folder, reader="experiment"), prompt="point"), rounds=ROUNDS) for folder in folders
+    ]
     return pd.concat(wide, axis=1, keys=range(len(wide)), names=["seed"])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from sum.errors import ConfigError
 
 VARIABLE = "SUM_PROCESSES"  # how many processes, or `gpu`: one a GPU
-SHARED = ("finetune", "pseudo_label", "uncertainty")
+SHARED = ("finetune", "pseudo_label", "uncertainty", "evaluate")
 
 
 def torchrun(words: Sequence[str], environment: Mapping[str, str]) -> list[str] | None:

@@ -181,17 +181,25 @@ class EvaluateConfig:
 
     __pydantic_config__ = _STRICT
     rounds: int = 6  # 1..9
-    first_prompt: Literal["point", "box", "boundary", "random"] = "point"  # names of core.first_prompts.FIRST_PROMPTS
-    prompt_seed: int = 0  # of first_prompt random; not `seed`, so that models trained by other seeds are asked alike
+    prompts: list[Literal["point", "box", "boundary", "random"]] = field(  # a game each, the first is the main one
+        default_factory=lambda: ["point", "box"]
+    )
+    unspecified: bool = True  # play the main game with task prompt 'unspecified', too
+    everything: bool = True  # automatic mask generation, too, as pseudo_label asks for it
+    fidelity: bool = True  # and the checks that prompts are obeyed
+    prompt_seed: int = 0  # of random; not `seed`, so that models trained by other seeds are asked alike
     boundary_ratio: float = 0.02  # width of the boundary band, share of the image diagonal
     batch_masks: int = 64  # prompts a decoder call
+    workers: int = 2  # images played at once: clicks and scores of one while the model answers another
     report_rounds: list[int] = field(default_factory=lambda: [1, 3, 5])
     resamples: int = 1000  # of the bootstrap over images
     pictures: int = 8  # a task in the report
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_masks", "resamples")
+        at_least(self, 1, "batch_masks", "resamples", "workers")
         at_least(self, 0, "pictures", "prompt_seed")
+        once = bool(self.prompts) and len(set(self.prompts)) == len(self.prompts)
+        require(once, f"prompts must name at least one first prompt, each once, got {self.prompts}")
         require(1 <= self.rounds <= 9, f"rounds must lie in 1..9, got {self.rounds}")  # 9: the paper's longest, Fig. 1
         require(0 < self.boundary_ratio < 1, f"boundary_ratio must be in (0, 1), got {self.boundary_ratio}")
         require(bool(self.report_rounds), "report_rounds must name at least one round")

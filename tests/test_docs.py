@@ -10,7 +10,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from sum.core.first_prompts import EDGE, FIRST_PROMPTS
-from sum.data.scores import LEVELS, MAP_SCHEMA, PREDICTION_SCHEMA, ROW_SCHEMA
+from sum.data.score_tables import EVERYTHING_SCHEMA, FIDELITY_SCHEMA, MAP_SCHEMA, PREDICTION_SCHEMA, ROW_SCHEMA
+from sum.data.scores import LEVELS
 from sum.data_settings import KEYS, DatasetConfig
 from sum.models.interact import OUTPUTS
 from sum.settings import EvaluateConfig
@@ -73,11 +74,16 @@ def names_in(first: str) -> list[str]:
 
 
 def test_evaluation_explains_every_prompt_output_and_column() -> None:
-    assert names_in("`first_prompt`") == list(FIRST_PROMPTS)
+    assert names_in("first prompt") == list(FIRST_PROMPTS)
     assert f"within {EDGE} px" in EVALUATION
     assert names_in("output") == list(OUTPUTS)
     assert names_in("column of `rows.parquet`") == ROW_SCHEMA.names
-    for file, schema in (("predictions", PREDICTION_SCHEMA), ("uncertainty", MAP_SCHEMA)):
+    for file, schema in (
+        ("predictions", PREDICTION_SCHEMA),
+        ("uncertainty", MAP_SCHEMA),
+        ("fidelity", FIDELITY_SCHEMA),
+        ("everything", EVERYTHING_SCHEMA),
+    ):
         told = EVALUATION.partition(f"`{file}.parquet` has ")[2].partition(";")[0]
         assert set(schema.names) <= set(re.findall("`([a-z_]+)`", told))
     assert [row[0] for row in rows("figure", EVALUATION)[2:]] == [

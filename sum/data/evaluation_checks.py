@@ -12,20 +12,26 @@ from sum.data.checks import Suite, run_suites
 from sum.data.records import MASKS, read_columns
 from sum.data.reports import Report
 from sum.data.rules import Rule, between, equal, given, null, one_of
-from sum.data.scores import METRICS, TASK_ORDER, read_rows
+from sum.data.score_tables import EVERYTHING, UNSPECIFIED, read_rows
+from sum.data.scores import METRICS, TASK_ORDER
 from sum.errors import DataError, MissingInput
 
 READER = "check_evaluation"
-ABOUT = ("image_id", "dataset", "task")  # what a row repeats of its mask
+ABOUT = ("image_id", "dataset", "task", "area")  # what a row repeats of its mask
+IDS = ["model", "mask_id", "prompt", "task_prompt", "round", "output"]
 OUTPUTS = {"oracle": True, "single": True, "confident": False}  # output -> played in every round, or in the first only
+OWN = "own"  # a data set's own task prompt, whatever that is
+Game = tuple[str, str]  # first prompt or EVERYTHING; OWN or UNSPECIFIED
 FINITE = (*METRICS, "predicted_iou")
 
 
-def check_evaluation(manifest: Path, folder: Path, *, models: Sequence[str], rounds: int, docs: Path) -> Report:
+def check_evaluation(
+    manifest: Path, folder: Path, *, models: Sequence[str], rounds: int, games: Sequence[Game], docs: Path
+) -> Report:
     """Check the tables folder/MODEL/rows.parquet against the manifest and each other; HTML pages go to `docs`.
 
-    rounds: N, of the benchmark. Raises MissingInput before the stages that make them, DataError of the manifest's
-    files; a table that cannot be read is a failure of the checks.
+    rounds: N, of the benchmark; games: what is played there, see `games_of`. Raises MissingInput before the stages that
+    make them, DataError of the manifest's files; a table that cannot be read is a failure of the checks.
     """
     masks = known_masks(manifest)
     reason, tables = "", dict[str, pd.DataFrame]()
@@ -37,8 +43,12 @@ def check_evaluation(manifest: Path, folder: Path, *, models: Sequence[str], rou
         reason = str(error)
     rows = row_table(tables, masks)
     suites = {
-        "evaluation_rows": (rows, ["model", "mask_id", "round", "output"], row_rules(rounds)),
-        "evaluation_masks": (coverage_table(rows, masks, models=models, rounds=rounds), ["mask_id"], coverage_rules()),
+        "evaluation_rows": (rows, IDS, row_rules(rounds, prompts=[prompt for prompt, _ in games])),
+        "evaluation_masks": (
+            coverage_table(rows, masks, models=models, rounds=rounds, games=games),
+            ["mask_id"],
+            coverage_rules(),
+        ),
     }
     return run_suites(
         (
@@ -47,6 +57,16 @@ def check_evaluation(manifest: Path, folder: Path, *, models: Sequence[str], rou
         ),
         docs=docs,
     )
+
+
+def games_of(*, prompts: Sequence[str], unspecified: bool, everything: bool) -> list[Game]:
+    """What `evaluate` in params.yaml has played, the main game first."""
+    games = [(prompt, OWN) for prompt in prompts]
+    if unspecified:
+        games.append((prompts[0], UNSPECIFIED))
+    if everything:
+        games.append((EVERYTHING, UNSPECIFIED))
+    return games
 
 
 def known_masks(manifest: Path) -> pd.DataFrame:
@@ -67,36 +87,42 @@ def row_table(tables: dict[str, pd.DataFrame], masks: pd.DataFrame) -> pd.DataFr
         rows.assign(said_model=rows["model"].where(rows["model"] != name), model=name) for name, rows in tables.items()
     ]
     if not parts:
-        columns = ["model", "mask_id", "round", "output", *ABOUT, *FINITE, "said_model"]
+        columns = [*IDS, *ABOUT, *FINITE, "said_model"]
         parts = [pd.DataFrame(columns=columns)]
     table = pd.concat(parts, ignore_index=True)
     table["split"] = table["mask_id"].map(masks["split"])
     for name in ABOUT:
         table[f"true_{name}"] = table["mask_id"].map(masks[name])
+    odd = (table["task_prompt"] != UNSPECIFIED) & (table["task_prompt"] != table["true_task"])
+    table["odd_task_prompt"] = table["task_prompt"].where(odd)
     blank = ~np.isfinite(table[list(FINITE)].to_numpy(dtype=np.float64))
     table["lacking"] = [", ".join(np.array(FINITE)[row]) or None for row in blank]
     return table
 
 
-def coverage_table(rows: pd.DataFrame, masks: pd.DataFrame, *, models: Sequence[str], rounds: int) -> pd.DataFrame:
+def coverage_table(
+    rows: pd.DataFrame, masks: pd.DataFrame, *, models: Sequence[str], rounds: int, games: Sequence[Game]
+) -> pd.DataFrame:
     """A row a test mask or one that has been evaluated: what is wrong with its rounds, by output, or null.
 
     absent_in: models whose table lacks it while another has it.
     """
     tests = masks.index[masks["split"] == "test"]
     table = pd.DataFrame({"mask_id": sorted({*tests, *rows["mask_id"].dropna()})}, dtype="object")
-    wanted = {output: list(range(1, rounds + 1 if every else 2)) for output, every in OUTPUTS.items()}
-    played = dict[tuple[str, str, str], list[int]]()
-    for mask_id, model, output, number in zip(
-        *(rows[name] for name in ("mask_id", "model", "output", "round")), strict=True
+    played = dict[tuple[str, str, str, str, str], list[int]]()
+    said = rows["task_prompt"].where(rows["task_prompt"] == UNSPECIFIED, OWN)
+    for *place, number in zip(
+        *(rows[name] for name in ("mask_id", "model", "prompt")), said, rows["output"], rows["round"], strict=True
     ):
-        played.setdefault((mask_id, model, output), []).append(number)
+        played.setdefault(tuple(place), []).append(number)
     for output in OUTPUTS:
         table[output] = [
             "; ".join(
-                f"{model} has rounds {sorted(found)}"
+                f"{model} has rounds {sorted(found)} of {prompt}, task prompt {task}"
                 for model in models
-                if sorted(found := played.get((mask_id, model, output), [])) != wanted[output]
+                for prompt, task in games
+                if sorted(found := played.get((mask_id, model, prompt, task, output), []))
+                != _wanted(prompt, output, rounds=rounds)
             )
             or None
             for mask_id in table["mask_id"]
@@ -109,9 +135,16 @@ def coverage_table(rows: pd.DataFrame, masks: pd.DataFrame, *, models: Sequence[
     return table.astype("object")
 
 
-def row_rules(rounds: int) -> list[Rule]:
-    """Of the table with a row a model, mask, round and output."""
-    ids = {"column_list": ["model", "mask_id", "round", "output"], "ignore_row_if": "never"}
+def _wanted(prompt: str, output: str, *, rounds: int) -> list[int]:
+    """The rounds that a mask has of a game and output."""
+    if prompt == EVERYTHING:
+        return [1] if output == "oracle" else []
+    return list(range(1, rounds + 1 if OUTPUTS[output] else 2))
+
+
+def row_rules(rounds: int, *, prompts: Sequence[str]) -> list[Rule]:
+    """Of the table with a row a model, mask, game, round and output."""
+    ids = {"column_list": IDS, "ignore_row_if": "never"}
     return [
         Rule("ExpectCompoundColumnsToBeUnique", "no row twice", ids),
         null("rows are of their model", "said_model"),
@@ -119,6 +152,8 @@ def row_rules(rounds: int) -> list[Rule]:
         one_of("mask is of split test", "split", ("test",)),
         *(equal(f"{name} is that of the manifest", name, f"true_{name}") for name in ABOUT),
         one_of("task is salient, entity or part", "task", TASK_ORDER),
+        one_of("prompt was to be played", "prompt", tuple(dict.fromkeys(prompts))),
+        null("task prompt is the mask's task or unspecified", "odd_task_prompt"),
         one_of("output is known", "output", tuple(OUTPUTS)),
         between(f"round is 1..{rounds}", "round", 1, rounds),
         null("figures are finite numbers", "lacking"),

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sum.errors import DataError, MissingInput
 
 FOLDER = Path("data/evaluation")
-OWN = ("model", "weights_sha256", "device", "versions")  # what two evaluations may have otherwise and still compare
+SHORT = 60  # characters of a value in a message
+OWN = ("model", "weights_sha256")  # what two evaluations have otherwise and still compare
 
 
 def same_rules(models: Sequence[str], *, reader: str) -> dict[str, dict[str, Any]]:
     """What protocol.json says, by model, for the stage `reader`.
 
-    Raises DataError where two say different things beyond OWN; MissingInput.
+    Raises DataError where two say different things beyond OWN, and which; MissingInput.
     """
     found = {model: _read(model, reader=reader) for model in models}
     first = found[models[0]]
     for model, other in found.items():
-        differs = [key for key in {**first, **other} if key not in OWN and first.get(key) != other.get(key)]
+        differs = differences(first, other)
         if differs:
+            said = "; ".join(f"{key}: {one} and {two}" for key, (one, two) in differs.items())
             raise DataError(
-                f"{FOLDER / model} and {FOLDER / models[0]} were made by different rules ({', '.join(differs)}): "
-                f"their numbers cannot be compared. Run `dvc repro evaluate@{models[0]} evaluate@{model}`."
+                f"{FOLDER / models[0]} and {FOLDER / model} were made by different rules ({said}): their numbers "
+                f"cannot be compared. Run `dvc repro --force --single-item evaluate@{models[0]} evaluate@{model}`."
             )
     return found
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What two protocols say otherwise, beyond OWN: the key, `above: key` for nested ones, and both values in words."""
+    found = dict[str, tuple[str, str]]()
+    for key in {**first, **second}:
+        one, two = first.get(key, "nothing"), second.get(key, "nothing")
+        if key in OWN or one == two:
+            continue
+        if isinstance(one, dict) and isinstance(two, dict):
+            found |= {f"{key}: {below}": values for below, values in differences(one, two).items()}
+        else:
+            found[key] = (_short(one), _short(two))
+    return found
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
 
 
 def _read(model: str, *, reader: str) -> dict[str, Any]:

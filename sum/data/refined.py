@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sum.core import evidence
 from sum.core.evidence import CUTS
 from sum.core.metrics import bootstrap_interval, paired_interval
-from sum.data.scores import REAL, TEXT, read_table, task_names
+from sum.data.score_tables import REAL, TEXT, read_table
+from sum.data.scores import task_names
 
 MASKS, PIXELS, FIGURES, CURVES = "masks.parquet", "pixels.parquet", "evidence.csv", "curves.csv"
 SAM, REFINED = ("iou_sam", "boundary_sam"), ("iou_refined", "boundary_refined")

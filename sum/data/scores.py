@@ -1,45 +1,24 @@
 """Evaluation rows, and every reported number as a group-by over them.
 
-A row is a mask, a round and an output of one model. Means are over the masks of a data set, then over the sets of a
-task, and over all sets (paper appendix B.3): a set counts as much as another, whatever its size. Values are 0..1; only
-printed tables are in per cent.
+Rows are those of sum.data.score_tables, always of one game. Means are over the masks of a data set, then over the
+sets of a task, and over all sets (paper appendix B.3): a set counts as much as another, whatever its size. Values are
+0..1; only printed tables are in per cent.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sum.errors import DataError, MissingInput
+from sum.errors import DataError
 
 METRICS: dict[str, str] = {"iou": "mIoU", "boundary_iou": "mBIoU"}
 LEVELS = (80, 85, 90, 95)  # per cent of IoU that clicks are counted to
 TASK_ORDER = ("salient", "entity", "part")
-ROWS = "rows.parquet"
-PREDICTIONS = "predictions.parquet"
-MAPS = "uncertainty.parquet"
-
-TEXT, REAL, WHOLE = pa.string(), pa.float64(), pa.int32()
-ROW_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("model", "dataset", "task", "image_id", "mask_id"), TEXT),
-        "round": WHOLE,
-        "output": TEXT,
-        **dict.fromkeys(("iou", "boundary_iou", "predicted_iou"), REAL),
-        **dict.fromkeys(("click_x", "click_y", "click_label"), WHOLE),  # null: a box, or nothing was wrong any more
-    }
-)
-PREDICTION_SCHEMA = pa.schema({"mask_id": TEXT, "round": WHOLE, "output": TEXT, "rle": TEXT})
-MAP_SCHEMA = pa.schema({"mask_id": TEXT, "png": pa.binary()})  # [L, L] grey over the model frame; 255: uncertainty 1
-
 AVERAGES: dict[str, str] = {
     "averages": "over the masks of a data set, then over the data sets of a task, and over all data sets",
     "intervals": "95 %, bootstrap over the images of each data set; differences between models are paired mask by mask",
@@ -48,63 +27,6 @@ AVERAGES: dict[str, str] = {
     "NoF@k": "how many masks never reach k %, added over data sets; in the bootstrap a set's share times its masks",
 }
 KEY = ["dataset", "task", "image_id", "mask_id"]
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
-    """Rows to one Parquet file, the same bytes for the same rows."""
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
-
-
-class TableWriter:
-    """A Parquet file written row by row, `GROUP` of them held at a time; whole when the block ends."""
-
-    GROUP = 2048
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema, self._waiting = schema, list[Mapping[str, object]]()
-        self._file = pq.ParquetWriter(path, schema, compression="zstd")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        self._file.close()
-
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Append rows."""
-        self._waiting += rows
-        if len(self._waiting) >= self.GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
-        self._waiting = []
-
-
-def join_tables(parts: Iterable[Path], path: Path, schema: pa.Schema) -> None:
-    """Parquet files of one schema, one after the other, to one file; holds one part at a time."""
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part, schema=schema))
-
-
-def read_table(path: Path, schema: pa.Schema, *, reader: str, maker: str) -> pd.DataFrame:
-    """A file that `write_table` made. Raises MissingInput without it, DataError when it is something else."""
-    if not path.is_file():
-        raise MissingInput(path, reader=reader, maker=maker)
-    try:
-        frame: pd.DataFrame = pq.read_table(path, columns=schema.names).cast(schema).to_pandas()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a table that stage '{maker}' writes ({error}). Run `dvc repro {maker}`."
-        ) from error
-    return frame
-
-
-def read_rows(folder: Path, *, reader: str) -> pd.DataFrame:
-    """The rows of data/evaluation/MODEL, columns of ROW_SCHEMA. Errors as `read_table`."""
-    return read_table(folder / ROWS, ROW_SCHEMA, reader=reader, maker=f"evaluate@{folder.name}")
 
 
 def spread(rows: pd.DataFrame, *, rounds: Sequence[int], output: str = "oracle") -> pd.DataFrame:
@@ -159,6 +81,21 @@ def effort_estimates(
     Metric noc: the mean number of rounds; nof: `mean` is how many masks fail, added over the sets.
     """
     return averages(efforts(rows, output=output), resamples=resamples, seed=seed, counted=("nof",))
+
+
+def fidelity_estimates(checks: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """The share of masks that pass one check, columns as `estimates` with metric `passed` and round 1.
+
+    checks: rows of FIDELITY_SCHEMA, all of one check.
+    """
+    return averages(passed(checks), resamples=resamples, seed=seed)
+
+
+def passed(checks: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one check as `spread` gives metrics: 0 or 1 a mask."""
+    wide = checks.set_index(KEY)[["passed"]].astype(np.float64).sort_index()
+    wide.columns = pd.MultiIndex.from_tuples([("passed", 1)], names=["metric", "round"])
+    return wide
 
 
 def differences(

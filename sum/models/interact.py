@@ -60,10 +60,10 @@ class Answer:
     predicted_iou: float  # the model's own opinion
 
 
-def choices(protocol: Protocol) -> dict[str, str]:
-    """The rules of the game in words, for whoever compares numbers."""
+def choices(protocol: Protocol, *, prompts: Sequence[str]) -> dict[str, str]:
+    """The rules of the games with these first prompts in words, for whoever compares numbers."""
     return {
-        "first prompt": FIRST_PROMPTS[protocol.first_prompt],
+        **{f"first prompt {name}": FIRST_PROMPTS[name] for name in prompts},
         "later prompts": "a click on the pixel of the missed or added region farthest from its edge: exact "
         "Euclidean distance, beyond the image is outside, ties go to the first pixel in reading order",
         "feedback": "the logits of the round before, without clipping",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sum.data.evaluation_checks import check_evaluation
+from sum.data.evaluation_checks import check_evaluation, games_of
 from sum.errors import ValidationFailed
 from sum.settings import Config
 from sum.storage import write_json
@@ -26,7 +26,9 @@ def run(config: Config, *, budget: str) -> Path:
     expectations and the first rows that break them.
     """
     docs, path = DOCS / budget, OUT / f"{budget}.json"
-    report = check_evaluation(MANIFEST, EVALUATION, models=[BASE, budget], rounds=config.evaluate.rounds, docs=docs)
+    asked = config.evaluate
+    games = games_of(prompts=asked.prompts, unspecified=asked.unspecified, everything=asked.everything)
+    report = check_evaluation(MANIFEST, EVALUATION, models=[BASE, budget], rounds=asked.rounds, games=games, docs=docs)
     write_json(path, report.as_json())
     if report.failed:
         raise ValidationFailed(report.complaint(docs / "index.html"))

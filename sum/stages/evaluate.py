@@ -1,50 +1,57 @@
-"""Stage evaluate: one model through the benchmark, a row a mask, round and output. A killed run resumes."""
+"""Stage evaluate: one model through the benchmark, a row a mask, game, round and output. A killed run resumes.
+
+Processes and machines share the images as in pseudo_label: torchrun, SUM_PROCESSES, SUM_SHARE (docs/labelling.md).
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import cv2
 import torch
 
-from sum.bench import play_image
 from sum.core.figures import tracked_figures
-from sum.data.records import ImageRecord, Manifest, MaskRecord, encode_mask, read_manifest
-from sum.data.scores import (
-    AVERAGES,
+from sum.data.records import ImageRecord, Manifest, MaskRecord, read_manifest
+from sum.data.score_shards import is_whole, read_shards, write_shard
+from sum.data.score_tables import (
+    EVERYTHING_SCHEMA,
+    FIDELITY,
+    FIDELITY_SCHEMA,
+    GENERATED,
     MAP_SCHEMA,
     MAPS,
     PREDICTION_SCHEMA,
     PREDICTIONS,
     ROW_SCHEMA,
     ROWS,
-    effort_estimates,
-    estimates,
     join_tables,
-    read_rows,
-    write_table,
 )
-from sum.data.timings import TIME_SCHEMA, TIMES, summarise
+from sum.data.scores import AVERAGES
+from sum.data.summaries import summarise
+from sum.data.timings import TIME_SCHEMA, TIMES, time_figures
 from sum.errors import DataError, MissingInput
+from sum.evaluation import Bench
 from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
-from sum.models.doubts import doubts
-from sum.models.interact import Answer, Protocol, choices
-from sum.models.refiner import Refiner, load_refiner
-from sum.models.segmenter import Segmenter
-from sum.progress import track
+from sum.models.interact import Protocol
+from sum.models.refiner import load_refiner
+from sum.models.sieve import GeneratorSettings
+from sum.progress import counting
 from sum.registry import run_of_weights
-from sum.settings import Config, EvaluateConfig
+from sum.settings import Config
+from sum.shard_work import open_shards, own_device, process_rank, unfinished
+from sum.shares import Share, is_shared, open_share
 from sum.stages.common import base_weights, fingerprint, pick_device
-from sum.storage import replace_file, replace_folder, write_json
+from sum.storage import replace_folder, write_json
+from sum.suite import Suite
 
+log = logging.getLogger(__name__)
 MANIFEST = Path("data/manifest")
 REFINER = Path("data/refiner/model.safetensors")
 OUT = Path("data/evaluation")
@@ -52,13 +59,15 @@ TIMING = Path("data/timing")  # apart: no later stage waits for it, and every ru
 WORK = Path("work/evaluate")
 BASE = "base"
 SHARD = 16  # images a shard: what a kill can cost
-TABLES = {  # rows first: see `_finish_shard`
+TABLES = {
     ROWS: ROW_SCHEMA,
     PREDICTIONS: PREDICTION_SCHEMA,
     MAPS: MAP_SCHEMA,
+    FIDELITY: FIDELITY_SCHEMA,
+    GENERATED: EVERYTHING_SCHEMA,
     TIMES: TIME_SCHEMA,
 }
-Records = dict[str, list[dict[str, object]]]  # file name -> rows
+Parts = Mapping[str, Sequence[ImageRecord]]  # shard name -> its images
 
 
 def run(config: Config, *, model: str) -> Path:
@@ -68,126 +77,90 @@ def run(config: Config, *, model: str) -> Path:
 
     Raises MissingInput, CheckpointError, DataError; TrackingError when MLflow does not take the figures written.
     """
-    settings = config.evaluate
-    protocol = _protocol(settings)
+    settings, suite = config.evaluate, suite_of(config)
     benchmark = _benchmark()
     weights = _weights(config, model)
-    device = pick_device(config.device)
+    device = own_device(pick_device(config.device))
     segmenter = load_segmenter(weights, backbone=config.model.backbone).to(device).eval()
     sha256 = checkpoint.fingerprint(weights)
     with_maps = model == BASE and REFINER.is_file()
     refiner = load_refiner(REFINER, base=segmenter, origin=sha256) if with_maps else None
     inputs = (model, sha256, benchmark.fingerprint, checkpoint.fingerprint(REFINER) if with_maps else None)
-    work = WORK / fingerprint(protocol, sorted(settings.report_rounds), config.model.backbone, *inputs)
-    bench = Bench(model, segmenter, refiner, protocol, frozenset(settings.report_rounds))
-    shards = _play_all(bench, benchmark, work=work)
+    asked = (suite.describe(), sorted(settings.report_rounds), config.model.backbone)
+    share = open_share(WORK / fingerprint(*asked, *inputs))
+    bench = Bench(model, segmenter, suite, keep=settings.report_rounds, refiner=refiner)
+    parts = _divide(benchmark)
+    _play(bench, parts, benchmark.masks_of(), share=share, workers=settings.workers)
+    if process_rank()[0]:
+        return OUT / model
+    facts = {"model": model, "weights_sha256": sha256, "benchmark": benchmark.fingerprint}
+    protocol = {**facts, **_describe(config, suite), "device": device.type, "dtype": _dtype(segmenter)}
+    shards = [share.folder / name for name in parts]
+    wanted = {MAPS: with_maps, FIDELITY: suite.fidelity, GENERATED: suite.everything is not None, TIMES: False}
     with replace_folder(OUT / model) as folder:
-        for name in (ROWS, PREDICTIONS, MAPS) if with_maps else (ROWS, PREDICTIONS):
-            join_tables([shard / name for shard in shards], folder / name, TABLES[name])
-        summary = _summary(folder, settings, seed=config.seed)
+        for name in (name for name in TABLES if wanted.get(name, True)):
+            join_tables(read_shards(shards, name, TABLES[name]), folder / name, TABLES[name])
+        write_json(folder / "protocol.json", protocol)
+        rounds, draws = sorted(settings.report_rounds), {"resamples": settings.resamples, "seed": config.seed}
+        summary = summarise(folder, prompts=suite.prompts, rounds=rounds, **draws)
         write_json(folder / "summary.json", summary)
-        facts = {"model": model, "weights_sha256": sha256, "benchmark": benchmark.fingerprint, "device": str(device)}
-        write_json(folder / "protocol.json", {**facts, **_describe(config, protocol)})
-    times = summarise([shard / TIMES for shard in shards])
-    write_json(TIMING / f"{model}.json", {**_computer(device), **times})
+    times = time_figures(read_shards(shards, TIMES, TIME_SCHEMA))
+    write_json(TIMING / f"{model}.json", {**_computer(device), "workers": settings.workers, **times})
     figures = tracked_figures(summary)
     figures["all"] |= {key: value for key, value in times.items() if "_ms_" in key}
     _log_to_mlflow(config, model, weights=weights, sha256=sha256, figures=figures, digest=benchmark.fingerprint)
-    shutil.rmtree(work, ignore_errors=True)  # the same evaluation started twice: both write the same, one is first
+    if not is_shared():  # others may still look there
+        shutil.rmtree(share.folder, ignore_errors=True)  # the same evaluation started twice: both write the same
     return OUT / model
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A model on the bench, and what is kept of its answers."""
-
-    name: str
-    model: Segmenter
-    refiner: Refiner | None  # for the uncertainty of the base's first answers
-    protocol: Protocol
-    keep: frozenset[int]  # rounds whose oracle predictions are stored
-
-    def image(self, image: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
-        """All rows of one image, in the order of its masks."""
-        played = play_image(self.model, image, masks, protocol=self.protocol)
-        found: Records = {name: [] for name in TABLES}
-        firsts: list[Answer] = []
-        for answer in played.answers:
-            mask = masks[answer.mask]
-            found[ROWS].append(_row(self.name, mask, answer))
-            if answer.output == "oracle" and answer.round in self.keep:
-                place = {"mask_id": mask.mask_id, "round": answer.round, "output": answer.output}
-                found[PREDICTIONS].append({**place, "rle": encode_mask(answer.prediction)})
-            if answer.output == "oracle" and answer.round == 1:
-                firsts.append(answer)
-        if self.refiner is not None:
-            codes = doubts(self.refiner, played.embedding, firsts, played.truths, step=self.protocol.batch_masks)
-            found[MAPS] += [
-                {"mask_id": mask.mask_id, "png": cv2.imencode(".png", code)[1].tobytes()}
-                for mask, code in zip(masks, codes, strict=True)
-            ]
-        found[TIMES] += [lap._asdict() for lap in played.watch.laps]
-        order = {mask.mask_id: number for number, mask in enumerate(masks)}
-        for name in (ROWS, PREDICTIONS):
-            found[name].sort(key=lambda row: (order[str(row["mask_id"])], row["round"], row["output"]))
-        return found
-
-
-def _row(model: str, mask: MaskRecord, answer: Answer) -> dict[str, object]:
-    x, y, label = answer.click or (None, None, None)
-    return {
-        "model": model,
-        "dataset": mask.dataset,
-        "task": mask.task,
-        "image_id": mask.image_id,
-        "mask_id": mask.mask_id,
-        "round": answer.round,
-        "output": answer.output,
-        "iou": answer.iou,
-        "boundary_iou": answer.boundary_iou,
-        "predicted_iou": answer.predicted_iou,
-        "click_x": x,
-        "click_y": y,
-        "click_label": label,
-    }
-
-
-def _play_all(bench: Bench, benchmark: Manifest, *, work: Path) -> list[Path]:
-    """The folders of all shards below `work`, in the order of the images; finished ones are not played again."""
-    masks = benchmark.masks_of()
-    images = [image for image in benchmark.images if masks[image.image_id]]
-    shards = [images[start : start + SHARD] for start in range(0, len(images), SHARD)]
-    folders = [work / f"{number:05d}" for number in range(len(shards))]
-    todo = [number for number, folder in enumerate(folders) if not (folder / ROWS).is_file()]
-    pending = ((number, image) for number in todo for image in shards[number])
-    done = len(images) - sum(len(shards[number]) for number in todo)
-    found: Records = {name: [] for name in TABLES}
-    left = {number: len(shards[number]) for number in todo}
-    for number, image in track(pending, title=f"evaluate {bench.name}", unit="images", total=len(images) - done):
-        for name, rows in bench.image(image, masks[image.image_id]).items():
-            found[name] += rows
-        left[number] -= 1
-        if not left[number]:
-            _finish_shard(folders[number], found)
-            found = {name: [] for name in TABLES}
-    return folders
-
-
-def _finish_shard(folder: Path, found: Records) -> None:
-    """Write a shard's tables; rows last, because their presence says that the shard is whole."""
-    for name in reversed(TABLES):
-        with replace_file(folder / name) as partial:
-            write_table(partial, found[name], TABLES[name])
-
-
-def _protocol(settings: EvaluateConfig) -> Protocol:
-    return Protocol(
+def suite_of(config: Config) -> Suite:
+    """What params.yaml asks of every model."""
+    settings = config.evaluate
+    picked = {part.name: getattr(config.pseudo_label, part.name) for part in fields(GeneratorSettings)}
+    protocol = Protocol(
         rounds=settings.rounds,
-        first_prompt=settings.first_prompt,
+        first_prompt=settings.prompts[0],
         boundary_ratio=settings.boundary_ratio,
         batch_masks=settings.batch_masks,
         prompt_seed=settings.prompt_seed,
     )
+    return Suite(
+        protocol,
+        others=tuple(settings.prompts[1:]),
+        unspecified=settings.unspecified,
+        everything=GeneratorSettings(**picked) if settings.everything else None,
+        fidelity=settings.fidelity,
+    )
+
+
+def _divide(benchmark: Manifest) -> dict[str, list[ImageRecord]]:
+    """The images that have masks, in their order, as shards."""
+    masks = benchmark.masks_of()
+    images = [image for image in benchmark.images if masks[image.image_id]]
+    starts = range(0, len(images), SHARD)
+    return {f"{number:05d}.zip": images[start : start + SHARD] for number, start in enumerate(starts)}
+
+
+def _play(bench: Bench, parts: Parts, masks: Mapping[str, Sequence[MaskRecord]], *, share: Share, workers: int) -> None:
+    """Make every shard that is not there; what other processes make is waited for (open_shards)."""
+
+    def is_done(_: str, path: Path) -> bool:
+        return is_whole(path, TABLES)
+
+    rest = unfinished(list(parts), share=share, is_done=is_done)
+    if len(rest) < len(parts):
+        log.info("evaluate: %d of %d shards are done in %s", len(parts) - len(rest), len(parts), share.folder)
+    total = sum(len(parts[name]) for name in rest)
+    with counting(title=f"evaluate {bench.name}", unit="images", total=total) as tick:
+        for name in open_shards(rest, share=share, is_done=is_done):
+            found = {table: list[dict[str, object]]() for table in TABLES}
+            pairs = [(image, masks[image.image_id]) for image in parts[name]]
+            for records in bench.images(pairs, workers=workers):
+                for table, rows in records.items():
+                    found[table] += rows
+                tick()
+            write_shard(share.folder / name, found, TABLES)
 
 
 def _benchmark() -> Manifest:
@@ -215,37 +188,24 @@ def _weights(config: Config, model: str) -> Path:
     return path
 
 
-def _summary(folder: Path, settings: EvaluateConfig, *, seed: int) -> dict[str, Any]:
-    """scope -> name -> metric@round -> mean, low, high, oracle output; and how much was evaluated.
-
-    IoUs in 0..1; noc@LEVEL is a number of rounds, nof@LEVEL has a count of masks in place of a mean.
-    """
-    rows = read_rows(folder, reader="evaluate")
-    table = estimates(rows, rounds=sorted(settings.report_rounds), resamples=settings.resamples, seed=seed)
-    found: dict[str, Any] = {"masks": int(rows["mask_id"].nunique()), "images": int(rows["image_id"].nunique())}
-    clicks = effort_estimates(rows, resamples=settings.resamples, seed=seed)
-    for row in [*table.to_dict("records"), *clicks.to_dict("records")]:
-        place = found.setdefault(row["scope"], {})
-        place = place if row["scope"] == "overall" else place.setdefault(row["name"], {})
-        values = {key: round(row[key], 6) for key in ("mean", "low", "high")}
-        if row["metric"] == "nof":
-            values = {"count": round(values.pop("mean")), **values}
-        place[f"{row['metric']}@{row['round']}"] = values
-    return found
-
-
-def _describe(config: Config, protocol: Protocol) -> dict[str, object]:
+def _describe(config: Config, suite: Suite) -> dict[str, object]:
     """Every choice that a number depends on, in words and numbers."""
     settings = config.evaluate
     packages = ("torch", "segment-anything", "opencv-python-headless", "numpy")
+    told = suite.describe()
     return {
-        **asdict(protocol),
+        **told,
         "backbone": config.model.backbone,
         "report_rounds": sorted(settings.report_rounds),
         "resamples": settings.resamples,
-        "choices": {**choices(protocol), **AVERAGES},
+        "choices": {**told["choices"], **AVERAGES},  # type: ignore[dict-item]
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def _dtype(model: torch.nn.Module) -> str:
+    """What the model computes in."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _computer(device: torch.device) -> dict[str, str | int]:

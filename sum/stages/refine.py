@@ -37,7 +37,7 @@ from sum.data.refined import (
 )
 from sum.data.refined_pages import PICTURES, charts, write_charts
 from sum.data.samples import HumanImages
-from sum.data.scores import TableWriter
+from sum.data.score_tables import TableWriter
 from sum.data.showcase import KINDS, choose_masks
 from sum.data.splits import divide
 from sum.engine import Loop

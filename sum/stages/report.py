@@ -18,17 +18,8 @@ from sum.data.protocols import OWN, same_rules
 from sum.data.records import Manifest, read_manifest
 from sum.data.refined_pages import evidence_files, tracked
 from sum.data.refined_pages import page as evidence_page
-from sum.data.scores import (
-    MAP_SCHEMA,
-    MAPS,
-    PREDICTION_SCHEMA,
-    PREDICTIONS,
-    comparison_table,
-    estimates,
-    read_rows,
-    read_table,
-    task_names,
-)
+from sum.data.score_tables import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, of_game, read_rows, read_table
+from sum.data.scores import comparison_table, estimates, task_names
 from sum.data.showcase import KINDS, Answers, Example, choose_masks, draw, iou_by_model
 from sum.errors import choose
 from sum.models.backbones import BACKBONES
@@ -56,7 +47,8 @@ def run(config: Config) -> Path:
 
     Raises MissingInput and DataError; TrackingError when MLflow does not take the pages already written.
     """
-    rows = {model: read_rows(EVALUATION / model, reader="report") for model in (BASE, *config.budgets)}
+    played = {model: read_rows(EVALUATION / model, reader="report") for model in (BASE, *config.budgets)}
+    rows = {model: of_game(table, prompt=config.evaluate.prompts[0]) for model, table in played.items()}
     protocol = _protocol([*rows])
     manifest = read_manifest(MANIFEST, reader="report")
     table = _compare(config, rows, rounds=sorted(set(rows[BASE]["round"])))
@@ -199,7 +191,7 @@ def _words(config: Config, rows: pd.DataFrame) -> dict[str, Any]:
         "tuned": [(name, _recipe(config, name)) for name in config.budgets],
         "backbone": f"{config.model.backbone}, {config.model.checkpoint}",
         "unit": _unit(config),
-        "first_prompt": config.evaluate.first_prompt,
+        "first_prompt": config.evaluate.prompts[0],
         "band": f"{config.evaluate.boundary_ratio:.0%}",
         "shown": min(config.evaluate.report_rounds),
         "kinds": KINDS,
@@ -211,7 +203,7 @@ def _words(config: Config, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _unit(config: Config) -> str:
     """What a round adds: with a box first it is not always a point."""
-    return "prompts" if config.evaluate.first_prompt == "box" else "points"
+    return "prompts" if config.evaluate.prompts[0] == "box" else "points"
 
 
 def _recipe(config: Config, budget: str) -> str:

@@ -18,8 +18,9 @@ from tests.drawing import grid
 
 def test_settings_protocol_words_and_functions_know_the_same_names():
     assert FIRST_PROMPTS.keys() == {"box", *FIRST_POINTS}
-    for kind in (EvaluateConfig, Protocol):
-        assert set(get_args(get_type_hints(kind)["first_prompt"])) == FIRST_PROMPTS.keys()
+    assert set(get_args(get_type_hints(Protocol)["first_prompt"])) == FIRST_PROMPTS.keys()
+    (settings,) = get_args(get_type_hints(EvaluateConfig)["prompts"])
+    assert set(get_args(settings)) == FIRST_PROMPTS.keys()
 
 
 def random_masks(count, seed, side=13):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from sum.data.evaluation_checks import OUTPUTS as CHECKED_OUTPUTS
-from sum.data.evaluation_checks import check_evaluation, coverage_rules, row_rules
+from sum.data.evaluation_checks import check_evaluation, coverage_rules, games_of, row_rules
 from sum.data.records import ImageRecord, MaskRecord, write_manifest
 from sum.data.reports import Report
-from sum.data.scores import ROW_SCHEMA, ROWS, write_table
+from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
 from sum.errors import MissingInput
 from sum.models.interact import OUTPUTS
 
@@ -34,11 +34,16 @@ def manifest(folder: Path, images: Sequence[str]) -> None:
 
 
 def played(model: str, image_id: str) -> list[Row]:
-    """The rows of a mask as the benchmark plays it."""
+    """The rows of a mask as the benchmark plays it: by a point, with both task prompts, and everything."""
     row = {"model": model, "dataset": "t", "task": "part", "image_id": image_id, "mask_id": f"{image_id}#0"}
     row |= {"iou": 0.5, "boundary_iou": 0.25, "predicted_iou": 0.75, "click_x": 1, "click_y": 1, "click_label": 1}
     every = [(output, number) for output in ("oracle", "single") for number in range(1, ROUNDS + 1)]
-    return [row | {"round": number, "output": output} for output, number in [*every, ("confident", 1)]]
+    row |= {"area": 4}
+    return [
+        row | {"prompt": prompt, "task_prompt": task, "round": number, "output": output}
+        for prompt, task in (("point", "part"), ("point", "unspecified"))
+        for output, number in [*every, ("confident", 1)]
+    ] + [row | {"prompt": "everything", "task_prompt": "unspecified", "round": 1, "output": "oracle"}]
 
 
 def write(folder: Path, tables: dict[str, list[Row]]) -> None:
@@ -48,7 +53,8 @@ def write(folder: Path, tables: dict[str, list[Row]]) -> None:
 
 
 def check(folder: Path) -> Report:
-    options = {"models": MODELS, "rounds": ROUNDS, "docs": folder / "docs"}
+    games = games_of(prompts=["point"], unspecified=True, everything=True)
+    options = {"models": MODELS, "rounds": ROUNDS, "games": games, "docs": folder / "docs"}
     return check_evaluation(folder / "manifest", folder / "evaluation", **options)  # type: ignore[arg-type]
 
 
@@ -62,12 +68,21 @@ SAME = "every model has the same masks"
 ALTERED: dict[str, tuple[Callable[[list[Row]], object], set[str]]] = {  # rule -> alteration, other rules it breaks
     "no row twice": (lambda rows: rows.append(rows[0]), {f"{ROUND} oracle"}),
     "rows are of their model": (change(2, model="large"), set()),
-    "mask is in the manifest": (lambda rows: [row.update(mask_id="x#0") for row in rows], {f"{ROUND} oracle", SAME}),
-    "mask is of split test": (lambda rows: [row.update(mask_id="h/0#0") for row in rows], {f"{ROUND} oracle", SAME}),
+    "mask is in the manifest": (
+        lambda rows: [row.update(mask_id="x#0") for row in rows[:7]],
+        {f"{ROUND} oracle", SAME},
+    ),
+    "mask is of split test": (
+        lambda rows: [row.update(mask_id="h/0#0") for row in rows[:7]],
+        {f"{ROUND} oracle", SAME},
+    ),
     "image_id is that of the manifest": (change(1, image_id="t/other"), set()),
     "dataset is that of the manifest": (change(1, dataset="other"), set()),
     "task is that of the manifest": (change(1, task="entity"), set()),
     "task is salient, entity or part": (change(1, task="thing"), {"task is that of the manifest"}),
+    "area is that of the manifest": (change(1, area=5), set()),
+    "prompt was to be played": (change(14, prompt="box"), {f"{ROUND} oracle"}),
+    "task prompt is the mask's task or unspecified": (change(6, task_prompt="salient"), set()),
     "output is known": (
         change(6, output="best"),
         {"every test mask has the first round exactly once, output confident"},
@@ -98,7 +113,7 @@ def altered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ..
     write(folder, tables)
     report = check(folder)
     assert [outcome.rule for outcome in report.outcomes] == [
-        rule.text for rule in (*row_rules(ROUNDS), *coverage_rules())
+        rule.text for rule in (*row_rules(ROUNDS, prompts=["point"]), *coverage_rules())
     ]
     assert {outcome.rule for outcome in report.failed} == set(ALTERED)
     assert not any(outcome.error for outcome in report.outcomes)
@@ -121,7 +136,10 @@ def test_an_altered_mask_breaks_its_rule(altered: dict[str, tuple[str, ...]], ru
 
 def test_rounds_and_models_are_named(altered: dict[str, tuple[str, ...]]) -> None:
     place = list(ALTERED).index(f"{ROUND} oracle")
-    assert f"mask_id t/{place:02d}#0, oracle small has rounds [1, 3]" in altered[f"{ROUND} oracle"]
+    assert (
+        f"mask_id t/{place:02d}#0, oracle small has rounds [1, 3] of point, task prompt own"
+        in altered[f"{ROUND} oracle"]
+    )
     place = list(ALTERED).index(SAME)
     assert f"absent_in small, mask_id t/{place:02d}#0" in altered[SAME]
 
@@ -136,7 +154,7 @@ def sound(tmp_path: Path) -> Path:
 def test_good_tables_pass(sound: Path) -> None:
     report = check(sound)
     assert not [outcome.text for outcome in report.outcomes if not outcome.success]
-    assert report.rows == {"evaluation_rows": 2 * 2 * (2 * ROUNDS + 1), "evaluation_masks": 2}
+    assert report.rows == {"evaluation_rows": 2 * 2 * (2 * (2 * ROUNDS + 1) + 1), "evaluation_masks": 2}
     assert (sound / "docs" / "index.html").is_file()
 
 

@@ -26,7 +26,7 @@ from sum.data.refined import (
     read_tables,
 )
 from sum.data.refined_pages import PICTURES, charts, evidence_files, page, tracked, write_charts
-from sum.data.scores import TableWriter
+from sum.data.score_tables import TableWriter
 from sum.storage import write_json
 
 METHODS = {"refinement": 0.8, "confidence": 0.2, "none": 0.0}  # how much a method's codes say of errors

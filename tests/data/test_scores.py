@@ -6,24 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from sum.core.metrics import bootstrap_interval, clicks_needed, paired_interval
 from sum.data.grids import make_grid, to_csv, to_markdown
-from sum.data.scores import (
-    LEVELS,
-    ROW_SCHEMA,
-    ROWS,
-    comparison_table,
-    differences,
-    effort_estimates,
-    efforts,
-    estimates,
-    join_tables,
-    read_rows,
-    spread,
-    write_table,
-)
+from sum.data.score_tables import ROW_SCHEMA, ROWS, join_tables, read_rows
+from sum.data.scores import LEVELS, comparison_table, differences, effort_estimates, efforts, estimates, spread
 from sum.errors import DataError, MissingInput
 
 # (set, task): one list of IoUs an image
@@ -299,9 +288,8 @@ def test_rows_come_back_from_disk(tmp_path: Path) -> None:
     rows[0] |= {"click_x": None, "click_y": None, "click_label": None}
     folder = tmp_path / "base"
     folder.mkdir()
-    write_table(tmp_path / "0.parquet", rows[:5], ROW_SCHEMA)
-    write_table(tmp_path / "1.parquet", rows[5:], ROW_SCHEMA)
-    join_tables([tmp_path / "0.parquet", tmp_path / "1.parquet"], folder / ROWS, ROW_SCHEMA)
+    parts = (pa.Table.from_pylist(part, schema=ROW_SCHEMA) for part in (rows[:5], rows[5:]))
+    join_tables(parts, folder / ROWS, ROW_SCHEMA)
     found = read_rows(folder, reader="report")
     assert list(found.columns) == ROW_SCHEMA.names
     assert found["click_x"].isna().tolist() == [True] + [False] * (len(rows) - 1)

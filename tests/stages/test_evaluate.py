@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +27,24 @@ from sum.core.geometry import mask_to_box
 from sum.core.metrics import clicks_needed, iou
 from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, decode_mask, encode_mask, read_manifest, write_manifest
-from sum.data.scores import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, read_rows, read_table
+from sum.data.score_tables import (
+    EVERYTHING_SCHEMA,
+    FIDELITY,
+    FIDELITY_SCHEMA,
+    GENERATED,
+    MAP_SCHEMA,
+    MAPS,
+    PREDICTION_SCHEMA,
+    PREDICTIONS,
+    of_game,
+    read_rows,
+    read_table,
+)
 from sum.errors import ConfigError, DataError, MissingInput, TrackingError
+from sum.evaluation import Bench, Records
 from sum.models.backbones import BACKBONES
-from sum.models.checkpoint import save_segmenter
+from sum.models.checkpoint import load_segmenter, save_segmenter
+from sum.models.generator import generate
 from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import Segmenter
 from sum.settings import Config
@@ -35,6 +53,7 @@ from sum.storage import sha256_file
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 OUT = Path("data/evaluation/base")
+BARE = {"unspecified": False, "everything": False, "fidelity": False}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +74,7 @@ def configured(weights: tuple[Path, Path], **changes: Any) -> Config:
     tree = yaml.safe_load(PARAMS.read_text())
     tree["model"]["checkpoint"] = str(weights[0])
     tree["device"] = "cpu"
+    tree["pseudo_label"] |= {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_thresh": 0.0, "min_area": 1}
     tree["evaluate"] |= {"rounds": 2, "report_rounds": [1, 2], "resamples": 20, **changes}
     tree["register"]["rounds"] = [1]
     return check_config(tree, source="params.yaml")
@@ -122,12 +142,19 @@ def test_a_row_a_mask_round_and_output(project: Path, weights: tuple[Path, Path]
     with_refiner(weights)
     assert evaluate.run(configured(weights), model="base") == OUT
     rows = read_rows(OUT, reader="test")
-    assert len(rows) == 9 * (2 * 2 + 1)
-    assert not rows.duplicated(["mask_id", "round", "output"]).any()
+    assert len(rows) == 9 * (3 * (2 * 2 + 1) + 1)
+    assert not rows.duplicated(["mask_id", "prompt", "task_prompt", "round", "output"]).any()
+    played = rows.groupby(["task", "prompt", "task_prompt"]).size().to_dict()
+    assert {key: count // 5 for key, count in played.items() if key[1] != "everything"} == {
+        (task, prompt, words): {"entity": 6, "part": 3}[task]
+        for task in ("entity", "part")
+        for prompt, words in (("point", task), ("point", "unspecified"), ("box", task))
+    }
     assert set(rows["dataset"]) == {"things", "pieces"}
     assert set(rows["model"]) == {"base"}
     predictions = read_table(OUT / PREDICTIONS, PREDICTION_SCHEMA, reader="test", maker="test")
     assert len(predictions) == 9 * 2
+    rows = of_game(rows, prompt="point")
     check_predictions(rows, predictions)
     check_maps()
     summary = json.loads((OUT / "summary.json").read_text())
@@ -172,8 +199,8 @@ def check_clicks(rows: pd.DataFrame, summary: Mapping[str, Any]) -> None:
 def check_times(mlflow: FakeRun) -> None:
     found = json.loads(Path("data/timing/base.json").read_text())
     assert (found["device"], found["images"]) == ("cpu", 3)
-    assert found["mask_rounds"] >= 9 * 2  # the first round's two calls; a mask that is perfect needs no second
-    for step in ("encode", "decode"):
+    assert found["mask_rounds"] >= 9 * 2 * 2  # the first round's two calls; a mask that is perfect needs no second
+    for step in ("encode", "decode", "everything"):
         assert 0 < found[f"{step}_ms_median"] <= found[f"{step}_ms_p95"]
         assert mlflow.seen[0][0]["all"][f"{step}_ms_p95"] == found[f"{step}_ms_p95"]
 
@@ -199,17 +226,17 @@ def check_mlflow(mlflow: FakeRun, summary: Mapping[str, Any]) -> None:
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     project: Path, weights: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "SHARD", 1)
+    monkeypatch.setattr(evaluate, "SHARD", 1)  # with one image a shard there is one thread's work at a time
     played: list[str] = []
-    original = evaluate.Bench.image
+    original = Bench.image
 
-    def image(self: evaluate.Bench, record: ImageRecord, masks: list[MaskRecord]) -> evaluate.Records:
+    def image(self: Bench, record: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
         played.append(record.image_id)
         if len(played) == 2:
             raise KeyboardInterrupt
         return original(self, record, masks)
 
-    monkeypatch.setattr(evaluate.Bench, "image", image)
+    monkeypatch.setattr(Bench, "image", image)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(configured(weights), model="base")
     assert not OUT.exists()
@@ -218,7 +245,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     resumed = {path.name: path.read_bytes() for path in OUT.iterdir()}
     evaluate.run(configured(weights), model="base")
     assert {path.name: path.read_bytes() for path in OUT.iterdir()} == resumed
-    assert set(resumed) == {"rows.parquet", "predictions.parquet", "summary.json", "protocol.json"}
+    tables = {"rows.parquet", "predictions.parquet", "fidelity.parquet", "everything.parquet"}
+    assert set(resumed) == {*tables, "summary.json", "protocol.json"}
 
 
 def test_mlflow_away_costs_nothing_but_the_message(
@@ -229,7 +257,7 @@ def test_mlflow_away_costs_nothing_but_the_message(
         evaluate.run(configured(weights), model="base")
     assert (OUT / "rows.parquet").is_file()
     mlflow.away = False
-    monkeypatch.setattr(evaluate.Bench, "image", lambda *_: pytest.fail("played again"))
+    monkeypatch.setattr(Bench, "image", lambda *_: pytest.fail("played again"))
     evaluate.run(configured(weights), model="base")
     assert len(mlflow.seen) == 1
 
@@ -241,7 +269,7 @@ def test_a_tuned_model_is_read_from_its_folder(project: Path, weights: tuple[Pat
     tuned.parent.mkdir(parents=True)
     tuned.write_bytes(weights[0].read_bytes())
     with_refiner(weights)
-    folder = evaluate.run(configured(weights, rounds=1, report_rounds=[1]), model="small")
+    folder = evaluate.run(configured(weights, rounds=1, report_rounds=[1], **BARE), model="small")
     assert set(read_rows(folder, reader="test")["model"]) == {"small"}
     assert not (folder / MAPS).exists()
 
@@ -276,7 +304,7 @@ def first_clicks(rows: pd.DataFrame) -> dict[str, tuple[int, int, int] | None]:
 
 @pytest.mark.parametrize("kind", ["point", "box", "boundary", "random"])
 def test_every_first_prompt_through_the_stage(kind: str, project: Path, weights: tuple[Path, Path]) -> None:
-    config = configured(weights, first_prompt=kind, prompt_seed=5)
+    config = configured(weights, prompts=[kind], prompt_seed=5, **BARE)
     folder = evaluate.run(config, model="base")
     rows = read_rows(folder, reader="test")
     manifest = read_manifest(Path("data/manifest"), reader="test").select(split="test")
@@ -295,8 +323,8 @@ def test_every_first_prompt_through_the_stage(kind: str, project: Path, weights:
     assert first_clicks(rows) == want
     assert rows[rows["round"] == 2]["click_x"].notna().any()  # a box, too, is followed by clicks
     protocol = json.loads((folder / "protocol.json").read_text())
-    assert (protocol["first_prompt"], protocol["prompt_seed"]) == (kind, 5)
-    assert protocol["choices"]["first prompt"] == FIRST_PROMPTS[kind]
+    assert (protocol["prompts"], protocol["prompt_seed"]) == ([kind], 5)
+    assert protocol["choices"][f"first prompt {kind}"] == FIRST_PROMPTS[kind]
     summary = json.loads((folder / "summary.json").read_text())
     assert 1 <= summary["overall"]["noc@80"]["mean"] <= 2  # of two rounds, a box being the first
 
@@ -304,17 +332,17 @@ def test_every_first_prompt_through_the_stage(kind: str, project: Path, weights:
 def test_random_first_clicks_hang_on_no_batch(project: Path, weights: tuple[Path, Path]) -> None:
     found = []
     for batch_masks in (1, 2, 64):
-        folder = evaluate.run(configured(weights, first_prompt="random", batch_masks=batch_masks), model="base")
+        folder = evaluate.run(configured(weights, prompts=["random"], batch_masks=batch_masks, **BARE), model="base")
         found.append(first_clicks(read_rows(folder, reader="test")))
     assert found[0] == found[1] == found[2]
-    folder = evaluate.run(configured(weights, first_prompt="random", prompt_seed=1), model="base")
+    folder = evaluate.run(configured(weights, prompts=["random"], prompt_seed=1, **BARE), model="base")
     assert first_clicks(read_rows(folder, reader="test")) != found[0]
 
 
 def test_two_runs_of_random_clicks_give_the_same_bytes(project: Path, weights: tuple[Path, Path]) -> None:
     contents = []
     for _ in range(2):
-        folder = evaluate.run(configured(weights, first_prompt="random"), model="base")
+        folder = evaluate.run(configured(weights, prompts=["random"], **BARE), model="base")
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert contents[0] == contents[1]
 
@@ -327,7 +355,7 @@ def test_rounds_are_one_to_nine(rounds: int, weights: tuple[Path, Path]) -> None
 
 @pytest.mark.parametrize("rounds", [1, 9])
 def test_one_round_and_nine(rounds: int, project: Path, weights: tuple[Path, Path]) -> None:
-    folder = evaluate.run(configured(weights, rounds=rounds, report_rounds=[1, rounds]), model="base")
+    folder = evaluate.run(configured(weights, rounds=rounds, report_rounds=[1, rounds], **BARE), model="base")
     rows = read_rows(folder, reader="test")
     assert sorted(set(rows["round"])) == list(range(1, rounds + 1))
     assert json.loads((folder / "summary.json").read_text())["overall"]["noc@80"]["high"] <= rounds
@@ -335,7 +363,134 @@ def test_one_round_and_nine(rounds: int, project: Path, weights: tuple[Path, Pat
 
 def test_the_command_line_sets_the_draw() -> None:
     """params.yaml leaves `prompt_seed` out."""
-    found = load_config(["evaluate.first_prompt=random", "evaluate.prompt_seed=3"], root=PARAMS.parent).evaluate
-    assert (found.first_prompt, found.prompt_seed) == ("random", 3)
+    found = load_config(["evaluate.prompts=[random]", "evaluate.prompt_seed=3"], root=PARAMS.parent).evaluate
+    assert (found.prompts, found.prompt_seed) == (["random"], 3)
     with pytest.raises(ConfigError, match="prompt_seed must be at least 0"):
         load_config(["evaluate.prompt_seed=-1"], root=PARAMS.parent)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_no_byte(workers: int, project: Path, weights: tuple[Path, Path]) -> None:
+    with_refiner(weights)
+    folder = evaluate.run(configured(weights), model="base")
+    usual = {path.name: path.read_bytes() for path in folder.iterdir()}
+    evaluate.run(configured(weights, workers=workers), model="base")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == usual
+    assert json.loads(Path("data/timing/base.json").read_text())["workers"] == workers
+
+
+def test_an_error_in_a_worker_is_the_stage_s(
+    project: Path, weights: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Bench, record: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
+        raise DataError(f"{record.image_id} is bad")
+
+    monkeypatch.setattr(Bench, "image", fail)
+    with pytest.raises(DataError, match="pieces/2 is bad"):
+        evaluate.run(configured(weights), model="base")
+    assert not OUT.exists()
+
+
+def tuned_weights(weights: tuple[Path, Path], path: Path, *, prompt: float) -> Path:
+    """The base with task prompts all of this value."""
+    model = load_segmenter(weights[0], backbone="tiny")
+    with torch.no_grad():
+        model.task_prompt[1:] = prompt
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_segmenter(path, model, about={})
+    return path
+
+
+def test_unspecified_is_the_game_without_task_prompts(project: Path, weights: tuple[Path, Path]) -> None:
+    """The same as the own game of weights whose task prompts were set to zero; of these it is the same game."""
+    figures = ["iou", "boundary_iou", "predicted_iou", "click_x", "click_y", "click_label"]
+    games = {}
+    for prompt in (0.5, 0.0):
+        tuned_weights(weights, Path("data/models/small/model.safetensors"), prompt=prompt)
+        rows = read_rows(evaluate.run(configured(weights), model="small"), reader="test")
+        own, without = (of_game(rows, prompt="point", unspecified=asked) for asked in (False, True))
+        assert set(without["task_prompt"]) == {"unspecified"}
+        assert (own["task_prompt"] == own["task"]).all()
+        assert own["mask_id"].tolist() == without["mask_id"].tolist()
+        games[prompt] = own[figures].to_numpy(), without[figures].to_numpy()
+    np.testing.assert_array_equal(games[0.5][1], games[0.0][0])
+    np.testing.assert_array_equal(games[0.0][1], games[0.0][0])
+    assert (games[0.5][0] != games[0.5][1]).any()
+
+
+def test_everything_is_the_generator_s_best(project: Path, weights: tuple[Path, Path]) -> None:
+    folder = evaluate.run(configured(weights), model="base")
+    rows = of_game(read_rows(folder, reader="test"), prompt="everything").set_index("mask_id")
+    counts = read_table(folder / GENERATED, EVERYTHING_SCHEMA, reader="test", maker="test").set_index("image_id")
+    settings = evaluate.suite_of(configured(weights)).everything
+    assert settings is not None
+    model = load_segmenter(weights[0], backbone="tiny").eval()
+    manifest = read_manifest(Path("data/manifest"), reader="test").select(split="test")
+    for image in manifest.images:
+        made = generate(model, np.array(Image.open(image.path)), settings=settings)
+        assert counts.loc[image.image_id, "generated"] == len(made) > 0
+        masks = [decode_mask(mask.rle, height=image.height, width=image.width) for mask in made]
+        for mask in manifest.masks_of()[image.image_id]:
+            truth = decode_mask(mask.rle, height=image.height, width=image.width)
+            assert rows.loc[mask.mask_id, "iou"] == pytest.approx(max(iou(found, truth) for found in masks))
+            assert rows.loc[mask.mask_id, "area"] == truth.sum()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["generated"]["overall"] == pytest.approx(counts["generated"].mean(), abs=1e-6)
+    means = rows.groupby("dataset")["iou"].mean()
+    assert summary["games"]["everything"]["overall"]["iou@1"]["mean"] == pytest.approx(means.mean(), abs=1e-6)
+
+
+def test_shares_of_checks_passed_are_means_over_masks_then_sets(project: Path, weights: tuple[Path, Path]) -> None:
+    folder = evaluate.run(configured(weights), model="base")
+    rows = read_table(folder / FIDELITY, FIDELITY_SCHEMA, reader="test", maker="test")
+    assert set(rows["check"]) >= {"background", "swap"}
+    summary = json.loads((folder / "summary.json").read_text())
+    for check, part in rows.groupby("check"):
+        of_sets = part.groupby("dataset")["passed"].mean()
+        found = summary["fidelity"][check]["overall"]
+        assert found["mean"] == pytest.approx(of_sets.mean(), abs=1e-6)
+        assert found["masks"] == len(part)
+        assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_parts_that_are_off_leave_no_rows(project: Path, weights: tuple[Path, Path]) -> None:
+    folder = evaluate.run(configured(weights, prompts=["box"], **BARE), model="base")
+    assert {path.name for path in folder.iterdir()} == {
+        "rows.parquet",
+        "predictions.parquet",
+        "summary.json",
+        "protocol.json",
+    }
+    rows = read_rows(folder, reader="test")
+    assert set(zip(rows["prompt"], rows["task_prompt"], strict=True)) == {("box", "entity"), ("box", "part")}
+    with pytest.raises(DataError, match=r"no game with first prompt 'point' .* there are box"):
+        of_game(rows, prompt="point")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["games"] == {}
+    assert not {"fidelity", "generated"} & set(summary)
+
+
+@pytest.mark.parametrize("prompts", [[], ["point", "point"]])
+def test_every_first_prompt_is_named_once(prompts: list[str], weights: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match="prompts must name at least one first prompt, each once"):
+        configured(weights, prompts=prompts)
+
+
+@pytest.mark.slow
+def test_one_process_and_three_give_the_same_bytes(project: Path, weights: tuple[Path, Path]) -> None:
+    """Three shards of an image each, so that each process of torchrun can have one."""
+    tree = yaml.safe_load(PARAMS.read_text())
+    wanted = asdict(configured(weights))
+    tree |= {section: wanted[section] for section in ("device", "model", "evaluate", "pseudo_label", "register")}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    lines = ["import sys", "from sum.cli import main", "from sum.stages import evaluate", "evaluate.SHARD = 1"]
+    Path("small_shards.py").write_text("\n".join([*lines, "sys.exit(main(['evaluate', 'base']))"]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PARAMS.parent)}
+    found = []
+    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]):
+        command = [sys.executable, *start, "small_shards.py"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append({path.name: path.read_bytes() for path in OUT.iterdir()})
+    assert len(found[0]) == 6
+    assert found[0] == found[1]

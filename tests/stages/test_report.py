@@ -20,7 +20,7 @@ from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
 from sum.data.refined import CURVES, FIGURES
 from sum.data.refined_pages import NUMBERS
-from sum.data.scores import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, ROW_SCHEMA, ROWS, write_table
+from sum.data.score_tables import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, ROW_SCHEMA, ROWS, write_table
 from sum.errors import DataError, MissingInput
 from sum.settings import Config
 from sum.stages import report

@@ -1,0 +1,99 @@
+"""What an evaluation comes to, data/evaluation/MODEL/summary.json: nested figures for `dvc metrics` and MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sum.data.score_tables import (
+    EVERYTHING,
+    EVERYTHING_SCHEMA,
+    FIDELITY,
+    FIDELITY_SCHEMA,
+    GENERATED,
+    UNSPECIFIED,
+    of_game,
+    read_rows,
+    read_table,
+)
+from sum.data.scores import effort_estimates, estimates, fidelity_estimates, task_names
+
+Tree = dict[str, Any]
+READER = "evaluate"
+
+
+def summarise(folder: Path, *, prompts: Sequence[str], rounds: Sequence[int], resamples: int, seed: int) -> Tree:
+    """Figures of the tables in `folder`; prompts: the first prompts played, the main one first.
+
+    `overall`, `task` and `dataset` are of the main game: metric@round -> mean, low, high (0..1), noc@LEVEL in rounds,
+    nof@LEVEL with a count of masks. `games` -> another first prompt, `unspecified` or `everything` -> `overall` and
+    `task` in the same shape; `fidelity` -> check -> `overall` and `task`: the share that passed, and how many were
+    asked; `generated` -> automatic masks an image.
+    """
+    rows = read_rows(folder, reader=READER)
+    draws = {"resamples": resamples, "seed": seed}
+    main = of_game(rows, prompt=prompts[0])
+    found: Tree = {"masks": int(main["mask_id"].nunique()), "images": int(main["image_id"].nunique())}
+    found |= _nested(_records(main, rounds=rounds, **draws))
+    found["games"] = {
+        name: _brief(_nested(_records(game, rounds=[1] if name == EVERYTHING else rounds, **draws)))
+        for name, game in _others(rows, prompts)
+    }
+    if (folder / FIDELITY).is_file():
+        checks = read_table(folder / FIDELITY, FIDELITY_SCHEMA, reader=READER, maker=READER)
+        found["fidelity"] = {
+            str(check): _brief(_nested(fidelity_estimates(part, **draws).to_dict("records")))
+            for check, part in checks.groupby("check")
+        }
+    if (folder / GENERATED).is_file():
+        images = read_table(folder / GENERATED, EVERYTHING_SCHEMA, reader=READER, maker=READER)
+        found["generated"] = _yields(images)
+    return found
+
+
+def _others(rows: pd.DataFrame, prompts: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
+    """The games beside the main one, by name."""
+    if (rows["task_prompt"][rows["prompt"] == prompts[0]] == UNSPECIFIED).any():
+        yield UNSPECIFIED, of_game(rows, prompt=prompts[0], unspecified=True)
+    for name in prompts[1:]:
+        yield name, of_game(rows, prompt=name)
+    if (rows["prompt"] == EVERYTHING).any():
+        yield EVERYTHING, of_game(rows, prompt=EVERYTHING)
+
+
+def _records(rows: pd.DataFrame, *, rounds: Sequence[int], resamples: int, seed: int) -> list[Mapping[Any, Any]]:
+    tables = [estimates(rows, rounds=rounds, resamples=resamples, seed=seed)]
+    if set(rows["prompt"]) != {EVERYTHING}:  # there are no clicks to count
+        tables.append(effort_estimates(rows, resamples=resamples, seed=seed))
+    return [row for table in tables for row in table.to_dict("records")]
+
+
+def _nested(records: Iterable[Mapping[Any, Any]]) -> Tree:
+    """scope -> name -> metric@round -> values."""
+    found: Tree = {}
+    for row in records:
+        place = found.setdefault(row["scope"], {})
+        place = place if row["scope"] == "overall" else place.setdefault(row["name"], {})
+        values = {key: round(row[key], 6) for key in ("mean", "low", "high")}
+        if row["metric"] == "nof":
+            values = {"count": round(values.pop("mean")), **values}
+        if row["metric"] == "passed":
+            place |= {**values, "masks": row["masks"]}
+            continue
+        place[f"{row['metric']}@{row['round']}"] = values
+    return found
+
+
+def _brief(tree: Tree) -> Tree:
+    """Without the data sets: they are in the rows."""
+    return {scope: tree[scope] for scope in ("overall", "task")}
+
+
+def _yields(images: pd.DataFrame) -> Tree:
+    """Masks an image of automatic generation; over all images alike, as no set has its own weight in a ratio."""
+    mean = images.groupby("task")["generated"].mean()
+    tasks = {task: round(float(mean[task]), 6) for task in task_names(images["task"])}
+    return {"overall": round(float(images["generated"].mean()), 6), "task": tasks}
