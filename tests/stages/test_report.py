@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from sum.config import check_config
+from sum.core.first_prompts import FIRST_PROMPTS
 from sum.core.metrics import iou
 from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
@@ -134,7 +135,8 @@ def leave_evaluation(model: str, masks: list[MaskRecord], truths: dict[str, np.n
                     "click_y": y,
                     "click_label": 1,
                 }
-                rows.append({"model": model, **place, "round": number, "output": output, **score})
+                row = {"model": model, **place, "area": mask.area, "round": number, "output": output, **score}
+                rows += [{**row, "prompt": prompt, "task_prompt": mask.task} for prompt in FIRST_PROMPTS]
         predictions.append({"mask_id": mask.mask_id, "round": 1, "output": "oracle", "rle": encode_mask(prediction)})
         maps.append(
             {"mask_id": mask.mask_id, "png": cv2.imencode(".png", np.full((64, 64), 128, np.uint8))[1].tobytes()}
@@ -143,7 +145,7 @@ def leave_evaluation(model: str, masks: list[MaskRecord], truths: dict[str, np.n
     write_table(folder / PREDICTIONS, predictions, PREDICTION_SCHEMA)
     if model == "base":
         write_table(folder / MAPS, maps, MAP_SCHEMA)
-    rules = {"rounds": 3, "choices": {"mask": "logits cut at 0"}, "versions": {"torch": model}}
+    rules = {"rounds": 3, "choices": {"mask": "logits cut at 0"}, "versions": {"torch": "2"}}
     write_json(
         folder / "protocol.json", {"model": model, "weights_sha256": f"hash of {model}", "device": "cpu", **rules}
     )
@@ -199,14 +201,14 @@ def test_table_is_ready_for_a_terminal(project: Path) -> None:
 
 
 def test_box_first_is_said(project: Path) -> None:
-    report.run(configured(first_prompt="box"))
+    report.run(configured(prompts=["box"]))
     assert Path("data/report/table.md").read_text().startswith("| prompts | model")
     assert "its box, then a click a round" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("kind", ["boundary", "random"])
 def test_other_clicks_first_are_points_too(kind: str, project: Path) -> None:
-    report.run(configured(first_prompt=kind))
+    report.run(configured(prompts=[kind]))
     assert Path("data/report/table.md").read_text().startswith("| points | model")
 
 
@@ -256,7 +258,8 @@ def test_missing_evaluation_names_the_stage(project: Path) -> None:
 
 def test_evaluations_by_different_rules_are_not_compared(project: Path) -> None:
     path = Path("data/evaluation/large/protocol.json")
-    write_json(path, json.loads(path.read_text()) | {"rounds": 9, "first_prompt": "box"})
-    with pytest.raises(DataError, match=r"large and .*base were made by different rules \(rounds, first_prompt\)"):
+    write_json(path, json.loads(path.read_text()) | {"rounds": 9, "versions": {"torch": "3"}})
+    said = r"base and .*large were made by different rules \(rounds: 3 and 9; versions: torch: 2 and 3\)"
+    with pytest.raises(DataError, match=said):
         report.run(configured())
     assert not PAGE.exists()
