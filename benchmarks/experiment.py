@@ -32,16 +32,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sum.data.charts import curves
 from sum.data.records import read_manifest
 from sum.data.score_tables import of_game, read_rows
-from sum.data.scores import METRICS, spread, task_names
+from sum.data.scores import METRICS, comparison_table
 from sum.stages.common import code_hash
 from sum.storage import sha256_file, write_json
 
-Table = NDArray[np.float64]
 METHODS = ("human_only", "vanilla", "mask_refinement", "sum_without_task_prompt", "sum")
 SHARED = ("raw", "manifest", "validation", "refiner", "pseudo_labels", "uncertainty", "checks")
 ROUNDS, TOLD = range(1, 7), (1, 3, 5)
@@ -129,58 +127,9 @@ def photo_folders(project: Path) -> list[str]:
     return sorted({str(Path(path).parent) for path in paths})
 
 
-def values(folders: Sequence[Path]) -> pd.DataFrame:
-    """A row a mask, a column a (seed, metric, round), oracle of three."""
-    wide = [
-        spread(of_game(read_rows(folder, reader="experiment"), prompt="point"), rounds=ROUNDS) for folder in folders
-    ]
-    return pd.concat(wide, axis=1, keys=range(len(wide)), names=["seed"])
-
-
-def interval(sets: Sequence[tuple[Table, Sequence[str]]], *, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over the sets of the means of `[masks, seeds]`, and its 95 % interval when seeds, the same for all sets, and
-    whole images of each set are drawn again. Beside each table the image of every mask.
-    """
-    dice, runs = np.random.default_rng(seed), sets[0][0].shape[1]
-    seeds = dice.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES)
-    means = [drawn_again(table, images, seeds, dice=dice) for table, images in sets]
-    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975))
-    return float(np.mean([table.mean() for table, _ in sets])), float(low), float(high)
-
-
-def drawn_again(table: Table, images: Sequence[str], seeds: NDArray[np.int64], *, dice: np.random.Generator) -> Table:
-    """Means of `[masks, seeds]`, one a row of `seeds`, which says how often each seed was drawn."""
-    names, member = np.unique(np.asarray(images), return_inverse=True)
-    sums = np.zeros((len(names), table.shape[1]))
-    np.add.at(sums, member, table)
-    drawn = dice.multinomial(len(names), np.full(len(names), 1 / len(names)), size=len(seeds)).astype(float)
-    means: Table = ((drawn @ sums) * seeds).sum(1) / (drawn @ np.bincount(member)) / table.shape[1]
-    return means
-
-
-def rows_of(run: Run, own: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, object]]:
-    """For every task and all, metric and round: the value and the difference to the base, each with its interval.
-
-    Means over masks within a set, over the sets of a task, over all sets, as stage evaluate has them.
-    """
-    index = own.index.to_frame(index=False)
-    images = {name: index["image_id"][index["dataset"] == name].tolist() for name in index["dataset"].unique()}
-    names = {task: index["dataset"][index["task"] == task].unique() for task in task_names(index["task"])}
-    groups = [("task", task, found) for task, found in names.items()] + [("overall", "all", index["dataset"].unique())]
-    for scope, name, members in groups:
-        rows = [(index["dataset"] == member).to_numpy() for member in members]
-        for metric, number in itertools.product(METRICS, ROUNDS):
-            found = own.xs((metric, number), axis=1, level=("metric", "round")).to_numpy()
-            gained = found - base[(0, metric, number)].to_numpy()[:, None]
-            pairs = list(zip(rows, members, strict=True))
-            mean, low, high = interval([(found[row], images[member]) for row, member in pairs])
-            gain, least, most = interval([(gained[row], images[member]) for row, member in pairs])
-            yield {
-                "budget": run.budget, "model": run.method or "base", "scope": scope, "name": name,
-                "metric": metric, "round": number, "mean": mean, "low": low, "high": high,
-                "gain": gain, "gain_low": least, "gain_high": most,
-                "masks": int(np.sum(rows)), "seeds": found.shape[1],
-            }  # fmt: skip
+def games(folders: Sequence[Path]) -> list[pd.DataFrame]:
+    """The rows of the game by points, a table a seed."""
+    return [of_game(read_rows(folder, reader="experiment"), prompt="point") for folder in folders]
 
 
 def shown(table: pd.DataFrame) -> str:
@@ -215,17 +164,22 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.resolve()
     finish = partial(make, project=options.project, out=out, settings=options.settings)
-    base = values([finish(Run("", "", 0))])  # the first alone: it makes MLflow's tables
-    found = list(rows_of(Run("", "", 0), base, base))
-    groups = [
-        [Run(budget, method, seed) for seed in options.seeds]
+    base = games([finish(Run("", "", 0))])  # the first alone: it makes MLflow's tables
+    groups = {
+        (budget, method): [Run(budget, method, seed) for seed in options.seeds]
         for budget, method in itertools.product(options.budgets, options.methods)
-    ]
+    }
+    every = list(itertools.chain(*groups.values()))
     with ThreadPoolExecutor(options.jobs) as pool:
-        folders = dict(zip(itertools.chain(*groups), pool.map(finish, itertools.chain(*groups)), strict=True))
-    for runs in groups:
-        found += rows_of(runs[0], values([folders[run] for run in runs]), base)
-    table = pd.DataFrame(found)
+        folders = dict(zip(every, pool.map(finish, every), strict=True))
+    found = []
+    for budget in options.budgets:
+        rows = {method: games([folders[run] for run in runs]) for (of, method), runs in groups.items() if of == budget}
+        table = comparison_table({"base": base[0], **rows}, rounds=ROUNDS, resamples=RESAMPLES)
+        named = table["model"] == "base"
+        found.append(table.assign(budget=np.where(named, "", budget))[~named if found else slice(None)])
+    table = pd.concat(found, ignore_index=True)
+    table = table[table["scope"] != "dataset"].fillna({"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0})
     table.to_csv(out / "table.csv", index=False, float_format="%.6g")
     text = shown(table)
     (out / "table.md").write_text(text, encoding="utf-8")

@@ -27,6 +27,7 @@ AVERAGES: dict[str, str] = {
     "NoF@k": "how many masks never reach k %, added over data sets; in the bootstrap a set's share times its masks",
 }
 KEY = ["dataset", "task", "image_id", "mask_id"]
+Seeds = pd.DataFrame | Sequence[pd.DataFrame]  # the rows of a model, or of one trained with several seeds
 
 
 def spread(rows: pd.DataFrame, *, rounds: Sequence[int], output: str = "oracle") -> pd.DataFrame:
@@ -49,13 +50,14 @@ def spread(rows: pd.DataFrame, *, rounds: Sequence[int], output: str = "oracle")
 
 
 def estimates(
-    rows: pd.DataFrame, *, rounds: Sequence[int], output: str = "oracle", resamples: int = 1000, seed: int = 0
+    rows: Seeds, *, rounds: Sequence[int], output: str = "oracle", resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Mean and 95 % interval of every metric and round: overall, by task and by data set.
 
     Columns scope (overall, task or dataset), name, metric, round, masks, images, mean, low, high.
     """
-    return averages(spread(rows, rounds=rounds, output=output), resamples=resamples, seed=seed)
+    wide = [spread(part, rounds=rounds, output=output) for part in seeds_of(rows)]
+    return averages(wide, resamples=resamples, seed=seed)
 
 
 def efforts(rows: pd.DataFrame, *, output: str = "oracle") -> pd.DataFrame:
@@ -99,7 +101,7 @@ def passed(checks: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(
-    first: pd.DataFrame,
+    first: Seeds,
     second: pd.DataFrame,
     *,
     rounds: Sequence[int],
@@ -107,30 +109,46 @@ def differences(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`estimates` of first - second, mask by mask: the interval is of the paired difference.
+    """`estimates` of first - second, mask by mask: the interval is that of the difference.
 
-    Raises DataError when the two were not evaluated on the same masks.
+    Raises DataError as `spread`, or when the two were not evaluated on the same masks.
     """
-    one, other = (spread(rows, rounds=rounds, output=output) for rows in (first, second))
-    if not one.index.equals(other.index):
-        alone, lost = len(one.index.difference(other.index)), len(other.index.difference(one.index))
-        raise DataError(
-            f"two evaluations differ in their masks: {alone} only in the first, {lost} only in the second. "
-            "Run `dvc repro evaluate`."
-        )
-    return averages(one - other, resamples=resamples, seed=seed)
+    other = spread(second, rounds=rounds, output=output)
+    wide = [spread(part, rounds=rounds, output=output) for part in seeds_of(first)]
+    for one in wide:
+        if not one.index.equals(other.index):
+            alone, lost = len(one.index.difference(other.index)), len(other.index.difference(one.index))
+            raise DataError(
+                f"two evaluations differ in their masks: {alone} only in the first, {lost} only in the second. "
+                "Run `dvc repro evaluate`."
+            )
+    return averages([one - other for one in wide], resamples=resamples, seed=seed)
 
 
-def averages(wide: pd.DataFrame, *, resamples: int, seed: int, counted: Collection[str] = ()) -> pd.DataFrame:
+def seeds_of(rows: Seeds) -> Sequence[pd.DataFrame]:
+    """One table a seed."""
+    return [rows] if isinstance(rows, pd.DataFrame) else rows
+
+
+def averages(
+    wide: pd.DataFrame | Sequence[pd.DataFrame], *, resamples: int, seed: int, counted: Collection[str] = ()
+) -> pd.DataFrame:
     """Means over masks within a set, over the sets of a task, over all sets, with intervals; columns as `estimates`.
 
-    wide: as `spread` returns. Images are drawn again within their set, the same draws for all columns. counted: metrics
-    of 0 or 1 a mask that are added up instead, over masks and sets: a drawn share stands for all masks of its set.
+    wide: as `spread` returns; several of the same masks are seeds of one model: means are over them, too, and for the
+    interval they are drawn again as images are, the same seeds for all sets. Images are drawn again within their set,
+    the same draws for all columns. counted: metrics of 0 or 1 a mask that are added up instead, over masks and sets: a
+    drawn share stands for all masks of its set.
     """
-    draws = {
-        str(name): _draws(part, name=str(name), seed=seed, resamples=resamples)
-        for name, part in wide.groupby(level="dataset")
-    }
+    tables = list(seeds_of(wide))
+    wide, runs = tables[0], _runs(len(tables), resamples=resamples, seed=seed)
+    draws = dict[str, NDArray[np.float64]]()
+    for name in wide.index.unique("dataset"):
+        rows = wide.index.get_level_values("dataset") == name
+        of_runs = [_draws(table[rows], name=str(name), seed=seed, resamples=resamples) for table in tables]
+        draws[str(name)] = np.mean(
+            [means * times[:, None] for means, times in zip(of_runs, runs.T, strict=True)], axis=0
+        )
     tasks = wide.index.to_frame(index=False).drop_duplicates("dataset").set_index("dataset")["task"]
     groups = [("overall", "all", list(draws))]
     groups += [("task", task, [name for name in draws if tasks[name] == task]) for task in task_names(tasks)]
@@ -163,7 +181,7 @@ def averages(wide: pd.DataFrame, *, resamples: int, seed: int, counted: Collecti
 
 
 def comparison_table(
-    rows_by_model: Mapping[str, pd.DataFrame],
+    rows_by_model: Mapping[str, Seeds],
     *,
     rounds: Sequence[int],
     base: str = "base",
@@ -173,14 +191,16 @@ def comparison_table(
 ) -> pd.DataFrame:
     """`estimates` of every model beside what it gained on `base`, paired.
 
-    Adds the columns model, gain, gain_low, gain_high (NaN for the base itself). Errors as `differences`.
+    Adds the columns model, gain, gain_low, gain_high (NaN for the base itself, which has one seed). Errors as
+    `differences`.
     """
+    (before,) = seeds_of(rows_by_model[base])
     found = []
     for model, rows in rows_by_model.items():
         frame = estimates(rows, rounds=rounds, output=output, resamples=resamples, seed=seed)
         gain = pd.DataFrame(np.nan, index=frame.index, columns=["mean", "low", "high"])
         if model != base:
-            gain = differences(rows, rows_by_model[base], rounds=rounds, output=output, resamples=resamples, seed=seed)
+            gain = differences(rows, before, rounds=rounds, output=output, resamples=resamples, seed=seed)
         found.append(frame.assign(model=model, gain=gain["mean"], gain_low=gain["low"], gain_high=gain["high"]))
     return pd.concat(found, ignore_index=True)
 
@@ -189,6 +209,13 @@ def task_names(tasks: Iterable[object]) -> list[str]:
     """The distinct tasks in the order of the paper's tables."""
     known = {str(task) for task in tasks}
     return [task for task in TASK_ORDER if task in known] + sorted(known - set(TASK_ORDER))
+
+
+def _runs(count: int, *, resamples: int, seed: int) -> NDArray[np.float64]:
+    """`[1 + resamples, count]`: how often each seed counts; once in the real mean, then as often as it was drawn."""
+    rng = np.random.default_rng((seed, zlib.crc32(b"seeds")))
+    times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.concatenate((np.ones((1, count)), times))
 
 
 def _draws(part: pd.DataFrame, *, name: str, seed: int, resamples: int) -> NDArray[np.float64]:

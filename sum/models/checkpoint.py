@@ -11,6 +11,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from sum.models.backbones import BACKBONES
 from sum.models.segmenter import TASKS, Segmenter
 
 TASK_PROMPT = "task_prompt"
+WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # of Meta's encoders
 
 
 def load_segmenter(path: str | Path, *, backbone: str) -> Segmenter:
@@ -39,6 +41,24 @@ def load_segmenter(path: str | Path, *, backbone: str) -> Segmenter:
     if TASK_PROMPT in tensors:
         fill(model, {TASK_PROMPT: tensors[TASK_PROMPT]}, path=path, owner="the task prompt", only={TASK_PROMPT})
     return model.eval()
+
+
+def backbone_of(path: Path) -> str:
+    """The backbone whose weights a local file holds: what our header says, else SAM's by the width of its ViT.
+
+    Raises CheckpointError when it is neither.
+    """
+    if path.suffix == ".safetensors" and path.is_file():
+        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            if named := (file.metadata() or {}).get("backbone"):
+                return str(named)
+    patches = _read(path).get("image_encoder.patch_embed.proj.weight")
+    width = None if patches is None else len(patches)
+    if width not in WIDTHS:
+        raise CheckpointError(
+            f"{path}: neither weights that this project wrote nor a SAM of {', '.join(WIDTHS.values())}"
+        )
+    return WIDTHS[width]
 
 
 def save_segmenter(path: Path, model: Segmenter, *, about: Mapping[str, str]) -> str:

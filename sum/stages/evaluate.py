@@ -10,9 +10,10 @@ import logging
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,41 +78,93 @@ def run(config: Config, *, model: str) -> Path:
 
     Raises MissingInput, CheckpointError, DataError; TrackingError when MLflow does not take the figures written.
     """
+    refiner = REFINER if model == BASE and REFINER.is_file() else None
+    subject = Subject(model, _weights(config, model), config.model.backbone, refiner)
+    benchmark = read_benchmark()
+    done = examine(config, subject, benchmark, out=OUT / model)
+    if done is None:
+        return OUT / model
+    write_json(TIMING / f"{model}.json", done.times)
+    figures = tracked_figures(done.summary)
+    figures["all"] |= {key: value for key, value in done.times.items() if "_ms_" in key}
+    _log_to_mlflow(config, subject, figures=figures, digest=benchmark.fingerprint)
+    done.forget()
+    return OUT / model
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose answers are looked at."""
+
+    name: str
+    weights: Path
+    backbone: str
+    refiner: Path | None = None  # for the uncertainty of its first answers
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What came of it, and the shards it was made from."""
+
+    summary: dict[str, Any]
+    times: dict[str, Any]
+    work: Path
+
+    def forget(self) -> None:
+        """Delete the shards, when all that hangs on them is written; others may still look at shared ones."""
+        if not is_shared():
+            shutil.rmtree(self.work, ignore_errors=True)  # the same evaluation started twice: both write the same
+
+
+def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path) -> Examined | None:
+    """Put a model through the suite and write the folder `out`; None in a process that only helps to.
+
+    Raises CheckpointError, DataError.
+    """
     settings, suite = config.evaluate, suite_of(config)
-    benchmark = _benchmark()
-    weights = _weights(config, model)
     device = own_device(pick_device(config.device))
-    segmenter = load_segmenter(weights, backbone=config.model.backbone).to(device).eval()
-    sha256 = checkpoint.fingerprint(weights)
-    with_maps = model == BASE and REFINER.is_file()
-    refiner = load_refiner(REFINER, base=segmenter, origin=sha256) if with_maps else None
-    inputs = (model, sha256, benchmark.fingerprint, checkpoint.fingerprint(REFINER) if with_maps else None)
-    asked = (suite.describe(), sorted(settings.report_rounds), config.model.backbone)
-    share = open_share(WORK / fingerprint(*asked, *inputs))
-    bench = Bench(model, segmenter, suite, keep=settings.report_rounds, refiner=refiner)
+    segmenter = load_segmenter(subject.weights, backbone=subject.backbone).to(device).eval()
+    protocol = protocol_of(config, subject, benchmark)
+    origin = str(protocol["weights_sha256"])
+    refiner = load_refiner(subject.refiner, base=segmenter, origin=origin) if subject.refiner else None
+    share = open_share(
+        WORK / fingerprint(protocol, checkpoint.fingerprint(subject.refiner) if subject.refiner else None)
+    )
+    bench = Bench(subject.name, segmenter, suite, keep=settings.report_rounds, refiner=refiner)
     parts = _divide(benchmark)
     _play(bench, parts, benchmark.masks_of(), share=share, workers=settings.workers)
     if process_rank()[0]:
-        return OUT / model
-    facts = {"model": model, "weights_sha256": sha256, "benchmark": benchmark.fingerprint}
-    protocol = {**facts, **_describe(config, suite), "device": device.type, "dtype": _dtype(segmenter)}
+        return None
     shards = [share.folder / name for name in parts]
-    wanted = {MAPS: with_maps, FIDELITY: suite.fidelity, GENERATED: suite.everything is not None, TIMES: False}
-    with replace_folder(OUT / model) as folder:
-        for name in (name for name in TABLES if wanted.get(name, True)):
+    absent = {MAPS: refiner is None, FIDELITY: not suite.fidelity, GENERATED: suite.everything is None, TIMES: True}
+    with replace_folder(out) as folder:
+        for name in (name for name in TABLES if not absent.get(name)):
             join_tables(read_shards(shards, name, TABLES[name]), folder / name, TABLES[name])
         write_json(folder / "protocol.json", protocol)
         rounds, draws = sorted(settings.report_rounds), {"resamples": settings.resamples, "seed": config.seed}
         summary = summarise(folder, prompts=suite.prompts, rounds=rounds, **draws)
         write_json(folder / "summary.json", summary)
     times = time_figures(read_shards(shards, TIMES, TIME_SCHEMA))
-    write_json(TIMING / f"{model}.json", {**_computer(device), "workers": settings.workers, **times})
-    figures = tracked_figures(summary)
-    figures["all"] |= {key: value for key, value in times.items() if "_ms_" in key}
-    _log_to_mlflow(config, model, weights=weights, sha256=sha256, figures=figures, digest=benchmark.fingerprint)
-    if not is_shared():  # others may still look there
-        shutil.rmtree(share.folder, ignore_errors=True)  # the same evaluation started twice: both write the same
-    return OUT / model
+    return Examined(summary, {**_computer(device), "workers": settings.workers, **times}, share.folder)
+
+
+def protocol_of(config: Config, subject: Subject, benchmark: Manifest) -> dict[str, object]:
+    """Every choice that a number depends on, in words and numbers: protocol.json."""
+    settings, told = config.evaluate, suite_of(config).describe()
+    packages = ("torch", "segment-anything", "opencv-python-headless", "numpy")
+    return {
+        "model": subject.name,
+        "weights_sha256": checkpoint.fingerprint(subject.weights),
+        "backbone": subject.backbone,
+        "benchmark": benchmark.fingerprint,
+        **told,
+        "report_rounds": sorted(settings.report_rounds),
+        "resamples": settings.resamples,
+        "choices": {**told["choices"], **AVERAGES},  # type: ignore[dict-item]
+        "device": pick_device(config.device).type,
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),  # what models are built in
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
 
 
 def suite_of(config: Config) -> Suite:
@@ -163,7 +216,8 @@ def _play(bench: Bench, parts: Parts, masks: Mapping[str, Sequence[MaskRecord]],
             write_shard(share.folder / name, found, TABLES)
 
 
-def _benchmark() -> Manifest:
+def read_benchmark() -> Manifest:
+    """What is evaluated on: split test. Raises MissingInput, and DataError without a mask or with an empty one."""
     benchmark = read_manifest(MANIFEST, reader="evaluate").select(split="test")
     if not benchmark.masks:
         raise DataError(
@@ -188,26 +242,6 @@ def _weights(config: Config, model: str) -> Path:
     return path
 
 
-def _describe(config: Config, suite: Suite) -> dict[str, object]:
-    """Every choice that a number depends on, in words and numbers."""
-    settings = config.evaluate
-    packages = ("torch", "segment-anything", "opencv-python-headless", "numpy")
-    told = suite.describe()
-    return {
-        **told,
-        "backbone": config.model.backbone,
-        "report_rounds": sorted(settings.report_rounds),
-        "resamples": settings.resamples,
-        "choices": {**told["choices"], **AVERAGES},  # type: ignore[dict-item]
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-
-
-def _dtype(model: torch.nn.Module) -> str:
-    """What the model computes in."""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
 def _computer(device: torch.device) -> dict[str, str | int]:
     """What the times are of."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -215,22 +249,16 @@ def _computer(device: torch.device) -> dict[str, str | int]:
 
 
 def _log_to_mlflow(
-    config: Config,
-    model: str,
-    *,
-    weights: Path,
-    sha256: str,
-    figures: Mapping[str, Mapping[str, float]],
-    digest: str,
+    config: Config, subject: Subject, *, figures: Mapping[str, Mapping[str, float]], digest: str
 ) -> None:
     """Put the figures on the logged model of these weights, the benchmark as its data set."""
-    settings = config.tracking
+    settings, model = config.tracking, subject.name
     logged = run_of_weights(
-        weights,
+        subject.weights,
         uri=settings.uri,
         experiment=settings.experiment,
         name=f"{settings.model}-base" if model == BASE else f"{settings.model}-ft-{model}",
-        fingerprint=sha256,
+        fingerprint=checkpoint.fingerprint(subject.weights),
         run_id=_run_id(model),
     )
     logged.log_evaluation(figures, digest=digest)
