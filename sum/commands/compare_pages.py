@@ -5,54 +5,106 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sum.commands.compare_models import Named
 from sum.config import Config
-from sum.data.grids import make_grid, to_csv, to_markdown
+from sum.data.gate_pages import Verdict, to_verdict
+from sum.data.grids import to_csv, to_markdown
 from sum.data.protocols import read_protocol, unlike
-from sum.data.score_tables import of_game, read_rows
-from sum.data.scores import comparison_table
-from sum.errors import DataError
+from sum.data.records import read_manifest
+from sum.data.report_page import About, build, render
+from sum.errors import DataError, choose
+from sum.models.backbones import BACKBONES
+from sum.models.interact import OUTPUTS
+from sum.stages.evaluate import MANIFEST
+from sum.stages.register import as_report, judge
+from sum.stages.report import flat_protocol
 from sum.storage import replace_folder
 
 log = logging.getLogger(__name__)
 READER = "compare"
+Folders = Mapping[str, Sequence[Path]]  # label -> evaluations, several where they are seeds; the base first
 
 
-def write(
-    config: Config,
-    folders: Mapping[str, Sequence[Path]],
-    *,
-    groups: Mapping[str, Sequence[Named]],
-    force: bool,
-    out: Path,
-) -> str:
-    """Write the folder `out`; returns the table and where the report is. folders: label -> evaluations, one a seed.
+def write(config: Config, folders: Folders, *, groups: Mapping[str, Sequence[Named]], force: bool, out: Path) -> str:
+    """Write the folder `out`; returns the table and where the report is. groups: what `folders` are of.
 
     Raises DataError when they were made by different rules, unless forced, or are of different masks; MissingInput.
     """
-    protocols = {
-        f"{label} ({folder})": read_protocol(folder, reader=READER)
-        for label, found in folders.items()
-        for folder in found
-    }
-    differing = unlike(protocols)
-    for name, said in differing.items():
-        words = f"{next(iter(protocols))} and {name} were made by different rules: {said}"
+    models, seeds = _apart(folders)
+    protocols = {model: read_protocol(folder, reader=READER) for model, folder in models.items()}
+    differing = _refuse(protocols, models, force=force)
+    page = build(
+        models,
+        protocols,
+        _about(config, groups, protocols),
+        manifest=read_manifest(MANIFEST, reader=READER),
+        seeds=seeds,
+    )
+    verdicts = [] if differing else _judge(config, models, protocols)
+    text = to_markdown(page.grid, unit=page.unit)
+    told = [f"- {verdict.model}: {verdict.word} by the gate: {'; '.join(verdict.reasons)}" for verdict in verdicts]
+    told += [f"- other rules, compared by force: {said}" for said in differing]
+    with replace_folder(out) as folder:
+        protocol = [*(("other rules, compared by force", said) for said in differing), *flat_protocol(protocols)]
+        (folder / "index.html").write_text(render(page, verdicts=verdicts, protocol=protocol), encoding="utf-8")
+        (folder / "table.md").write_text("\n".join([text, *told, ""]), encoding="utf-8")
+        (folder / "table.csv").write_text(to_csv(page.grid), encoding="utf-8")
+    return "\n".join(["", text, *told, f"\nReport: {out / 'index.html'}", ""])
+
+
+def _apart(folders: Folders) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """Model -> its evaluation, and label -> the models that are seeds of one."""
+    models, seeds = dict[str, Path](), dict[str, list[str]]()
+    for label, found in folders.items():
+        names = [label] if len(found) == 1 else [f"{label} {number}" for number in range(1, len(found) + 1)]
+        models |= dict(zip(names, found, strict=True))
+        if len(found) > 1:
+            seeds[label] = names
+    return models, seeds
+
+
+def _refuse(protocols: Mapping[str, Any], models: Mapping[str, Path], *, force: bool) -> list[str]:
+    """What differs in the rules, in words; raises DataError unless forced."""
+    base, found = next(iter(protocols)), list[str]()
+    for model, said in unlike(protocols).items():
+        words = f"{base} ({models[base]}) and {model} ({models[model]}) were made by different rules: {said}"
         if not force:
             raise DataError(f"{words}. --force compares them all the same, and the report says so.")
         log.warning("%s", words)
-    prompt = next(iter(protocols.values()))["prompts"][0]
-    rows = {
-        label: [of_game(read_rows(folder, reader=READER), prompt=prompt) for folder in found]
-        for label, found in folders.items()
-    }
-    base = next(iter(rows))
-    rounds = sorted(set(config.evaluate.report_rounds) & set(rows[base][0]["round"]))
-    table = comparison_table(rows, rounds=rounds, base=base, resamples=config.evaluate.resamples, seed=config.seed)
-    grid = make_grid(table)
-    text = to_markdown(grid, unit="prompts" if prompt == "box" else "points")
-    with replace_folder(out) as folder:
-        (folder / "table.md").write_text(text, encoding="utf-8")
-        (folder / "table.csv").write_text(to_csv(grid), encoding="utf-8")
-    return f"\n{text}\nReport: {out / 'index.html'}\n"
+        found.append(words)
+    return found
+
+
+def _judge(config: Config, models: Mapping[str, Path], protocols: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
+    """What the gate would say of each model against the first, with intervals and p-values."""
+    base, *others = models
+    found = []
+    for model in others:
+        verdict = judge(models[base], models[model], protocols[base], settings=config.register, seed=config.seed)
+        found.append(to_verdict(as_report(verdict, settings=config.register), model=model))
+    return found
+
+
+def _about(config: Config, groups: Mapping[str, Sequence[Named]], protocols: Mapping[str, Mapping[str, Any]]) -> About:
+    settings, words = config.evaluate, {label: _source(models) for label, models in groups.items()}
+    base, *others = groups
+    backbone = str(next(iter(protocols.values()))["backbone"])
+    return About(
+        base=words[base],
+        tuned=[(label, words[label]) for label in others],
+        outputs=OUTPUTS,
+        report_rounds=next(iter(protocols.values()))["report_rounds"],
+        resamples=settings.resamples,
+        seed=config.seed,
+        pictures=settings.pictures,
+        side=choose(BACKBONES, backbone, key="model.backbone").side,
+        stated={name: entry.expect.point_miou for name, entry in config.datasets.items()},
+    )
+
+
+def _source(models: Sequence[Named]) -> str:
+    """Where models come from."""
+    places = [str(model.evaluation or model.weights) for model in models]
+    return ", ".join(places) if len(places) == 1 else f"{len(places)} seeds: {', '.join(places)}"

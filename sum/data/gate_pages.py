@@ -39,7 +39,11 @@ def read_verdict(path: Path, *, model: str) -> Verdict:
     """Of data/registry/BUDGET.json; undecided, and with the command, where there is none yet."""
     if not path.is_file():
         return Verdict(model, "undecided", (f"run `dvc repro register@{model}`",))
-    found = json.loads(path.read_text(encoding="utf-8"))
+    return to_verdict(json.loads(path.read_text(encoding="utf-8")), model=model)
+
+
+def to_verdict(found: Mapping[str, Any], *, model: str) -> Verdict:
+    """Of what stage register writes there."""
     rows = tuple(_row(row) for row in found.get("table", []) if row["scope"] != "dataset")
     return Verdict(model, found["verdict"], tuple(found["reasons"]), rows, tuple(found.get("not_looked_at", [])))
 

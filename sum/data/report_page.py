@@ -28,7 +28,7 @@ from sum.data.score_tables import (
     read_rows,
     read_table,
 )
-from sum.data.scores import LEVELS, comparison_table, estimates, task_names
+from sum.data.scores import LEVELS, Seeds, comparison_table, estimates, seeds_of, task_names
 from sum.data.showcase import KINDS, Example, iou_by_model
 
 READER = "report"
@@ -68,10 +68,16 @@ class Page:
 
 
 def build(
-    folders: Mapping[str, Path], protocols: Mapping[str, Mapping[str, Any]], about: About, *, manifest: Manifest
+    folders: Mapping[str, Path],
+    protocols: Mapping[str, Mapping[str, Any]],
+    about: About,
+    *,
+    manifest: Manifest,
+    seeds: Mapping[str, Sequence[str]] | None = None,
 ) -> Page:
     """All that evaluations say. folders, protocols: model -> data/evaluation/MODEL and its protocol.json, base first.
 
+    seeds: label -> those of the models that are seeds of one; the main tables, curves and outputs have them as one.
     `render` wants more keys beside `Page.words`, see EXTRAS. Raises MissingInput and DataError.
     """
     protocol = protocols[next(iter(folders))]
@@ -79,9 +85,10 @@ def build(
     first = protocol["prompts"][0]
     rows = {model: of_game(table, prompt=first) for model, table in played.items()}
     base = next(iter(rows.values()))
+    pooled = _pooled(rows, seeds or {})
     unit = "prompts" if first == "box" else "points"  # with a box first it is not always a point
     draws: dict[str, Any] = {"resamples": about.resamples, "seed": about.seed}
-    table = comparison_table(rows, rounds=sorted(set(base["round"])), base=next(iter(rows)), **draws)
+    table = comparison_table(pooled, rounds=sorted(set(base["round"])), base=next(iter(rows)), **draws)
     short = table[table["round"].isin(list(about.report_rounds))]
     grid = make_grid(short)
     tested = dict(base[["dataset", "task"]].drop_duplicates().itertuples(index=False, name=None))
@@ -103,9 +110,10 @@ def build(
         "passed": _beside(folders, FIDELITY, FIDELITY_SCHEMA, breakdowns.passed, about),
         "generated": _beside(folders, GENERATED, EVERYTHING_SCHEMA, breakdowns.generated, about),
         "calibration": _calibration(rows),
-        "output_rows": _outputs(rows, table, about),
+        "output_rows": _outputs(pooled, table, about),
         "base": next(iter(rows)),
         "models": [*rows],
+        "pooled": [*pooled],
         **_words(base, about, protocol, unit=unit),
     }
     return Page(words, grid, unit, chart, shown)
@@ -171,9 +179,19 @@ def _calibration(rows: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     return {"chart": calibration.chart(tables), "lines": lines, "errors": errors}
 
 
-def _outputs(rows: Mapping[str, pd.DataFrame], table: pd.DataFrame, about: About) -> list[dict[str, Any]]:
+def _pooled(rows: Mapping[str, pd.DataFrame], seeds: Mapping[str, Sequence[str]]) -> dict[str, Seeds]:
+    """Models in their order, with those that are seeds of one in its place."""
+    of = {member: label for label, members in seeds.items() for member in members}
+    found: dict[str, Seeds] = {}
+    for model, table in rows.items():
+        label = of.get(model, model)
+        found[label] = [rows[member] for member in seeds[label]] if model in of else table
+    return found
+
+
+def _outputs(rows: Mapping[str, Seeds], table: pd.DataFrame, about: About) -> list[dict[str, Any]]:
     """mIoU over all data sets of each kind of output: a row an output and round, a cell a model. table: of oracle."""
-    base = next(iter(rows.values()))
+    (base,) = seeds_of(next(iter(rows.values())))
     found = []
     for output in about.outputs:
         rounds = sorted(set(base.loc[base["output"] == output, "round"]) & set(about.report_rounds))

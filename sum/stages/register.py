@@ -53,8 +53,9 @@ def run(config: Config, *, budget: str) -> Path:
     if rules["weights_sha256"] != fingerprint:
         hint = f"Run `dvc repro evaluate@{budget}`."
         raise DataError(f"data/evaluation/{budget} is of other weights than {weights} has now. {hint}")
-    verdict = judge(budget, rules, settings=config.register, seed=config.seed)
-    report = _report(verdict, settings=config.register) | {"budget": budget, "weights": fingerprint}
+    folders = EVALUATION / "base", EVALUATION / budget
+    verdict = judge(*folders, rules, settings=config.register, seed=config.seed)
+    report = as_report(verdict, settings=config.register) | {"budget": budget, "weights": fingerprint}
     report |= _register(config, weights=weights, report=report, benchmark=_benchmark(rules, config.register))
     path = Path("data/registry") / f"{budget}.json"
     write_json(path, report)
@@ -62,9 +63,9 @@ def run(config: Config, *, budget: str) -> Path:
     return path
 
 
-def judge(budget: str, rules: Mapping[str, Any], *, settings: RegisterConfig, seed: int) -> Verdict:
-    """The gate's verdict on data/evaluation/BUDGET against data/evaluation/base; rules: their common protocol.json."""
-    base, tuned = (read_tables(EVALUATION / model, rules, reader="register") for model in ("base", budget))
+def judge(before: Path, after: Path, rules: Mapping[str, Any], *, settings: RegisterConfig, seed: int) -> Verdict:
+    """The gate's verdict on the evaluation in folder `after` against `before`; rules: their common protocol.json."""
+    base, tuned = (read_tables(folder, rules, reader="register") for folder in (before, after))
     table = paired(
         base,
         tuned,
@@ -84,7 +85,7 @@ def judge(budget: str, rules: Mapping[str, Any], *, settings: RegisterConfig, se
     return decide((Change(*row) for row in table.itertuples(index=False, name=None)), limits=limits)
 
 
-def _report(verdict: Verdict, *, settings: RegisterConfig) -> Report:
+def as_report(verdict: Verdict, *, settings: RegisterConfig) -> Report:
     """What JSON tells of the verdict; `overall`, `tasks` and `datasets` are the table's rows of family gain."""
     table = [{**asdict(row.change), "limit": row.limit, "ok": row.ok} for row in verdict.table]
     table = [{key: _rounded(value) for key, value in row.items()} for row in table]

@@ -55,7 +55,7 @@ def run(config: Config) -> Path:
         datasets=_datasets(config, manifest),
         training=_training([*config.budgets]),
         stages=[(title, _flat(_read(path))) for title, path in STAGES.items() if path.is_file()],
-        protocol=_protocol(protocols),
+        protocol=flat_protocol(protocols),
     )
     with replace_folder(OUT) as folder:
         (folder / "index.html").write_text(text, encoding="utf-8")
@@ -80,9 +80,9 @@ def _about(config: Config) -> About:
     )
 
 
-def _protocol(protocols: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+def flat_protocol(protocols: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What all evaluations share, choices first, and the weights of each."""
-    shared = {key: value for key, value in protocols[BASE].items() if key not in OWN}
+    shared = {key: value for key, value in next(iter(protocols.values())).items() if key not in OWN}
     weights = {f"weights of {model}": facts["weights_sha256"] for model, facts in protocols.items()}
     return _flat({**shared.pop("choices"), **shared, **weights})
 

@@ -64,6 +64,10 @@ def test_two_models_are_evaluated_once_and_laid_side_by_side(
     assert table["all mIoU@1"].to_dict() == pytest.approx(means, abs=0.006)
     assert f"{means['small']:.1f} ±" in said
     assert "data/comparison/index.html" in said
+    assert "small: refused by the gate" in said  # everything and fidelity are off: the gate wants them
+    page = (OUT / "index.html").read_text()
+    assert "small: refused" in page
+    assert f"{means['small']:.1f} ±" in page
     assert not Path("data/evaluation").exists()
     assert not list(Path("work/evaluate").iterdir())
     monkeypatch.setattr(evaluate, "examine", lambda *_, **__: pytest.fail("evaluated again"))
@@ -101,6 +105,8 @@ def test_other_rules_are_refused_unless_forced(bench: Path, capsys: pytest.Captu
     assert "and 1.0. --force compares them" in said
     assert (OUT / "table.csv").read_bytes() == before
     assert main(["compare", str(two), "elsewhere", "--force"]) == 0
+    assert "versions: torch" in (OUT / "index.html").read_text()
+    assert "- other rules, compared by force: " in (OUT / "table.md").read_text()
 
 
 def test_seeds_are_one_model(bench: Path, weights: tuple[Path, Path]) -> None:
@@ -110,6 +116,9 @@ def test_seeds_are_one_model(bench: Path, weights: tuple[Path, Path]) -> None:
     assert main(["compare", "base", "--seeds", "sum", *names]) == 0
     together = pd.read_csv(OUT / "table.csv", index_col="model")
     assert list(together.index) == ["base", "sum"]
+    page = (OUT / "index.html").read_text()
+    assert "sum 3" in page  # each seed has its own scatter and verdict
+    assert "3 seeds: seed0.safetensors, seed1.safetensors, seed2.safetensors" in page
     assert main(["compare", "base", *names]) == 0
     apart = pd.read_csv(OUT / "table.csv", index_col="model")
     assert together.loc["sum", "all mIoU@1"] == pytest.approx(apart.iloc[1:]["all mIoU@1"].mean(), abs=0.02)

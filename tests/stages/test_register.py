@@ -148,7 +148,7 @@ def test_a_worse_model_is_registered_and_told_why_it_is_refused(config):
     write_weights("small", b"small")
     found = json.loads(run(config, budget="small").read_text())
     assert found["verdict"] == "refused"
-    told = "50.0 -> 45.0: falls by 5.0 [5.0, 5.0], at most 1.0 is tolerated"
+    told = "50.0 -> 45.0: falls by 5.0 [5.0, 5.0], at most 2.0 is tolerated"
     kinds = ("1 point", "3, 5 points", "box", "box + 2, 4 points", "everything")
     assert found["reasons"] == [f"part, {kind}: {told}" for kind in kinds]
     registry = Registry(config.tracking.uri)
@@ -238,7 +238,7 @@ def test_the_table_is_flat_in_json_and_with_the_run(config, tmp_path):
         "base": 0.5,
         "tuned": 0.6,
         "p": row["p"],
-        "limit": -0.01,
+        "limit": -0.02,
         "ok": True,
     }
     assert 0 < row["p"] < 1
