@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_CPU = 1 << 17  # pixels of mask_losses at work at once: half a megabyte a map stays in the cache
+CHUNK_CPU = 3 << 16  # pixels of mask_losses at work at once: larger maps leave the cache, smaller ones are many calls
 CHUNK_GPU = 1 << 24  # 64 MB a map: enough to fill the device
 
 
@@ -166,10 +166,11 @@ def _focal_and_dice(
     focal, overlap, missed = torch.stack(parts).sum(0)
     doubled = 2 * overlap + weights.eps
     size = doubled + missed
-    pull, push = (weights.dice * x[..., None] for x in (doubled / size**2, -2 / size))
+    share = weights.dice / size
+    pull, push = share * doubled / size, -2 * share
     for *_, part, slope, label in strips:
         part.addcmul_(slope, (label * push).add_(pull))
-    losses: Tensor = focal + weights.dice * missed / size
+    losses: Tensor = (focal + share * missed)[..., 0]
     return losses
 
 
@@ -185,7 +186,7 @@ def _strip(
 ) -> Tensor:
     """What some pixels, `[n, M, p]`, add to the sums of their masks, in few passes: on a CPU each pass is a cost.
 
-    Returns `[3, n, M]`: weighted focal loss; where Dice looks, the probability that is right on the object, and that
+    Returns `[3, n, M, 1]`: weighted focal loss; where Dice looks, the probability that is right on the object, and that
     which is wrong anywhere. Filled are: `out` with the focal loss's derivative; of those where Dice looks, `slope` with
     the derivative of the probabilities and `label` `[n, 1, p]` with the object's pixels.
     """
@@ -201,9 +202,9 @@ def _strip(
     side = torch.rsub(label, others, alpha=weights.focal)  # -alpha on the object, as is the slope there
     torch.pow(miss, weights.gamma, out=factor).mul_(side.mul_(certainty))
     out.mul_(factor)
-    focal = surprise.mul_(factor).abs_().sum(2)
-    overlap = torch.mul(hit, label.mul_(certain), out=factor).sum(2)
-    missed = miss.mul_(certain).sum(2)
+    focal = surprise.mul_(factor).abs_().sum(2, keepdim=True)
+    overlap = torch.mul(hit, label.mul_(certain), out=factor).sum(2, keepdim=True)
+    missed = miss.mul_(certain).sum(2, keepdim=True)
     torch.mul(miss, hit, out=slope)
     return torch.stack([focal, overlap, missed])
 
