@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_CPU = 1 << 17  # pixels of mask_losses at work at once: half a megabyte a map stays in the cache
+CHUNK_CPU = 3 << 16  # pixels of mask_losses at work at once: larger maps leave the cache, smaller ones are many calls
 CHUNK_GPU = 1 << 24  # 64 MB a map: enough to fill the device
 
 
@@ -63,8 +63,8 @@ def mask_losses(logits: Tensor, target: Tensor, certainty: Tensor, weights: Loss
     """Weighted focal + Dice of every output of the decoder against the one label.
 
     logits: `[B, M, h, w]`, enlarged to the size of the label as `F.interpolate` does it (bilinear, align_corners
-    False); target, certainty: `[B, 1, H, W]`, as in `focal_loss`; gradient to the logits only, and only once. Returns
-    `[B, M]`. The same numbers as `focal_loss` and `dice_loss`, in a fraction of their time and memory.
+    False), all finite; target, certainty: `[B, 1, H, W]`, as in `focal_loss`; gradient to the logits only, and only
+    once. Returns `[B, M]`. The same numbers as `focal_loss` and `dice_loss`, in a fraction of their time and memory.
     """
     losses: Tensor = _MaskLosses.apply(_wide(logits), target, certainty, weights)
     return losses
@@ -109,27 +109,30 @@ class _MaskLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, certainty: Tensor, weights: LossWeights) -> Tensor:
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        losses = logits.new_empty(logits.shape[:2])
         held = CHUNK_CPU if logits.device.type == "cpu" else CHUNK_GPU
         small, large = logits.shape[2:], target.shape[2:]
         step = max(1, held // max(1, logits.shape[1] * large.numel()))
-        room = logits.new_empty(min(step, len(logits)), logits.shape[1], large.numel())  # to fill new memory is dear
-        for start in range(0, len(logits), step):
-            part = slice(start, start + step)
-            out = gradient[part].copy_(logits[part])
-            fine = out if small == large else _enlarged(out, large)
-            losses[part] = _focal_and_dice(
-                fine.flatten(2),
-                target[part].flatten(2),
-                certainty[part].flatten(2),
-                weights=weights,
-                room=room[: len(fine)],
-                held=held,
+        most = min(step, len(logits))  # new memory is dear, so all of them work in the same
+        room = [logits.new_empty(most, maps, large.numel()) for maps in (logits.shape[1], 1)]
+        losses = []
+        for z, slope, y, c in zip(*(torch.split(x, step) for x in (logits, gradient, target, certainty)), strict=True):
+            fine = z if small == large else _enlarged(z, large)
+            out = slope if small == large else fine
+            losses.append(
+                _focal_and_dice(
+                    fine.flatten(2),
+                    y.flatten(2),
+                    c.flatten(2),
+                    weights=weights,
+                    out=out.flatten(2),
+                    room=[x[: len(z)] for x in room],
+                    held=held,
+                )
             )
             if small != large:
-                out.copy_(_shrunk(fine, small))
+                slope.copy_(_shrunk(out, small))
         ctx.save_for_backward(gradient)
-        return losses
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
@@ -141,55 +144,76 @@ class _MaskLosses(torch.autograd.Function):
 
 
 def _focal_and_dice(
-    fine: Tensor, target: Tensor, certainty: Tensor, *, weights: LossWeights, room: Tensor, held: int
+    logits: Tensor,
+    target: Tensor,
+    certainty: Tensor,
+    *,
+    weights: LossWeights,
+    out: Tensor,
+    room: list[Tensor],
+    held: int,
 ) -> Tensor:
-    """Weighted losses `[n, M]` of logits `[n, M, P]`, which their derivative overwrites. target, certainty: `[n, 1,
-    P]`; room: scratch as large as the logits; held: how many pixels are at work at once.
+    """Weighted losses `[n, M]` of logits `[n, M, P]`; their derivative fills `out`, which may be the logits.
+
+    target, certainty: `[n, 1, P]`; room: scratch `[n, M, P]` and `[n, 1, P]`; held: pixels at work at once.
+    Dice is a ratio, missed / (2 overlap + eps + missed): both sums must be known before its derivative is.
     """
-    step = max(1, held // max(1, fine[:, :, 0].numel()))
-    strips = [slice(start, start + step) for start in range(0, fine.shape[2], step)]
-    each = replace(weights, focal=weights.focal / max(1, fine.shape[2]))  # a mean over all pixels
-    parts = [
-        _strip(fine[..., at], target[..., at], certainty[..., at], weights=each, slope=room[..., at]) for at in strips
-    ]
-    focal, truth, missed, gained = torch.stack(parts).sum(0)
-    doubled, size = 2 * (truth - missed) + weights.eps, 2 * truth - missed + gained + weights.eps
-    pull, push = ((weights.dice * x)[..., None] for x in (doubled / size**2, 2 / size))
-    for at in strips:
-        label = _indicator(target[..., at], above=0.5, dtype=fine.dtype)
-        fine[..., at].addcmul_(room[..., at], (label * -push).add_(pull))
-    losses: Tensor = focal + weights.dice * (1 - doubled / size)
+    step = max(1, held // max(1, logits[:, :, 0].numel()))
+    each = replace(weights, focal=weights.focal / max(1, logits.shape[2]))  # a mean over all pixels
+    maps = (logits, target, certainty, out, *room)
+    strips = list(zip(*(torch.split(x, step, dim=2) for x in maps), strict=True))
+    parts = [_strip(*strip, weights=each) for strip in strips]
+    focal, overlap, missed = torch.stack(parts).sum(0)
+    doubled = 2 * overlap + weights.eps
+    size = doubled + missed
+    share = weights.dice / size
+    pull, push = share * doubled / size, -2 * share
+    for *_, part, slope, label in strips:
+        part.addcmul_(slope, (label * push).add_(pull))
+    losses: Tensor = (focal + share * missed)[..., 0]
     return losses
 
 
-def _strip(logits: Tensor, target: Tensor, certainty: Tensor, *, weights: LossWeights, slope: Tensor) -> Tensor:
-    """What some pixels, `[n, M, p]`, add to the sums of their masks.
+def _strip(
+    logits: Tensor,
+    target: Tensor,
+    certainty: Tensor,
+    out: Tensor,
+    slope: Tensor,
+    label: Tensor,
+    *,
+    weights: LossWeights,
+) -> Tensor:
+    """What some pixels, `[n, M, p]`, add to the sums of their masks, in few passes: on a CPU each pass is a cost.
 
-    Returns `[4, n, M]`: weighted focal loss; pixels of the object, its missed and the gained probability, of those
-    where Dice looks. The focal loss's derivative overwrites the logits, that of Dice's probabilities fills `slope`.
+    Returns `[3, n, M, 1]`: weighted focal loss; where Dice looks, the probability that is right on the object, and that
+    which is wrong anywhere. Filled are: `out` with the focal loss's derivative; of those where Dice looks, `slope` with
+    the derivative of the probabilities and `label` `[n, 1, p]` with the object's pixels.
     """
-    label = _indicator(target, above=0.5, dtype=logits.dtype)
-    certain = _indicator(certainty, above=weights.theta, dtype=logits.dtype)
-    turn = torch.rsub(label, 1, alpha=2)  # 1 - 2 label
-    wrong = logits * turn  # above 0: on the wrong side
+    _mark(target, above=0.5, out=label)
+    certain = _mark(certainty, above=weights.theta, out=torch.empty_like(label))
+    wrong = torch.addcmul(logits, logits, label, value=-2)  # above 0: on the wrong side
     miss = torch.sigmoid(wrong)
     hit = 1 - miss
-    surprise = wrong.clamp_(min=0).sub_(torch.maximum(miss, hit).log_())  # softplus, which a CPU takes 6 times as long
-    side = torch.rsub(label, weights.focal * (1 - weights.alpha), alpha=weights.focal * (1 - 2 * weights.alpha))
-    factor = (miss**weights.gamma).mul_(side.mul_(certainty))
-    focal = (factor * surprise).sum(2)
-    torch.mul(torch.addcmul(miss, surprise, hit, value=weights.gamma).mul_(factor), turn, out=logits)
-    torch.mul(miss, hit.mul_(certain), out=slope)
-    label.mul_(certain)
-    missed, seen = (miss * label).sum(2), (miss * certain).sum(2)
-    return torch.stack([focal, label.sum(2).expand_as(focal), missed, seen - missed])
+    factor = torch.maximum(miss, hit)
+    surprise = wrong.clamp_(min=0).sub_(factor.log_())  # softplus, which a CPU takes 6 times as long
+    torch.addcmul(miss, surprise, hit, value=weights.gamma, out=out)
+    others = weights.focal * (1 - weights.alpha)
+    side = torch.rsub(label, others, alpha=weights.focal)  # -alpha on the object, as is the slope there
+    torch.pow(miss, weights.gamma, out=factor).mul_(side.mul_(certainty))
+    out.mul_(factor)
+    focal = surprise.mul_(factor).abs_().sum(2, keepdim=True)
+    overlap = torch.mul(hit, label.mul_(certain), out=factor).sum(2, keepdim=True)
+    missed = miss.mul_(certain).sum(2, keepdim=True)
+    torch.mul(miss, hit, out=slope)
+    return torch.stack([focal, overlap, missed])
 
 
-def _indicator(values: Tensor, *, above: float, dtype: torch.dtype) -> Tensor:
+def _mark(values: Tensor, *, above: float, out: Tensor) -> Tensor:
     """1 above a number, 0 elsewhere, in the fewest passes: a comparison that makes bool is slow to turn into float."""
     if values.dtype == torch.bool:
-        return values.view(torch.uint8).to(dtype)
-    return torch.gt(values, above, out=torch.empty(values.shape, dtype=dtype, device=values.device))
+        return out.copy_(values.view(torch.uint8))
+    return torch.gt(values, above, out=out)
 
 
 def _enlarged(logits: Tensor, hw: torch.Size) -> Tensor:

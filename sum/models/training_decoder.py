@@ -119,11 +119,10 @@ class _Scene:
             tokens = layer.norm2(tokens + seen)
             tokens = layer.norm3(tokens + layer.mlp(tokens))
             image = (
-                self.write_shared(writes, tokens + points, tokens, offset)
+                layer.norm4(self.write_shared(writes, tokens + points, tokens, offset))
                 if shared
-                else self.write(writes, tokens + points, tokens, image)
+                else self.write(layer, tokens + points, tokens, image)
             )
-            image = layer.norm4(image)
         seen = self.read(transformer.final_attn_token_to_image, tokens + points, image)
         return transformer.norm_final_attn(tokens + seen), image
 
@@ -139,17 +138,20 @@ class _Scene:
         out: Tensor = attention.out_proj(found)
         return out
 
-    def write(self, attention: Any, keys: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-        """The image `[n, P, C]` and what its positions take from the tokens."""
+    def write(self, layer: Any, keys: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
+        """The image `[n, P, C]` and what its positions take from the tokens, normed."""
+        attention = layer.cross_attn_image_to_token
         if absorbed.pays(attention, keys.shape[1]):
             gifts = absorbed.gifts(attention, tokens) + attention.out_proj.bias / attention.num_heads
             offers, bias = absorbed.offers(attention, keys)
-            write = _write if _autocast(image) else _Write.apply
-            out: Tensor = write(offers, bias, gifts, image, self.where, attention.num_heads)[0]
+            if _autocast(image):
+                return _write(offers, bias, gifts, image, self.where, layer)
+            scale = torch.stack([layer.norm4.weight, layer.norm4.bias])
+            out: Tensor = _Write.apply(offers, bias, gifts, image, self.where, scale, layer)
             return out
         queries = F.linear(image, attention.q_proj.weight) + attention.q_proj(self.where)
         taken = _look_up(attention, queries, attention.k_proj(keys), attention.v_proj(tokens))
-        together: Tensor = image + attention.out_proj(taken)
+        together: Tensor = layer.norm4(image + attention.out_proj(taken))
         return together
 
     def read_shared(self, attention: Any, queries: Tensor, offset: Tensor | None) -> Tensor:
@@ -209,13 +211,12 @@ def _read(questions: Tensor, image: Tensor, where: Tensor) -> Tensor:
     return _shares(questions, image, where) @ image
 
 
-def _write(
-    offers: Tensor, bias: Tensor, gifts: Tensor, image: Tensor, where: Tensor, heads: int
-) -> tuple[Tensor, Tensor]:
-    """The image and what it takes from the tokens `[n, P, C]`, and the shares over tokens `[n, h * T, P]`."""
+def _write(offers: Tensor, bias: Tensor, gifts: Tensor, image: Tensor, where: Tensor, layer: Any) -> Tensor:
+    """The image and what it takes from the tokens, normed: `[n, P, C]`."""
     scores = offers @ (image + where).transpose(1, 2) + bias
-    share = absorbed.each_head(scores, heads).softmax(2).flatten(1, 2)
-    return image + share.transpose(1, 2) @ gifts, share
+    share = absorbed.each_head(scores, layer.cross_attn_image_to_token.num_heads).softmax(2).flatten(1, 2)
+    out: Tensor = layer.norm4(image + share.transpose(1, 2) @ gifts)
+    return out
 
 
 class _Read(torch.autograd.Function):
@@ -239,27 +240,36 @@ class _Read(torch.autograd.Function):
 
 
 class _Write(torch.autograd.Function):
-    """`_write`, which keeps its shares and makes image + where again."""
+    """`_write`, which keeps its shares and makes image + where, and what is normed, again."""
 
     @staticmethod
     def forward(
-        ctx: Any, offers: Tensor, bias: Tensor, gifts: Tensor, image: Tensor, where: Tensor, heads: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, offers: Tensor, bias: Tensor, gifts: Tensor, image: Tensor, where: Tensor, scale: Tensor, layer: Any
+    ) -> Tensor:
+        """scale: weight and bias of the layer's norm `[2, C]`, whose gradient is wanted."""
         scores = torch.baddbmm(bias, offers, (image + where).transpose(1, 2))  # fused: fewer passes than `_write`
-        share = absorbed.each_head(scores, heads).softmax(2).flatten(1, 2)
-        out = torch.baddbmm(image, share.transpose(1, 2), gifts)
-        ctx.save_for_backward(offers, gifts, image, where, share)
-        ctx.mark_non_differentiable(share)
-        ctx.heads = heads
-        return out, share
+        ctx.heads = layer.cross_attn_image_to_token.num_heads
+        share = absorbed.each_head(scores, ctx.heads).softmax(2).flatten(1, 2)
+        together = torch.baddbmm(image, share.transpose(1, 2), gifts)
+        weight, shift = scale
+        out, mean, rstd = torch.native_layer_norm(together, weight.shape, weight, shift, layer.norm4.eps)
+        ctx.save_for_backward(offers, gifts, image, where, share, scale, mean, rstd)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
-        offers, gifts, image, where, share = ctx.saved_tensors
-        each = (gifts @ upstream.transpose(1, 2)).mul_(share)
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        offers, gifts, image, where, share, scale, mean, rstd = ctx.saved_tensors
+        together = torch.baddbmm(image, share.transpose(1, 2), gifts)
+        slope, *by_scale = torch.ops.aten.native_layer_norm_backward(
+            upstream, together, scale.shape[1:], mean, rstd, *scale, [True] * 3
+        )
+        del together
+        each = (gifts @ slope.transpose(1, 2)).mul_(share)
         each = absorbed.each_head(each, ctx.heads)
-        mean = each.sum(2, keepdim=True)
-        pull = (each - absorbed.each_head(share, ctx.heads) * mean).flatten(1, 2)  # of the scores
-        back = torch.baddbmm(upstream, pull.transpose(1, 2), offers)
-        return pull @ (image + where), pull.sum(-1, keepdim=True), share @ upstream, back, None, None
+        total = each.sum(2, keepdim=True)
+        pull = (each - absorbed.each_head(share, ctx.heads) * total).flatten(1, 2)  # of the scores
+        by_gifts = share @ slope
+        back = slope.baddbmm_(pull.transpose(1, 2), offers)
+        by_offers = pull @ (image + where)
+        return by_offers, pull.sum(-1, keepdim=True), by_gifts, back, None, torch.stack(by_scale), None

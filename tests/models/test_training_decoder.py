@@ -131,3 +131,20 @@ def test_the_same_call_gives_the_same_bits(model: Segmenter) -> None:
         for answer in (model.decode(embedding, index, prompts, multimask=False) for _ in range(2))
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_image_of_a_mask_is_kept_three_times(model: Segmenter) -> None:
+    """As it comes and behind either layer; not before each norm, and not with its positions."""
+    size = model.sam.prompt_encoder.image_embedding_size
+    embedding = torch.randn(2, model.sam.prompt_encoder.embed_dim, *size).requires_grad_()
+    index, prompts = torch.arange(MASKS) % 2, prompts_of(model, points=1, feedback=True)
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model.decode(embedding, index, prompts, multimask=False)
+    whole = (MASKS, size[0] * size[1], model.sam.prompt_encoder.embed_dim)
+    assert sum(x.shape == whole for x in kept.values()) == 3
