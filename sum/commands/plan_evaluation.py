@@ -86,8 +86,8 @@ def plan(
     found = estimate(samples, images=work.images, masks=work.masks)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     how = (
-        f"{name} ({torch.get_num_threads()} threads), {weights}; measured: {len(samples)} images, "
-        f"{math.fsum(sample.masks for sample in samples):.0f} masks"
+        f"{name} ({torch.get_num_threads()} threads), {weights}; measured: "
+        f"{math.fsum(sample.masks for sample in samples):.0f} masks of {len(samples)} image{'s'[: len(samples) - 1]}"
     )
     crew = Crew(
         workers=settings.workers,

@@ -90,7 +90,7 @@ def test_without_a_manifest_they_are_those_expected(project: Path) -> None:
     assert f"40 images with {45 + 70} masks" in line
     assert "`expect` of 2 of 3 test sets; 7 masks an image supposed for 1 of them, --masks; drawn at 1500 px" in line
     told = plan(config, side=64, masks=7, limit=0.01)
-    assert "measured: 1 images, 2 masks" in told[1]  # 3 masks an image, of which there is time for 2
+    assert "measured: 2 masks of 1 image" in told[1]  # 3 masks an image, of which there is time for 2
     assert "of one image, so nobody knows how far others differ" in told[-1] + told[-2]
     for sizes in ({"side": 20}, {"masks": 0}):
         with pytest.raises(ConfigError, match="--side wants at least 48 px and --masks at least 1, got"):
@@ -133,7 +133,7 @@ def test_the_verdict_hangs_on_clicks_and_scores(project: Path, monkeypatch: pyte
     monkeypatch.setattr(plan_evaluation.Segmenter, "decode", taking(1.0, plan_evaluation.Segmenter.decode))
     monkeypatch.setattr(interact, "boundary_iou", taking(0.01, score))
     told = "\n".join(plan(config, limit=1e9, clock=lambda: now[0]))
-    assert "3 images, 6 masks" in told
+    assert "measured: 6 masks of 3 images" in told
     assert "bound by the model: clicks and scores take 2% of its time, workers 2 do them beside it" in told
     monkeypatch.setattr(interact, "boundary_iou", taking(1.6, score))
     told = "\n".join(plan(config, limit=1e9, clock=lambda: now[0]))
@@ -183,5 +183,5 @@ def test_the_time_of_a_real_evaluation_is_predicted(project: Path, monkeypatch: 
         torch.set_num_threads(threads)
     predicted = found[0].model + found[0].beside
     print(f"\npredicted {predicted:.1f} s, took {took:.1f} s", *told, sep="\n")  # noqa: T201
-    assert re.search(r"measured: (?!40)\d+ images", told[1])  # not all of them
+    assert re.search(r"of (?!40)\d+ images", told[1])  # not all of them
     assert 1 / 1.3 < predicted / took < 1.3
