@@ -30,7 +30,7 @@ def result_rows(project: Path, *, models: Iterable[str]) -> list[Row]:
 
 
 def pointers(project: Path, *, budget: str, server: str, compare: str | None, waits: Sequence[str]) -> str:
-    """Markdown: report, MLflow, versions and the reasons of the gate.
+    """Markdown: report, MLflow, versions, the reasons of the gate, and who is champion.
 
     server: MLflow's address; compare: the path of its page that compares the budgets, if there is something to compare;
     waits: the stages that are out of date, so that the report was not made.
@@ -47,6 +47,9 @@ def pointers(project: Path, *, budget: str, server: str, compare: str | None, wa
     if verdict is not None:
         versions = ", ".join(f"{name} version {number}" for name, number in verdict["versions"].items())
         lines.append(f"- Registered: {versions}; {verdict['verdict']}: {'; '.join(verdict['reasons'])}")
+        champion = verdict["champion"]
+        who = f"version {champion['version']} ({champion['budget']})" if champion["version"] else "nobody"
+        lines.append(f"- Champion after it: {who}: {champion['why']}")
     return "\n".join(lines)
 
 

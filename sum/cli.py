@@ -62,6 +62,10 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "results": Command("results", "print the results table, and where the report and MLflow are"),
+    "compare": Command(
+        "compare MODEL MODEL ... [key=value ...] [--seeds LABEL MODEL MODEL ...]",
+        "any models on the test sets side by side, the first as the base",
+    ),
     "dry_run": Command("ingest --dry-run PATH", "say what a folder, export or bucket holds"),
     "add": Command("add NAME PATH", "put a folder, export or bucket under DVC and into params.yaml"),
     "remove": Command("remove NAME", "undo `add NAME`"),
@@ -82,6 +86,7 @@ COMMANDS: Mapping[str, Command] = {
     "reproduce": Command(
         "reproduce RUN_ID [--check-only]", "train a fine-tuning of MLflow again as it was, and compare the weights"
     ),
+    "rollback": Command("rollback REASON [--model NAME]", "let champion go back to the version before"),
     "contact-sheet": Command(
         "contact-sheet FILE.jpg [--images N]", "draw photos beside their pseudo-labels and uncertainty"
     ),

@@ -53,20 +53,24 @@ class Registry:
         self.client = connect(uri)
 
     def register(self, model_id: str, *, run_id: str, name: str, tags: Mapping[str, str]) -> Version:
-        """The version of registered model `name` that is logged model `model_id`: found or made; tags up to date."""
+        """The version of registered model `name` that is logged model `model_id`: found or made.
+
+        tags are set; the version returned has those that it had before, too.
+        """
         with refusals(f"registered model {name}"), as_default(self.client):
             if or_none(lambda: self.client.get_registered_model(name)) is None:
                 self.client.create_registered_model(name)
             source = f"{SOURCE}{model_id}"
             found = [entry for entry in self.client.search_model_versions(f"name='{name}'") if entry.source == source]
+            kept: dict[str, str] = {}
             if found:
-                number = str(found[0].version)
+                number, kept = str(found[0].version), dict(found[0].tags)
             else:
                 number = str(self.client.create_model_version(name, source, run_id, model_id=model_id).version)
                 self._show(model_id, name=name, number=number)
             for key, value in tags.items():
                 self.client.set_model_version_tag(name, number, key, value)
-        return Version(name, number, dict(tags))
+        return Version(name, number, {**kept, **tags})
 
     def point(self, name: str, *, alias: str, number: str) -> None:
         """Let `alias` of a registered model point at this version."""
@@ -183,18 +187,39 @@ def _versions_by_run(client: Any) -> dict[str, list[str]]:
     return found
 
 
-def download(uri: str, name: str, *, alias: str, folder: Path) -> Path:
-    """Fetch `models:/NAME@ALIAS` (its weights and model.json) into `folder`; returns the path of the weights.
+def download(uri: str, name: str, *, folder: Path, alias: str = "", number: str = "") -> Path:
+    """Fetch `models:/NAME@ALIAS` or `models:/NAME/NUMBER` (its weights and model.json) into `folder`; returns the path
+    of the weights.
 
     Nothing is put there unless the weights have the fingerprint they were registered with. Raises TrackingError when
     there is no such version, or when its files are not what was logged.
     """
-    client = connect(uri)
-    with refusals(f"alias {alias} of {name}"):
-        version = or_none(lambda: client.get_model_version_by_alias(name, alias))
+    client, called = connect(uri), f"models:/{name}{f'@{alias}' if alias else f'/{number}'}"
+    with refusals(called):
+        if alias:
+            version = or_none(lambda: client.get_model_version_by_alias(name, alias))
+        else:
+            version = or_none(lambda: client.get_model_version(name, number))
     if version is None:
-        raise TrackingError(f"{client.tracking_uri} has no models:/{name}@{alias}. See `python -m sum results`.")
+        raise TrackingError(f"{client.tracking_uri} has no {called}. See `python -m sum results`.")
     model_id = str(version.source).removeprefix(SOURCE)  # MLflow leaves version.model_id empty here
+    return _download(client, model_id, called=f"{called} (version {version.version})", folder=folder)
+
+
+def download_run(uri: str, run_id: str, *, folder: Path) -> Path:
+    """`download` for the model that run `run_id` logged."""
+    client = connect(uri)
+    with refusals(f"run {run_id}"):
+        run = or_none(lambda: client.get_run(run_id))
+        if run is None:
+            raise TrackingError(f"{client.tracking_uri} has no run {run_id}. See `python -m sum results`.")
+        model = find_model(client, run.info.experiment_id, run_id=run_id)
+    if model is None:
+        raise TrackingError(f"run {run_id} ({run.info.run_name}) logged no model: it did not come to its end.")
+    return _download(client, model.model_id, called=f"the model of run {run_id}", folder=folder)
+
+
+def _download(client: Any, model_id: str, *, called: str, folder: Path) -> Path:
     with refusals(f"model {model_id}"):
         wanted = client.get_logged_model(model_id).tags.get(WEIGHTS_TAG)
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +228,7 @@ def download(uri: str, name: str, *, alias: str, folder: Path) -> Path:
         weights = next((path for path in files if sha256_file(path) == wanted), None)
         if weights is None:
             raise TrackingError(
-                f"models:/{name}@{alias} (version {version.version}): none of {[path.name for path in files]} has the "
+                f"{called}: none of {[path.name for path in files]} has the "
                 f"sha256 it was registered with ({wanted}). The files at {client.tracking_uri} were changed or cut."
             )
         for path in files:

@@ -212,11 +212,18 @@ class RegisterConfig:
     __pydantic_config__ = _STRICT
     metric: Literal["iou", "boundary_iou"] = "iou"
     rounds: list[int] = field(default_factory=lambda: [1, 3, 5])
-    min_gain: float = 0.0  # overall mean must exceed the base by more
-    tolerance: float = 0.01  # no task may fall by more
+    min_gain: float = 0.0  # lower bound of the overall gain on the base must be more
+    tolerance: float = 0.01  # lower bound of no task, with no kind of prompt, may be a greater fall
+    fidelity_tolerance: float = 0.05  # nor that of the share of masks that pass a check of fidelity
+    min_yield: float = 0.5  # masks of automatic generation, as a share of the base's, over all and in every task
+    require: list[Literal["point", "box", "boundary", "random", "everything", "fidelity"]] = field(
+        default_factory=lambda: ["point", "box", "everything", "fidelity"]  # what must have been evaluated
+    )
+    override: str = ""  # a reason, for one run on the command line: champion against the gate
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "tolerance")
+        at_least(self, 0, "tolerance", "fidelity_tolerance")
+        share(self, "min_yield")
         require(bool(self.rounds), "rounds must name at least one round")
 
 

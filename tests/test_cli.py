@@ -102,7 +102,7 @@ def test_a_stage_that_can_be_shared_starts_itself_under_torchrun(monkeypatch: py
         assert shared == [*start, f"--nproc-per-node={count}", "-m", "sum", "evaluate", "small"]
     for environment in ({}, {VARIABLE: ""}, {VARIABLE: "1"}, {VARIABLE: "8", "RANK": "3"}):  # the last: a child
         assert torchrun(words, environment) is None
-    for alone in (["ingest"], ["register", "small"], ["finetune", "--help"], ["finetune", "-h"], ["plan"]):
+    for alone in (["register", "small"], ["ingest"], ["finetune", "--help"], ["finetune", "-h"], ["plan"]):
         assert torchrun(alone, {VARIABLE: "8"}) is None
 
 

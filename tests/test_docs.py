@@ -10,11 +10,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from sum.core.first_prompts import EDGE, FIRST_PROMPTS
+from sum.core.gate import CHECK, EVERYTHING, GAIN, PROMPTS, YIELD, Change
 from sum.data.score_tables import EVERYTHING_SCHEMA, FIDELITY_SCHEMA, MAP_SCHEMA, PREDICTION_SCHEMA, ROW_SCHEMA
 from sum.data.scores import LEVELS
 from sum.data_settings import KEYS, DatasetConfig
 from sum.models.interact import OUTPUTS
-from sum.settings import EvaluateConfig
+from sum.settings import EvaluateConfig, RegisterConfig
 
 PROJECT = Path(__file__).parents[1]
 TEXT = (PROJECT / "docs" / "datasets.md").read_text()
@@ -78,6 +79,9 @@ def test_evaluation_explains_every_prompt_output_and_column() -> None:
     assert f"within {EDGE} px" in EVALUATION
     assert names_in("output") == list(OUTPUTS)
     assert names_in("column of `rows.parquet`") == ROW_SCHEMA.names
+    assert names_in("key of `register`") == [part.name for part in fields(RegisterConfig)]
+    assert names_in("column of `table`") == [*(part.name for part in fields(Change)), "limit", "ok"]
+    assert names_in("`family`") == [GAIN, *PROMPTS, EVERYTHING, CHECK, YIELD]
     for file, schema in (
         ("predictions", PREDICTION_SCHEMA),
         ("uncertainty", MAP_SCHEMA),

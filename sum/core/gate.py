@@ -2,58 +2,140 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-Figures = Mapping[
-    str, Mapping[str, float]
-]  # task -> data set -> metric of the oracle output, averaged over the gate's rounds, 0..1
+GAIN, CHECK, YIELD, EVERYTHING = "gain", "fidelity", "yield", "everything"
+PROMPTS = ("point", "box", "boundary", "random")
+ASKED = {  # what `require` may name -> families of the table that it takes, and the setting that brings them
+    **{prompt: ((prompt,), "evaluate.prompts") for prompt in PROMPTS},
+    EVERYTHING: ((EVERYTHING, YIELD), "evaluate.everything"),
+    CHECK: ((CHECK,), "evaluate.fidelity"),
+}
+USUAL = ("point", "box", EVERYTHING, CHECK)  # named as not looked at where they were not evaluated
+CHECKS = ("background", "swap", "negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure of the base and of the tuned model on the same masks; shares 0..1, of a yield masks an image."""
+
+    family: str  # gain: what must rise; a prompt: what must not fall; fidelity; yield
+    kind: str  # in words: `3, 5 points`, `box`, `negative`
+    scope: str  # overall, task or dataset
+    name: str  # all, the task's or the data set's
+    base: float
+    tuned: float
+    gain: float  # mean of tuned - base
+    low: float  # its 95 % interval
+    high: float
+    p: float  # two-sided, of no change
+    masks: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is asked; shares 0..1."""
+
+    min_gain: float  # the lower bound of the overall gain must exceed it
+    tolerance: float  # no lower bound of a task and kind of prompt may lie further below 0
+    fidelity_tolerance: float  # nor that of a check's pass share
+    min_yield: float  # masks of automatic generation, tuned over base, overall and of every task
+    require: tuple[str, ...]  # names of ASKED that must have been evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A change, and what the gate asked of it: None when nothing, as it is there to be looked at only."""
+
+    change: Change
+    limit: float | None  # of `low`; of a yield: of `gain`
+    ok: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate decided and why; gains are in the metric's unit, 0..1."""
+    """What the gate decided and why."""
 
     promoted: bool
     reasons: tuple[str, ...]  # why not; one sentence of praise when promoted
-    base: float  # mean over all data sets
-    tuned: float
-    tasks: Mapping[str, tuple[float, float]]  # task -> (base, tuned), mean over its data sets
+    table: tuple[Judged, ...]
+    not_looked_at: tuple[str, ...]  # what was not evaluated
 
 
-def decide(base: Figures, tuned: Figures, *, min_gain: float, tolerance: float) -> Verdict:
-    """Promote if the mean over all data sets rises by more than `min_gain` and no task falls by more than `tolerance`.
+def decide(changes: Iterable[Change], *, limits: Limits) -> Verdict:
+    """Promote if the overall gain is sure and no task, prompt, check or yield may have fallen by more than tolerated.
 
-    A data set weighs the same whatever its size, within its task and over all (paper B.3). Raises ValueError when the
-    two were measured on different data sets or on none: such figures cannot be compared.
+    Raises ValueError without an overall gain: then there is nothing to decide by.
     """
-    one, other = _names(base), _names(tuned)
-    if not one or one != other:
-        raise ValueError(f"measured on different data sets: base on {one or 'none'}, tuned on {other or 'none'}")
-    tasks = {task: (_mean(base[task]), _mean(tuned[task])) for task in sorted(base)}
-    before, after = _overall(base), _overall(tuned)
-    change = f"overall {before:.4f} -> {after:.4f}: gain {after - before:+.4f}"
-    reasons = []
-    if not after - before > min_gain:  # `not >`: refuses NaN, too
-        reasons.append(f"{change}, wanted more than {min_gain:g}")
-    for task, (old, new) in tasks.items():
-        if not old - new <= tolerance:
-            fall = f"{task} {old:.4f} -> {new:.4f}: falls by {old - new:.4f}"
-            reasons.append(f"{fall}, at most {tolerance:g} is tolerated")
+    table = tuple(_judge(change, limits) for change in changes)
+    if not any(row.change.family == GAIN and row.change.scope == "overall" for row in table):
+        raise ValueError("the table has no overall gain to decide by")
+    reasons = [_reason(row, limits) for row in table if row.ok is False]
+    absent = _absent([row.change for row in table])
+    reasons += [
+        f"{name}: not evaluated, but register.require names it; see {ASKED[name][1]} in params.yaml"
+        for name in absent
+        if name in limits.require
+    ]
     promoted = not reasons
     if promoted:
-        reasons.append(f"{change}, no task falls by more than {tolerance:g}")
-    return Verdict(promoted, tuple(reasons), before, after, tasks)
+        reasons.append(_praise(table, limits))
+    unseen = [name for name in absent if name in USUAL or name in limits.require]
+    return Verdict(promoted, tuple(reasons), table, (*unseen, *_unasked([row.change for row in table])))
 
 
-def _overall(figures: Figures) -> float:
-    return _mean({f"{task}/{name}": value for task, row in figures.items() for name, value in row.items()})
+def _judge(change: Change, limits: Limits) -> Judged:
+    """`not x < y` would let NaN pass: every comparison here is one that NaN fails."""
+    if change.family == GAIN:
+        limit = limits.min_gain if change.scope == "overall" else None
+        return Judged(change, limit, None if limit is None else change.low > limit)
+    if change.family == YIELD:
+        limit = (limits.min_yield - 1) * change.base if change.scope != "dataset" else None
+        return Judged(change, limit, None if limit is None else change.gain >= limit)
+    if change.family == CHECK:
+        limit = -limits.fidelity_tolerance if change.scope == "overall" else None
+    else:
+        limit = -limits.tolerance if change.scope == "task" else None
+    return Judged(change, limit, None if limit is None else change.low >= limit)
 
 
-def _mean(row: Mapping[str, float]) -> float:
-    return math.fsum(row.values()) / len(row)
+def _absent(changes: Sequence[Change]) -> list[str]:
+    there = {change.family for change in changes}
+    return [name for name, (families, _) in ASKED.items() if not there.issuperset(families)]
 
 
-def _names(figures: Figures) -> str:
-    return ", ".join(f"{task}/{name}" for task, row in sorted(figures.items()) for name in sorted(row))
+def _unasked(changes: Sequence[Change]) -> list[str]:
+    """Checks that found no mask to be asked of."""
+    asked = {change.kind for change in changes if change.family == CHECK}
+    return [f"{CHECK}: {check}" for check in CHECKS if asked and check not in asked]
+
+
+def _reason(row: Judged, limits: Limits) -> str:
+    change = row.change
+    where = "overall" if change.scope == "overall" else change.name
+    what = f"{CHECK}, {change.kind}" if change.family == CHECK else f"{where}, {change.kind}"
+    if change.family == YIELD:
+        figures = f"{change.base:.1f} -> {change.tuned:.1f}"
+        return f"{what}: {figures}, at least {limits.min_yield:.0%} of the base's is wanted"
+    moved = f"{what}: {100 * change.base:.1f} -> {100 * change.tuned:.1f}: {_move(change)}"
+    if change.family == GAIN:
+        return f"{moved}, wanted is surely more than {100 * limits.min_gain:.1f}"
+    tolerance = -100 * (row.limit or 0.0)
+    if change.gain < -tolerance / 100:
+        return f"{moved}, at most {tolerance:.1f} is tolerated"
+    return f"{moved}, a fall of more than {tolerance:.1f} is not ruled out"
+
+
+def _move(change: Change) -> str:
+    """`falls by 1.9 [1.1, 2.6]`: points of per cent, with the interval of the same sign."""
+    ends = (change.gain, change.low, change.high)
+    by, low, high = (100 * end + 0.0 for end in ends) if change.gain >= 0 else (-100 * end + 0.0 for end in ends)
+    return f"{'rises' if change.gain >= 0 else 'falls'} by {by:.1f} [{min(low, high):.1f}, {max(low, high):.1f}]"
+
+
+def _praise(table: Sequence[Judged], limits: Limits) -> str:
+    change = next(row.change for row in table if row.change.family == GAIN and row.change.scope == "overall")
+    first = f"overall, {change.kind}: {100 * change.base:.1f} -> {100 * change.tuned:.1f}: {_move(change)}"
+    return f"{first}; no task falls by more than {100 * limits.tolerance:.1f} with any prompt"

@@ -21,6 +21,7 @@ class Line:
     y: Sequence[float]
     dashed: bool = False
     dots: bool = False
+    colour: str = ""  # empty: the next of PALETTE, grey where dashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,10 @@ def line_chart(title: str, subtitle: str, lines: Sequence[Line], *, across: Axis
     parts.append(f'<text x="14" y="{TOP + HIGH / 2:.0f}" {turned}>{up.label}</text>')
     solid = [line for line in lines if not line.dashed]
     for line in lines:
-        colour = "#555555" if line.dashed else PALETTE[solid.index(line) % len(PALETTE)]
-        parts += _drawn(line, across, up, colour=colour)
+        parts += _drawn(line, across, up, colour=_colour(line, solid))
     for number, line in enumerate(lines):
         y = bottom + 50 + KEY * number
-        colour = "#555555" if line.dashed else PALETTE[solid.index(line) % len(PALETTE)]
-        parts.append(f'<path d="M{LEFT} {y - 4}h24" stroke="{colour}" stroke-width="2"{_dash(line)}/>')
+        parts.append(f'<path d="M{LEFT} {y - 4}h24" stroke="{_colour(line, solid)}" stroke-width="2"{_dash(line)}/>')
         parts.append(text(LEFT + 32, y, line.name, "start"))
     return figure(title, subtitle, parts, height=bottom + 50 + KEY * len(lines))
 
@@ -72,6 +71,11 @@ def _drawn(line: Line, across: Axis, up: Axis, *, colour: str) -> list[str]:
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     found = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"{_dash(line)}/>'] if places else []
     return found + [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places if line.dots]
+
+
+def _colour(line: Line, solid: Sequence[Line]) -> str:
+    usual = "#555555" if line.dashed else PALETTE[solid.index(line) % len(PALETTE)]
+    return line.colour or usual
 
 
 def _share(value: float, axis: Axis) -> float:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]
+Click = tuple[int, int, int]  # x, y, label: 1 on the object, 0 off it
 
 RIGHT, MISSED, ADDED = (0, 114, 178), (240, 228, 66), (213, 94, 0)  # RGB; blue, yellow and red of Okabe and Ito
+MENDED, SPOILT = (0, 158, 115), (204, 121, 167)  # their green and purple
 LONGEST = 164  # px of a picture
 MARGIN = 0.35  # around the mask, share of its longest side
 LEAST = 40  # px of the photo that are shown at least
@@ -86,16 +88,38 @@ def prompted(window: Window, image: Image, *, click: tuple[int, int] | None, box
     return picture
 
 
+def clicked(window: Window, picture: Image, clicks: Sequence[Click]) -> Image:
+    """A picture of the window with small dots: white with a black heart on the object, the other way round off it."""
+    drawn = np.ascontiguousarray(picture)
+    for x, y, label in clicks:
+        outer, inner = ((255, 255, 255), (0, 0, 0)) if label else ((0, 0, 0), (255, 255, 255))
+        for radius, colour in ((4, outer), (2, inner)):
+            cv2.circle(drawn, window.place(x, y), radius, colour, -1, cv2.LINE_AA)
+    return drawn
+
+
 def compared(window: Window, image: Image, *, prediction: Mask, truth: Mask) -> Image:
     """The photo in grey with right pixels blue, missed ones yellow, added ones red; the truth's outline is white."""
-    grey = window.photo(image).mean(axis=2, keepdims=True, dtype=np.float32)
-    picture = np.repeat(grey * 0.6 + 50, 3, axis=2)
     answer, wanted = window.mask(prediction), window.mask(truth)
-    for region, colour in ((answer & wanted, RIGHT), (~answer & wanted, MISSED), (answer & ~wanted, ADDED)):
+    regions = ((answer & wanted, RIGHT), (~answer & wanted, MISSED), (answer & ~wanted, ADDED))
+    return _tinted(window.photo(image), regions, outline=wanted)
+
+
+def changed(window: Window, image: Image, *, before: Mask, after: Mask, truth: Mask) -> Image:
+    """The photo in grey with what only `after` has right in green, only `before` in purple; the truth's outline."""
+    one, other, wanted = (window.mask(mask) for mask in (before, after, truth))
+    regions = (((one != wanted) & (other == wanted), MENDED), ((one == wanted) & (other != wanted), SPOILT))
+    return _tinted(window.photo(image), regions, outline=wanted)
+
+
+def _tinted(photo: Image, regions: Sequence[tuple[Mask, tuple[int, int, int]]], *, outline: Mask) -> Image:
+    grey = photo.mean(axis=2, keepdims=True, dtype=np.float32)
+    picture = np.repeat(grey * 0.6 + 50, 3, axis=2)
+    for region, colour in regions:
         picture[region] = 0.35 * picture[region] + 0.65 * np.array(colour, dtype=np.float32)
     drawn = np.asarray(picture.clip(0, 255), dtype=np.uint8)
-    outline, _ = cv2.findContours(wanted.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(drawn, outline, -1, (255, 255, 255), 1)
+    lines, _ = cv2.findContours(outline.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, lines, -1, (255, 255, 255), 1)
     return drawn
 
 
@@ -107,10 +131,10 @@ def heat(window: Window, image: Image, *, values: NDArray[np.float32]) -> Image:
     return np.asarray((0.8 * warm + 0.2 * grey).clip(0, 255), dtype=np.uint8)
 
 
-def to_jpeg(picture: Image) -> bytes:
+def to_jpeg(picture: Image, *, quality: int = 90) -> bytes:
     """`[h, w, 3]` RGB as a JPEG with full colour resolution: a tenth of a PNG for photos, thin outlines stay sharp."""
     full = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    done, data = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 90, *full))
+    done, data = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality, *full))
     if not done:
         raise ValueError(f"to_jpeg: cannot encode a picture of shape {picture.shape}")
     return bytes(data)

@@ -19,17 +19,24 @@ def same_rules(models: Sequence[str], *, reader: str) -> dict[str, dict[str, Any
 
     Raises DataError where two say different things beyond OWN, and which; MissingInput.
     """
-    found = {model: _read(model, reader=reader) for model in models}
-    first = found[models[0]]
-    for model, other in found.items():
-        differs = differences(first, other)
-        if differs:
-            said = "; ".join(f"{key}: {one} and {two}" for key, (one, two) in differs.items())
-            raise DataError(
-                f"{FOLDER / models[0]} and {FOLDER / model} were made by different rules ({said}): their numbers "
-                f"cannot be compared. Run `dvc repro --force --single-item evaluate@{models[0]} evaluate@{model}`."
-            )
+    found = {model: read_protocol(FOLDER / model, reader=reader) for model in models}
+    for model, said in unlike(found).items():
+        raise DataError(
+            f"{FOLDER / models[0]} and {FOLDER / model} were made by different rules ({said}): their numbers "
+            f"cannot be compared. Run `dvc repro --force --single-item evaluate@{models[0]} evaluate@{model}`."
+        )
     return found
+
+
+def unlike(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Model -> what its protocol says otherwise than that of the first one, in words; only those that do."""
+    first, *_ = protocols.values()
+    found = {model: differences(first, other) for model, other in protocols.items()}
+    return {
+        model: "; ".join(f"{key}: {one} and {two}" for key, (one, two) in differs.items())
+        for model, differs in found.items()
+        if differs
+    }
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -51,9 +58,13 @@ def _short(value: object) -> str:
     return text if len(text) <= SHORT else f"{text[:SHORT]}..."
 
 
-def _read(model: str, *, reader: str) -> dict[str, Any]:
-    path = FOLDER / model / "protocol.json"
+def read_protocol(folder: Path, *, reader: str) -> dict[str, Any]:
+    """The protocol of an evaluation's folder. Raises MissingInput, DataError when it is no JSON."""
+    path = folder / "protocol.json"
     if not path.is_file():
-        raise MissingInput(path, reader=reader, maker=f"evaluate@{model}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raise MissingInput(path, reader=reader, maker=f"evaluate@{folder.name}")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}). Run `dvc repro evaluate@{folder.name}`.") from error
     return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sum.core.geometry import logits_to_image, resized_hw
 from sum.data.frames import load_photo
-from sum.data.pictures import Image, Window, compared, heat, prompted
+from sum.data.pictures import Click, Image, Window, changed, clicked, compared, heat, prompted
 from sum.data.records import ImageRecord, MaskRecord, decode_mask
 from sum.data.scores import spread, task_names
 
@@ -50,7 +50,8 @@ class Answers:
 
     iou: pd.DataFrame  # index mask_id; a column a model, the base first; and `task`
     rle: Mapping[str, Mapping[str, str]]  # model -> mask_id -> prediction
-    click: Mapping[str, tuple[int, int] | None]  # mask_id -> first click; None: the box was given
+    clicks: Mapping[str, Mapping[str, Sequence[Click]]]  # model -> mask_id -> all that it was given up to then
+    boxed: bool  # whether the box was the first prompt
     doubt: Mapping[str, bytes]  # mask_id -> PNG [L, L] of the base's uncertainty, model frame
     side: int  # px of the model frame
 
@@ -95,35 +96,52 @@ def draw(
 ) -> list[Example]:
     """The pictures of the chosen masks; images by image_id, masks by mask_id."""
     return [
-        Example(task, kind, mask_id, _tiles(masks[mask_id], images[masks[mask_id].image_id], answers))
+        Example(task, kind, mask_id, _tiles(kind, masks[mask_id], images[masks[mask_id].image_id], answers))
         for task, kind, mask_id in chosen
     ]
 
 
-def _tiles(mask: MaskRecord, record: ImageRecord, answers: Answers) -> tuple[Tile, ...]:
+def _tiles(kind: str, mask: MaskRecord, record: ImageRecord, answers: Answers) -> tuple[Tile, ...]:
     hw = (record.height, record.width)
     image = load_photo(record)
     truth = decode_mask(mask.rle, height=record.height, width=record.width)
     box = (mask.x0, mask.y0, mask.x1, mask.y1)
     window = Window.around(box, hw=hw)
-    reached = answers.iou.loc[mask.mask_id].drop("task")
-    click = answers.click[mask.mask_id]
+    models = [str(name) for name in answers.iou.columns if name != "task"]
+    reached = {model: float(answers.iou[model][mask.mask_id]) for model in models}
+    base = models[0]
+    first = next(iter(answers.clicks[base][mask.mask_id]), None)
+    click = None if answers.boxed or first is None else first[:2]
     tiles = [
         Tile("photo", "with the click" if click else "with the box", prompted(window, image, click=click, box=box)),
         Tile("truth", mask.category or mask.task, compared(window, image, prediction=truth, truth=truth)),
     ]
-    for number, (model, value) in enumerate(reached.items()):
-        rle = answers.rle[str(model)].get(mask.mask_id)
+    masks = {}
+    for model, value in reached.items():
+        rle = answers.rle[model].get(mask.mask_id)
         if rle is not None:
-            prediction = decode_mask(rle, height=record.height, width=record.width)
-            change = f" ({100 * (value - reached.iloc[0]):+.1f})" if number else ""
-            picture = compared(window, image, prediction=prediction, truth=truth)
-            tiles.append(Tile(str(model), f"IoU {100 * value:.1f}{change}", picture))
+            masks[model] = decode_mask(rle, height=record.height, width=record.width)
+            change = f" ({100 * (value - reached[base]):+.1f})" if model != base else ""
+            picture = compared(window, image, prediction=masks[model], truth=truth)
+            clicks = answers.clicks[model].get(mask.mask_id, ())
+            tiles.append(Tile(model, f"IoU {100 * value:.1f}{change}", clicked(window, picture, clicks)))
+    other = _most_changed(kind, reached)
+    if other != base and base in masks and other in masks:
+        picture = changed(window, image, before=masks[base], after=masks[other], truth=truth)
+        tiles.append(Tile("difference", f"{base} to {other}", picture))
     code = answers.doubt.get(mask.mask_id)
     if code is not None:
         values = _to_image(code, hw=hw, side=answers.side)
         tiles.append(Tile("uncertainty", "of the base's answer", heat(window, image, values=values)))
     return tuple(tiles)
+
+
+def _most_changed(kind: str, reached: Mapping[str, float]) -> str:
+    """The model for which a mask is shown: that gained or lost most; of a mask drawn by lot that changed most."""
+    base, *tuned = reached
+    sign = {"better": 1, "worse": -1}.get(kind)
+    change = {model: reached[model] - reached[base] for model in tuned}
+    return max(tuned, key=lambda model: sign * change[model] if sign else abs(change[model]), default=base)
 
 
 def _to_image(png: bytes, *, hw: tuple[int, int], side: int) -> NDArray[np.float32]:

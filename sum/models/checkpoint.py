@@ -55,9 +55,8 @@ def backbone_of(path: Path) -> str:
     patches = _read(path).get("image_encoder.patch_embed.proj.weight")
     width = None if patches is None else len(patches)
     if width not in WIDTHS:
-        raise CheckpointError(
-            f"{path}: neither weights that this project wrote nor a SAM of {', '.join(WIDTHS.values())}"
-        )
+        known = ", ".join(WIDTHS.values())
+        raise CheckpointError(f"{path}: neither weights that this project wrote nor SAM's {known}")
     return WIDTHS[width]
 
 

@@ -1,9 +1,10 @@
 """Register a tuned model; the gate of params.yaml decides whether it becomes champion.
 
 In: data/models/BUDGET, data/evaluation/base and data/evaluation/BUDGET. Out: data/registry/BUDGET.json (the verdict
-with its figures), a version of `NAME-ft-BUDGET` and one of `NAME` with the budget as alias. A second run of the same
-weights finds its versions again. A logged model that lacks the evaluation gets it here: DVC may have taken the
-evaluation from its cache, or from another machine, so that evaluate itself never met this MLflow server.
+with its table), a version of `NAME-ft-BUDGET` and one of `NAME` with the budget as alias; the table and the verdict
+with the run, below gate/. A second run of the same weights finds its versions again. A logged model that lacks the
+evaluation gets it here: DVC may have taken the evaluation from its cache, or from another machine, so that evaluate
+itself never met this MLflow server.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from sum.champion import Standing, settle
 from sum.config import Config
 from sum.core.figures import tracked_figures
-from sum.core.gate import Verdict, decide
+from sum.core.gate import GAIN, Change, Limits, Verdict, decide
+from sum.data.paired import OUTPUT, paired, read_tables
 from sum.data.protocols import same_rules
 from sum.data.verdicts import require_valid
 from sum.errors import DataError, MissingInput
-from sum.registry import Registry, Version, run_of_weights
+from sum.registry import Registry, run_of_weights
 from sum.settings import RegisterConfig
 from sum.storage import sha256_file, write_json
 from sum.tracking import Run
@@ -29,16 +35,9 @@ from sum.tracking import Run
 log = logging.getLogger(__name__)
 
 CHECKED = Path("data/checks/evaluation")
-CHAMPION = "champion"
-OUTPUT = "oracle"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One model's figures on the benchmark."""
-
-    figures: dict[str, dict[str, float]]  # task -> data set -> mean over masks and the gate's rounds
-    benchmark: str  # names metric, rounds and masks: the same, or figures do not compare
+EVALUATION = Path("data/evaluation")
+DIGITS = 6  # of the figures in JSON and CSV, as in summary.json
+Report = dict[str, Any]
 
 
 def run(config: Config, *, budget: str) -> Path:
@@ -47,71 +46,98 @@ def run(config: Config, *, budget: str) -> Path:
     Raises MissingInput before the stages that it needs, ValidationFailed when check_evaluation refused the tables,
     DataError when the two evaluations do not compare or are of other weights.
     """
-    settings = config.register
     weights = _needed(Path("data/models") / budget / "model.safetensors", maker=f"finetune@{budget}")
     require_valid(CHECKED / f"{budget}.json", reader=f"register@{budget}", maker=f"check_evaluation@{budget}")
     fingerprint = sha256_file(weights)
-    if same_rules(["base", budget], reader=f"register@{budget}")[budget]["weights_sha256"] != fingerprint:
+    rules = same_rules(["base", budget], reader=f"register@{budget}")[budget]
+    if rules["weights_sha256"] != fingerprint:
         hint = f"Run `dvc repro evaluate@{budget}`."
         raise DataError(f"data/evaluation/{budget} is of other weights than {weights} has now. {hint}")
-    base, tuned = measure("base", settings=settings), measure(budget, settings=settings)
-    if base.benchmark != tuned.benchmark:
-        hint = f"Run `dvc repro evaluate@base evaluate@{budget}`."
-        raise DataError(f"data/evaluation/base and data/evaluation/{budget} hold different masks. {hint}")
-    verdict = decide(base.figures, tuned.figures, min_gain=settings.min_gain, tolerance=settings.tolerance)
-    report = _register(
-        config, budget=budget, weights=weights, fingerprint=fingerprint, verdict=verdict, benchmark=tuned.benchmark
-    )
+    verdict = judge(budget, rules, settings=config.register, seed=config.seed)
+    report = _report(verdict, settings=config.register) | {"budget": budget, "weights": fingerprint}
+    report |= _register(config, weights=weights, report=report, benchmark=_benchmark(rules, config.register))
     path = Path("data/registry") / f"{budget}.json"
-    gate = {"metric": settings.metric, "rounds": settings.rounds, "output": OUTPUT}
-    write_json(path, _figures(verdict, base=base, tuned=tuned) | report | gate)
-    log.info("%s is %s: %s", budget, report["verdict"], "; ".join(verdict.reasons))
+    write_json(path, report)
+    _tell(report, name=config.tracking.model)
     return path
 
 
-def measure(model: str, *, settings: RegisterConfig) -> Measured:
-    """Read data/evaluation/MODEL/rows.parquet: a data set's mean of the gate's metric over its masks and rounds.
+def judge(budget: str, rules: Mapping[str, Any], *, settings: RegisterConfig, seed: int) -> Verdict:
+    """The gate's verdict on data/evaluation/BUDGET against data/evaluation/base; rules: their common protocol.json."""
+    base, tuned = (read_tables(EVALUATION / model, rules, reader="register") for model in ("base", budget))
+    table = paired(
+        base,
+        tuned,
+        prompts=rules["prompts"],
+        rounds=settings.rounds,
+        metric=settings.metric,
+        resamples=int(rules["resamples"]),
+        seed=seed,
+    )
+    limits = Limits(
+        min_gain=settings.min_gain,
+        tolerance=settings.tolerance,
+        fidelity_tolerance=settings.fidelity_tolerance,
+        min_yield=settings.min_yield,
+        require=tuple(settings.require),
+    )
+    return decide((Change(*row) for row in table.itertuples(index=False, name=None)), limits=limits)
 
-    Raises DataError when a round is not there.
-    """
-    import pandas as pd
 
-    path = _needed(Path("data/evaluation") / model / "rows.parquet", maker=f"evaluate@{model}")
-    rows = pd.read_parquet(path, columns=["task", "dataset", "mask_id", "round", "output", settings.metric])
-    rows = rows[(rows["output"] == OUTPUT) & rows["round"].isin(settings.rounds)]
-    absent = sorted(set(settings.rounds) - set(rows["round"]))
-    if absent:
-        raise DataError(f"{path}: no rounds {absent}; params.yaml: register.rounds exceed evaluate.rounds")
-    means = rows.groupby(["task", "dataset"], sort=True)[settings.metric].mean()
-    figures: dict[str, dict[str, float]] = {}
-    for task, dataset, value in means.reset_index().itertuples(index=False):
-        figures.setdefault(str(task), {})[str(dataset)] = float(value)
-    masks = "\n".join(sorted(set(rows["mask_id"])))
-    about = json.dumps([settings.metric, settings.rounds, hashlib.sha256(masks.encode()).hexdigest()])
-    return Measured(figures, hashlib.sha256(about.encode()).hexdigest()[:16])
+def _report(verdict: Verdict, *, settings: RegisterConfig) -> Report:
+    """What JSON tells of the verdict; `overall`, `tasks` and `datasets` are the table's rows of family gain."""
+    table = [{**asdict(row.change), "limit": row.limit, "ok": row.ok} for row in verdict.table]
+    table = [{key: _rounded(value) for key, value in row.items()} for row in table]
+    figures: dict[str, dict[str, Any]] = {"overall": {}, "task": {}, "dataset": {}}
+    for row in table:
+        if row["family"] == GAIN:
+            figures[row["scope"]][row["name"]] = {key: row[key] for key in ("base", "tuned", "gain")}
+    return {
+        "verdict": "promoted" if verdict.promoted else "refused",
+        "reasons": list(verdict.reasons),
+        "not_looked_at": list(verdict.not_looked_at),
+        "overall": figures["overall"]["all"],
+        "tasks": figures["task"],
+        "datasets": figures["dataset"],
+        "table": table,
+        "metric": settings.metric,
+        "rounds": settings.rounds,
+        "output": OUTPUT,
+    }
 
 
-def _register(
-    config: Config, *, budget: str, weights: Path, fingerprint: str, verdict: Verdict, benchmark: str
-) -> dict[str, Any]:
-    """Versions, tags and aliases; returns what the JSON tells about them."""
-    tracking = config.tracking
+def _rounded(value: object) -> object:
+    """JSON has no NaN: it is null there."""
+    if not isinstance(value, float):
+        return value
+    return round(value, DIGITS) if value == value else None
+
+
+def _benchmark(rules: Mapping[str, Any], settings: RegisterConfig) -> str:
+    """Names metric, rounds, prompt and masks of the overall figure: the same, or two versions do not compare."""
+    about = json.dumps([settings.metric, sorted(settings.rounds), rules["prompts"][0], rules["benchmark"]])
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def _register(config: Config, *, weights: Path, report: Report, benchmark: str) -> Report:
+    """Versions, tags, aliases and the run's files; returns what the JSON tells about them."""
+    tracking, budget = config.tracking, report["budget"]
     own = f"{tracking.model}-ft-{budget}"
     logged = run_of_weights(
         weights,
         uri=tracking.uri,
         experiment=tracking.experiment,
         name=own,
-        fingerprint=fingerprint,
+        fingerprint=report["weights"],
         run_id=_run_id(weights.parent),
     )
     registry = Registry(tracking.uri)
     _complete(registry, logged, budget=budget)
     tags = {
         "budget": budget,
-        "verdict": _word(verdict),
-        "overall": f"{verdict.tuned:.6f}",
-        "base": f"{verdict.base:.6f}",
+        "verdict": report["verdict"],
+        "overall": f"{report['overall']['tuned']:.6f}",
+        "base": f"{report['overall']['base']:.6f}",
         "benchmark": benchmark,
     }
     versions = {
@@ -119,17 +145,50 @@ def _register(
         for name in (own, tracking.model)
     }
     registry.point(tracking.model, alias=budget, number=versions[tracking.model].number)
-    for name, version in versions.items():
-        _crown(registry, version, verdict=verdict, only_if_better=name == tracking.model)
-    return {
-        "budget": budget,
-        "verdict": _word(verdict),
-        "reasons": list(verdict.reasons),
+    standings = {
+        name: settle(
+            registry,
+            version,
+            promoted=report["verdict"] == "promoted",
+            reasons=report["reasons"],
+            override=config.register.override.strip(),
+            against_holder=name == tracking.model,
+        )
+        for name, version in versions.items()
+    }
+    told = {
         "run_id": logged.id,
         "model_id": logged.model_id,
-        "weights": fingerprint,
         "versions": {name: version.number for name, version in versions.items()},
+        "override": standings[tracking.model].override,
+        "champion": _champion(standings[tracking.model]),
     }
+    logged.log_text(pd.DataFrame(report["table"]).to_csv(index=False), name="gate/table.csv")
+    verdict = {key: value for key, value in (report | told).items() if key != "table"}
+    logged.log_text(json.dumps(verdict, indent=2), name="gate/verdict.json")
+    return told
+
+
+def _champion(standing: Standing) -> Report:
+    """Who is champion now, and why: not always the version that has just passed the gate."""
+    champion, previous = standing.champion, standing.previous
+    return {
+        "version": champion and champion.number,
+        "budget": champion and champion.tags.get("budget"),
+        "previous": previous and previous.number,
+        "why": standing.why,
+    }
+
+
+def _tell(report: Report, *, name: str) -> None:
+    champion = report["champion"]
+    who = f"version {champion['version']} ({champion['budget']})" if champion["version"] else "nobody"
+    log.info("%s is %s: %s", report["budget"], report["verdict"], "; ".join(report["reasons"]))
+    if report["not_looked_at"]:
+        log.info("the gate did not look at: %s", "; ".join(report["not_looked_at"]))
+    if report["override"] and report["verdict"] == "refused":
+        log.warning("%s may be champion against the gate: %s", report["budget"], report["override"])
+    log.info("champion of %s is %s: %s", name, who, champion["why"])
 
 
 def _complete(registry: Registry, logged: Run, *, budget: str) -> None:
@@ -140,45 +199,6 @@ def _complete(registry: Registry, logged: Run, *, budget: str) -> None:
     there = registry.figures(str(logged.model_id), digest=digest)
     if any(there.get(name, {}).get(key) != value for name, row in wanted.items() for key, value in row.items()):
         logged.log_evaluation(wanted, digest=digest)
-
-
-def _crown(registry: Registry, version: Version, *, verdict: Verdict, only_if_better: bool) -> None:
-    """Move the alias champion to a promoted version; a refused one loses it and says why in the tag `refused`."""
-    if not verdict.promoted:
-        registry.drop(version.name, alias=CHAMPION, number=version.number)
-        registry.tag(version, key="refused", value="; ".join(verdict.reasons))
-        return
-    registry.untag(version, key="refused")
-    holder = registry.at(version.name, alias=CHAMPION)
-    if only_if_better and holder is not None and _as_good(holder, version):
-        return
-    registry.point(version.name, alias=CHAMPION, number=version.number)
-
-
-def _as_good(holder: Version, rival: Version) -> bool:
-    """Whether the holder was measured on the same benchmark and is not worse there."""
-    if holder.tags.get("benchmark") != rival.tags["benchmark"]:
-        return False
-    return float(holder.tags["overall"]) >= float(rival.tags["overall"])
-
-
-def _figures(verdict: Verdict, *, base: Measured, tuned: Measured) -> dict[str, Any]:
-    def pair(before: float, after: float) -> dict[str, float]:
-        return {"base": before, "tuned": after, "gain": after - before}
-
-    return {
-        "overall": pair(verdict.base, verdict.tuned),
-        "tasks": {task: pair(*values) for task, values in verdict.tasks.items()},
-        "datasets": {
-            name: pair(base.figures[task][name], value)
-            for task, row in tuned.figures.items()
-            for name, value in row.items()
-        },
-    }
-
-
-def _word(verdict: Verdict) -> str:
-    return "promoted" if verdict.promoted else "refused"
 
 
 def _run_id(folder: Path) -> str | None:

@@ -8,8 +8,24 @@ import pandas as pd
 import pytest
 
 from sum.data.charts import curves
-from sum.data.pictures import ADDED, LEAST, LONGEST, MISSED, RIGHT, Window, compared, heat, prompted, strip, to_jpeg
-from sum.data.showcase import _to_image, choose_masks
+from sum.data.pictures import (
+    ADDED,
+    LEAST,
+    LONGEST,
+    MENDED,
+    MISSED,
+    RIGHT,
+    SPOILT,
+    Window,
+    changed,
+    clicked,
+    compared,
+    heat,
+    prompted,
+    strip,
+    to_jpeg,
+)
+from sum.data.showcase import _most_changed, _to_image, choose_masks
 
 PNG = b"\x89PNG\r\n"
 
@@ -78,6 +94,37 @@ def test_colours_tell_right_missed_and_added() -> None:
         ours = np.abs(picture[80, x] - np.array(colour)).sum()
         assert ours == min(np.abs(picture[80, x] - np.array(other)).sum() for other in (RIGHT, MISSED, ADDED))
     assert len(set(picture[80, 160])) == 1
+
+
+def test_the_difference_shows_who_is_right() -> None:
+    """Columns 0..39 only the first model is right, 40..79 both, 80..119 only the second, the rest neither."""
+    image = np.zeros((LONGEST, LONGEST, 3), np.uint8)
+    truth, before, after = np.zeros((3, LONGEST, LONGEST), dtype=bool)
+    truth[:, :120], before[:, :80], after[:, 40:] = True, True, True
+    before[:, 120:] = True
+    window = Window(0, LONGEST, 0, LONGEST)
+    picture = changed(window, image, before=before, after=after, truth=truth).astype(int)
+    for x, colour in ((20, SPOILT), (100, MENDED)):
+        assert np.abs(picture[80, x] - np.array(colour)).sum() < 150
+    for x in (60, 150):
+        assert len(set(picture[80, x])) == 1
+
+
+def test_clicks_are_dots_that_tell_on_from_off() -> None:
+    window = Window(0, LONGEST, 0, LONGEST)
+    grey = np.full((LONGEST, LONGEST, 3), 128, np.uint8)
+    picture = clicked(window, grey, [(30, 40, 1), (120, 90, 0)])
+    assert picture[40, 30].tolist() == [0, 0, 0]
+    assert picture[90, 120].tolist() == [255, 255, 255]
+    assert picture[37, 30].min() > 200
+    assert picture[87, 120].max() < 60
+    assert (clicked(window, grey, []) == grey).all()
+
+
+@pytest.mark.parametrize(("kind", "want"), [("better", "small"), ("worse", "large"), ("random", "large")])
+def test_the_difference_is_of_the_model_that_a_mask_is_shown_for(kind: str, want: str) -> None:
+    assert _most_changed(kind, {"base": 0.5, "small": 0.6, "medium": 0.5, "large": 0.3}) == want
+    assert _most_changed(kind, {"base": 0.5}) == "base"
 
 
 def test_the_click_is_where_it_was_made() -> None:

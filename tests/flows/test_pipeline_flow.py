@@ -38,6 +38,7 @@ def project(tmp_path, monkeypatch) -> Iterator[Path]:
     (tmp_path / "data" / "registry").mkdir()
     for budget in MODELS[1:]:
         told = {"verdict": "refused", "reasons": [], "versions": {"sum": budget}, "run_id": budget}
+        told |= {"champion": {"version": None, "budget": None, "previous": None, "why": "refused"}}
         (tmp_path / "data" / "registry" / f"{budget}.json").write_text(json.dumps(told))
     with prefect_test_harness(server_startup_timeout=180):
         yield tmp_path

@@ -19,12 +19,19 @@ def test_rows_of_what_has_been_evaluated(tmp_path):
         overall = {"iou@1": {"mean": first}, "iou@3": {"mean": third}}
         overall |= {"noc@80": {"mean": 4.5}, "nof@80": {"count": 7}}  # no IoUs: not in this table of per cent
         write(tmp_path / "data/evaluation" / model / "summary.json", {"overall": overall})
-    write(tmp_path / "data/registry/small.json", {"verdict": "promoted", "reasons": ["gain"], "versions": {"sum": "1"}})
+    told = {"verdict": "promoted", "reasons": ["gain"], "versions": {"sum": "2"}}
+    told |= {"champion": {"version": "1", "budget": "large", "previous": None, "why": "a tie"}}
+    write(tmp_path / "data/registry/small.json", told)
     assert result_rows(tmp_path, models=["base", "small", "large"]) == [
         {"model": "base", "iou@1": "50.00", "iou@3": "61.00", "gate": "-"},
         {"model": "small", "iou@1": "60.00", "iou@3": "70.00", "gate": "promoted"},
     ]
-    assert "sum version 1; promoted: gain" in pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
+    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
+    assert "sum version 2; promoted: gain" in text
+    assert "Champion after it: version 1 (large): a tie" in text
+    told["champion"] |= {"version": None, "budget": None, "why": "refused"}
+    write(tmp_path / "data/registry/small.json", told)
+    assert "nobody: refused" in pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
 
 
 def test_pointers_before_anything_is_there(tmp_path):

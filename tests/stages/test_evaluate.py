@@ -16,17 +16,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from sum.config import check_config, load_config
+from sum.config import load_config
 from sum.core.clicks import farthest_point
 from sum.core.first_prompts import FIRST_PROMPTS, boundary_point, first_draw, random_point
-from sum.core.geometry import mask_to_box
 from sum.core.metrics import clicks_needed, iou
-from sum.data.demo import make_scene
-from sum.data.records import ImageRecord, MaskRecord, decode_mask, encode_mask, read_manifest, write_manifest
+from sum.data.records import ImageRecord, MaskRecord, decode_mask, read_manifest, write_manifest
 from sum.data.score_tables import (
     EVERYTHING_SCHEMA,
     FIDELITY,
@@ -42,42 +39,17 @@ from sum.data.score_tables import (
 )
 from sum.errors import ConfigError, DataError, MissingInput, TrackingError
 from sum.evaluation import Bench, Records
-from sum.models.backbones import BACKBONES
-from sum.models.checkpoint import load_segmenter, save_segmenter
+from sum.models.checkpoint import load_segmenter
 from sum.models.generator import generate
-from sum.models.refiner import Refiner, save_refiner
-from sum.models.segmenter import Segmenter
-from sum.settings import Config
 from sum.stages import evaluate
-from sum.storage import sha256_file
+from tests.bench_world import BARE, PARAMS, configured, make_manifest, make_weights, tuned_weights
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
 OUT = Path("data/evaluation/base")
-BARE = {"unspecified": False, "everything": False, "fidelity": False}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A random base and a refinement module that differs from it."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    model = Segmenter(BACKBONES["tiny"].build(), backbone="tiny")
-    refiner = Refiner(model)
-    with torch.no_grad():
-        refiner.core.sam.mask_decoder.mask_tokens.weight += 1
-    origin = save_segmenter(folder / "base.safetensors", model, about={})
-    save_refiner(folder / "refiner.safetensors", refiner, origin=origin, about={})
-    return folder / "base.safetensors", folder / "refiner.safetensors"
-
-
-def configured(weights: tuple[Path, Path], **changes: Any) -> Config:
-    tree = yaml.safe_load(PARAMS.read_text())
-    tree["model"]["checkpoint"] = str(weights[0])
-    tree["device"] = "cpu"
-    tree["pseudo_label"] |= {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_thresh": 0.0, "min_area": 1}
-    tree["evaluate"] |= {"rounds": 2, "report_rounds": [1, 2], "resamples": 20, **changes}
-    tree["register"]["rounds"] = [1]
-    return check_config(tree, source="params.yaml")
+    return make_weights(tmp_path_factory.mktemp("weights"))
 
 
 class FakeRun:
@@ -102,34 +74,8 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: FakeRun) -> Path:
-    """Three pictures of two tasks, one of them not square, and one for training that must not be looked at."""
     monkeypatch.chdir(tmp_path)
-    images, masks = [], []
-    for number, (dataset, task, split) in enumerate(
-        [
-            ("things", "entity", "test"),
-            ("things", "entity", "test"),
-            ("pieces", "part", "test"),
-            ("old", "part", "train"),
-        ]
-    ):
-        scene = make_scene(number, side=64)
-        height = 64 if number else 48
-        path = Path("data/raw") / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scene.image[:height]).save(path)
-        place = {"image_id": f"{dataset}/{number}", "dataset": dataset, "task": task, "split": split}
-        size = {"height": height, "width": 64}
-        images.append(ImageRecord(path=str(path), sha256=sha256_file(path), licence="MIT", **size, **place))
-        truths = scene.entities if task == "entity" else scene.parts
-        cut = [truth[:height] for truth in truths if truth[:height].any()][:3]
-        for index, truth in enumerate(cut):
-            box = dict(
-                zip(("x0", "y0", "x1", "y1"), mask_to_box(torch.from_numpy(truth)[None])[0].tolist(), strict=True)
-            )
-            about = {"area": int(truth.sum()), "rle": encode_mask(truth), "category": "", "source": ""}
-            masks.append(MaskRecord(mask_id=f"{dataset}/{number}#{index}", **place, **box, **about))
-    write_manifest(Path("data/manifest"), images, masks)
+    make_manifest()
     return tmp_path
 
 
@@ -389,16 +335,6 @@ def test_an_error_in_a_worker_is_the_stage_s(
     with pytest.raises(DataError, match="pieces/2 is bad"):
         evaluate.run(configured(weights), model="base")
     assert not OUT.exists()
-
-
-def tuned_weights(weights: tuple[Path, Path], path: Path, *, prompt: float) -> Path:
-    """The base with task prompts all of this value."""
-    model = load_segmenter(weights[0], backbone="tiny")
-    with torch.no_grad():
-        model.task_prompt[1:] = prompt
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_segmenter(path, model, about={})
-    return path
 
 
 def test_unspecified_is_the_game_without_task_prompts(project: Path, weights: tuple[Path, Path]) -> None:

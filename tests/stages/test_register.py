@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 
 from sum import tracking
+from sum.champion import swap
 from sum.config import Config, load_config
+from sum.core.gate import CHECKS
+from sum.data.score_tables import EVERYTHING_SCHEMA, FIDELITY_SCHEMA, ROW_SCHEMA, write_table
 from sum.errors import DataError, MissingInput, ValidationFailed
 from sum.registry import Registry
 from sum.stages.register import run
@@ -27,22 +30,51 @@ def config(tracking_uri, tmp_path, monkeypatch) -> Config:
     return load_config([f"tracking.uri={tracking_uri}"], root=PROJECT)
 
 
-def write_rows(model: str, iou: dict[tuple[str, str], float], *, masks: int = 3, rounds: int = 6) -> None:
-    rows = [
-        {"task": task, "dataset": dataset, "mask_id": f"{dataset}/{mask}#0", "round": number, "output": output}
-        | {"iou": value if output == "oracle" else 0.0, "boundary_iou": 0.5}
-        for (task, dataset), value in iou.items()
-        for mask in range(masks)
-        for number in range(1, rounds + 1)
-        for output in ("oracle", "single")
-    ]
+def write_rows(
+    model: str,
+    iou: dict[tuple[str, str], float],
+    *,
+    masks: int = 3,
+    rounds: int = 6,
+    box: dict[tuple[str, str], float] | None = None,
+    obeys: bool = True,
+    generated: int | None = 10,
+) -> None:
+    """An evaluation where all masks of a set are alike, each on an image of its own.
+
+    box: IoU of the game `box` where it is another; obeys: every check passes, or none; generated: masks an image, None:
+    automatic generation was not asked for.
+    """
+    games = {"point": iou, "box": iou if box is None else box}
+    rows, checks, counts = [], [], []
+    for (task, dataset), value in iou.items():
+        for mask in range(masks):
+            image_id = f"{dataset}/{mask}"
+            image = {"model": model, "dataset": dataset, "task": task, "image_id": image_id}
+            place = {**image, "mask_id": f"{image_id}#0", "boundary_iou": 0.5}
+            for prompt, values in games.items():
+                rows += [
+                    {**place, "prompt": prompt, "task_prompt": task, "round": number, "output": output}
+                    | {"iou": values[task, dataset] if output == "oracle" else 0.0}
+                    for number in range(1, rounds + 1)
+                    for output in ("oracle", "single")
+                ]
+            if generated is not None:
+                asked = {"prompt": "everything", "task_prompt": "unspecified", "round": 1, "output": "oracle"}
+                rows.append({**place, **asked, "iou": value})
+                counts.append({**image, "generated": generated})
+            checks += [{**image, "mask_id": f"{image_id}#0", "check": check, "passed": obeys} for check in CHECKS]
     folder = Path("data/evaluation") / model
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
+    write_table(folder / "rows.parquet", rows, ROW_SCHEMA)
+    write_table(folder / "fidelity.parquet", checks, FIDELITY_SCHEMA)
+    write_table(folder / "everything.parquet", counts, EVERYTHING_SCHEMA)
     means = {dataset: {"iou@1": {"mean": value}} for (_, dataset), value in iou.items()}
     summary = {"overall": {"iou@1": {"mean": 0.5}}, "task": {"entity": {"iou@1": {"mean": 0.25}}}, "dataset": means}
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "protocol.json").write_text(json.dumps({"benchmark": DIGEST}))
+    everything = None if generated is None else {"points_per_side": 8}
+    rules = {"prompts": list(games), "everything": everything, "fidelity": True, "resamples": 30, "benchmark": DIGEST}
+    (folder / "protocol.json").write_text(json.dumps(rules))
     note_weights(model)
 
 
@@ -50,7 +82,8 @@ def note_weights(model: str) -> None:
     """As if the evaluation that is there had been of the weights that are there."""
     weights, protocol = Path(f"data/models/{model}/model.safetensors"), Path(f"data/evaluation/{model}/protocol.json")
     if weights.is_file() and protocol.is_file():
-        protocol.write_text(json.dumps({"benchmark": DIGEST, "weights_sha256": sha256_file(weights)}))
+        rules = json.loads(protocol.read_text())
+        protocol.write_text(json.dumps({**rules, "weights_sha256": sha256_file(weights)}))
 
 
 def write_weights(budget: str, content: bytes, *, run_id: str | None = None) -> None:
@@ -115,16 +148,19 @@ def test_a_worse_model_is_registered_and_told_why_it_is_refused(config):
     write_weights("small", b"small")
     found = json.loads(run(config, budget="small").read_text())
     assert found["verdict"] == "refused"
-    assert found["reasons"] == ["part 0.5000 -> 0.4500: falls by 0.0500, at most 0.01 is tolerated"]
+    told = "50.0 -> 45.0: falls by 5.0 [5.0, 5.0], at most 1.0 is tolerated"
+    kinds = ("1 point", "3, 5 points", "box", "box + 2, 4 points", "everything")
+    assert found["reasons"] == [f"part, {kind}: {told}" for kind in kinds]
     registry = Registry(config.tracking.uri)
     version = registry.at("sum", alias="small")
     assert version is not None
-    assert version.tags["refused"] == found["reasons"][0]
+    assert version.tags["refused"] == "; ".join(found["reasons"])
     assert registry.at("sum", alias="champion") is None
     assert registry.at("sum-ft-small", alias="champion") is None
 
 
-def test_the_best_budget_is_champion_of_all(config):
+def test_the_best_budget_is_champion_of_all(config, caplog):
+    caplog.set_level("INFO")
     write_rows("base", figures(0.6, 0.5))
     for budget, part in (("large", 0.7), ("small", 0.6)):  # the better one first
         write_rows(budget, figures(0.6, part))
@@ -134,6 +170,121 @@ def test_the_best_budget_is_champion_of_all(config):
     champion, large = registry.at("sum", alias="champion"), registry.at("sum", alias="large")
     assert champion == large
     assert registry.at("sum-ft-small", alias="champion") is not None
+    told = json.loads(Path("data/registry/small.json").read_text())
+    assert told["verdict"] == "promoted"
+    why = "version 2 passed the gate, but 60.00 overall is not more than the 65.00 of version 1, which stays"
+    assert told["champion"] == {"version": "1", "budget": "large", "previous": None, "why": why}
+    assert f"champion of sum is version 1 (large): {why}" in caplog.text
+
+
+def test_the_champion_before_keeps_an_alias(config):
+    write_rows("base", figures(0.6, 0.5))
+    for budget, part in (("small", 0.6), ("large", 0.7)):
+        write_rows(budget, figures(0.6, part))
+        write_weights(budget, budget.encode())
+        told = json.loads(run(config, budget=budget).read_text())
+    why = "version 2 passed the gate"
+    assert told["champion"] == {"version": "2", "budget": "large", "previous": "1", "why": why}
+    registry = Registry(config.tracking.uri)
+    assert registry.at("sum", alias="previous") == registry.at("sum", alias="small")
+
+
+@pytest.mark.parametrize(
+    ("worse", "reason"),
+    [
+        ({"box": {("entity", "demo_entity_test"): 0.55, ("part", "demo_part_test"): 0.7}}, "entity, box: 60.0 -> 55.0"),
+        ({"obeys": False}, "fidelity, background: 100.0 -> 0.0: falls by 100.0"),
+        ({"generated": 4}, "overall, generated masks an image: 10.0 -> 4.0, at least 50% of the base's is wanted"),
+    ],
+)
+def test_what_more_points_do_not_show_refuses_too(config, worse, reason):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6), **worse)
+    write_weights("small", b"small")
+    found = json.loads(run(config, budget="small").read_text())
+    assert found["verdict"] == "refused"
+    assert found["reasons"][0].startswith(reason)
+
+
+def test_what_was_not_evaluated_refuses_unless_it_is_not_required(config, caplog):
+    caplog.set_level("INFO")
+    for model, part in (("base", 0.5), ("small", 0.6)):
+        write_rows(model, figures(0.6, part), generated=None)
+    write_weights("small", b"small")
+    found = json.loads(run(config, budget="small").read_text())
+    assert found["not_looked_at"] == ["everything"]
+    assert found["reasons"] == [
+        "everything: not evaluated, but register.require names it; see evaluate.everything in params.yaml"
+    ]
+    lax = replace(config, register=replace(config.register, require=["point"]))
+    assert json.loads(run(lax, budget="small").read_text())["verdict"] == "promoted"
+    assert "the gate did not look at: everything" in caplog.text
+
+
+def test_the_table_is_flat_in_json_and_with_the_run(config, tmp_path):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.7, 0.6))
+    write_weights("small", b"small")
+    found = json.loads(run(config, budget="small").read_text())
+    kinds, checks, places = 6, 3, 1 + 2 + 2
+    assert len(found["table"]) == (kinds + checks + 1) * places
+    row = next(row for row in found["table"] if (row["kind"], row["scope"], row["name"]) == ("box", "task", "part"))
+    assert row == {
+        **dict.fromkeys(("family", "kind"), "box"),
+        **dict.fromkeys(("gain", "low", "high"), 0.1),
+        **dict.fromkeys(("masks", "images"), 3),
+        "scope": "task",
+        "name": "part",
+        "base": 0.5,
+        "tuned": 0.6,
+        "p": row["p"],
+        "limit": -0.01,
+        "ok": True,
+    }
+    assert 0 < row["p"] < 1
+    client = Registry(config.tracking.uri).client
+    table = pd.read_csv(client.download_artifacts(found["run_id"], "gate/table.csv", str(tmp_path)))
+    assert table.astype(object).where(table.notna(), None).to_dict("records") == found["table"]
+    verdict = json.loads(
+        Path(client.download_artifacts(found["run_id"], "gate/verdict.json", str(tmp_path))).read_text()
+    )
+    assert verdict == {key: value for key, value in found.items() if key != "table"}
+
+
+def test_an_override_crowns_against_the_gate_for_good_and_says_so(config, caplog):
+    write_rows("base", figures(0.6, 0.5))
+    write_rows("small", figures(0.9, 0.45))
+    write_weights("small", b"small")
+    run(config, budget="small")
+    reason = "parts are of no use to us"
+    forced = replace(config, register=replace(config.register, override=reason))
+    found = json.loads(run(forced, budget="small").read_text())
+    assert (found["verdict"], found["override"]) == ("refused", reason)
+    assert found["champion"]["why"] == f"version 1 by override: {reason}"
+    assert [record.levelname for record in caplog.records if record.levelname != "INFO"] == ["WARNING"]
+    assert f"small may be champion against the gate: {reason}" in caplog.text
+    registry = Registry(config.tracking.uri)
+    for name in ("sum", "sum-ft-small"):
+        champion = registry.at(name, alias="champion")
+        assert champion is not None
+        assert champion.tags["override"] == reason
+        assert champion.tags["refused"].startswith("part, 1 point")
+    assert json.loads(run(config, budget="small").read_text()) == found  # `dvc repro` without the word changes nothing
+
+
+def test_a_rollback_outlives_the_next_run_of_register(config):
+    write_rows("base", figures(0.6, 0.5))
+    for budget, part in (("small", 0.6), ("large", 0.7)):
+        write_rows(budget, figures(0.6, part))
+        write_weights(budget, budget.encode())
+        run(config, budget=budget)
+    registry = Registry(config.tracking.uri)
+    swap(registry, "sum", reason="large draws halos")
+    told = json.loads(run(config, budget="large").read_text())
+    why = "version 2 was rolled back: large draws halos"
+    assert told["champion"] == {"version": "1", "budget": "small", "previous": "2", "why": why}
+    forced = replace(config, register=replace(config.register, override="mended"))
+    assert json.loads(run(forced, budget="large").read_text())["champion"]["version"] == "2"
 
 
 def test_running_again_makes_no_second_version_and_a_stricter_gate_takes_the_crown(config):
@@ -194,7 +345,7 @@ def test_rounds_that_were_not_played_are_an_error(config):
     write_weights("small", b"small")
     write_rows("base", figures(0.6, 0.5), rounds=3)
     write_rows("small", figures(0.6, 0.5), rounds=3)
-    with pytest.raises(DataError, match=r"no rounds \[5\]"):
+    with pytest.raises(DataError, match=r"no rounds \[5\] of every mask"):
         run(config, budget="small")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,25 @@ from PIL import Image
 from sum.config import check_config
 from sum.core.first_prompts import FIRST_PROMPTS
 from sum.core.metrics import iou
+from sum.data import report_page
 from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
 from sum.data.refined import CURVES, FIGURES
 from sum.data.refined_pages import NUMBERS
-from sum.data.score_tables import MAP_SCHEMA, MAPS, PREDICTION_SCHEMA, PREDICTIONS, ROW_SCHEMA, ROWS, write_table
+from sum.data.score_tables import (
+    EVERYTHING_SCHEMA,
+    FIDELITY,
+    FIDELITY_SCHEMA,
+    GENERATED,
+    MAP_SCHEMA,
+    MAPS,
+    PREDICTION_SCHEMA,
+    PREDICTIONS,
+    ROW_SCHEMA,
+    ROWS,
+    write_table,
+)
+from sum.data_settings import ExpectConfig
 from sum.errors import DataError, MissingInput
 from sum.settings import Config
 from sum.stages import report
@@ -71,7 +86,7 @@ class FakeRun:
 def mlflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
     runs: dict[str, FakeRun] = {}
     monkeypatch.setattr(
-        report, "curves", lambda *_, **__: b"PNG"
+        report_page, "curves", lambda *_, **__: b"PNG"
     )  # matplotlib takes a second; tests/data/test_showcase.py draws
     monkeypatch.setattr(report, "run_of_weights", lambda *_, name, **__: runs.setdefault(name, FakeRun()))
     return runs
@@ -145,7 +160,13 @@ def leave_evaluation(model: str, masks: list[MaskRecord], truths: dict[str, np.n
     write_table(folder / PREDICTIONS, predictions, PREDICTION_SCHEMA)
     if model == "base":
         write_table(folder / MAPS, maps, MAP_SCHEMA)
-    rules = {"rounds": 3, "choices": {"mask": "logits cut at 0"}, "versions": {"torch": "2"}}
+    rules = {
+        "rounds": 3,
+        "prompts": ["point", "box"],
+        "boundary_ratio": 0.02,
+        "choices": {"mask": "logits cut at 0"},
+        "versions": {"torch": "2"},
+    }
     write_json(
         folder / "protocol.json", {"model": model, "weights_sha256": f"hash of {model}", "device": "cpu", **rules}
     )
@@ -200,15 +221,24 @@ def test_table_is_ready_for_a_terminal(project: Path) -> None:
     assert "- large: refused: because of <reason> large" in lines
 
 
+def played(prompts: list[str]) -> None:
+    """Let the protocols of all models say so."""
+    for model in MODELS:
+        path = Path("data/evaluation") / model / "protocol.json"
+        write_json(path, json.loads(path.read_text()) | {"prompts": prompts})
+
+
 def test_box_first_is_said(project: Path) -> None:
-    report.run(configured(prompts=["box"]))
+    played(["box"])
+    report.run(configured())
     assert Path("data/report/table.md").read_text().startswith("| prompts | model")
     assert "its box, then a click a round" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("kind", ["boundary", "random"])
 def test_other_clicks_first_are_points_too(kind: str, project: Path) -> None:
-    report.run(configured(prompts=[kind]))
+    played([kind])
+    report.run(configured())
     assert Path("data/report/table.md").read_text().startswith("| points | model")
 
 
@@ -248,6 +278,65 @@ def test_without_maps_and_verdicts(project: Path) -> None:
     assert "<b>uncertainty</b>" not in page
     assert "large: undecided" in page
     assert "dvc repro register@large" in page
+
+
+def test_what_was_not_evaluated_is_said(project: Path) -> None:
+    report.run(configured())
+    page = PAGE.read_text()
+    assert "hold no checks of obedience: see evaluate.fidelity" in page
+    assert "hold no automatic generation: see evaluate.everything" in page
+    assert "There is no table of this decision" in page
+    assert "1 point" in page
+    assert "box and 2 points" in page
+    assert "no task prompt" not in page
+
+
+def test_checks_yield_and_the_gates_table_are_shown(project: Path) -> None:
+    place = {"dataset": "demo_part_test", "task": "part", "image_id": "demo_part_test/1"}
+    for model in MODELS:
+        folder = Path("data/evaluation") / model
+        check = {"model": model, **place, "mask_id": "a", "check": "swap", "passed": model != "large"}
+        write_table(folder / FIDELITY, [check], FIDELITY_SCHEMA)
+        kept = {"base": 8, "small": 6, "large": 2}[model]
+        write_table(folder / GENERATED, [{"model": model, **place, "generated": kept}], EVERYTHING_SCHEMA)
+    path = Path("data/registry/large.json")
+    row = {"kind": "<box>", "scope": "task", "name": "part", "base": 0.521, "tuned": 0.502, "gain": -0.019}
+    row |= {"low": -0.026, "high": -0.011, "p": 0.002, "masks": 1372, "images": 40, "limit": -0.01, "ok": False}
+    write_json(path, json.loads(path.read_text()) | {"table": [row], "not_looked_at": ["<everything>"]})
+    report.run(configured())
+    page = PAGE.read_text()
+    for text in (
+        "&lt;box&gt;",
+        "-2.6 to -1.1",
+        "1,372",
+        "Not looked at: &lt;everything&gt;",
+        "× 0.25",
+        "-100.0 ±0.0 ▼",
+    ):
+        assert text in page
+    assert "hold no" not in page
+
+
+def test_published_figures_stand_beside_sets_that_are_the_papers(project: Path) -> None:
+    for model in MODELS:
+        path = Path("data/evaluation") / model / ROWS
+        rows = pd.read_parquet(path)
+        rows["dataset"] = rows["dataset"].replace({"demo_salient_test": "coift"})
+        write_table(path, rows.to_dict("records"), ROW_SCHEMA)
+    tree = configured()
+    report.run(tree)
+    assert ", published" not in PAGE.read_text()
+    entry = replace(tree.datasets["demo_salient_test"], expect=ExpectConfig(point_miou=93.7))
+    report.run(replace(tree, datasets={**tree.datasets, "coift": entry}))
+    page = PAGE.read_text()
+    assert "SAM ViT-H, published" in page
+    assert '<td class="">93.7</td>' in page
+    assert "tables 14, 17 of Liu" in page
+
+
+def test_pages_stay_small(project: Path) -> None:
+    report.run(configured())
+    assert PAGE.stat().st_size < 700_000  # eight masks with all their pictures, without the curves
 
 
 def test_missing_evaluation_names_the_stage(project: Path) -> None:
