@@ -12,17 +12,20 @@ from torch import Tensor
 
 from sum.data.frames import load_photo, to_square
 from sum.data.records import ImageRecord, MaskRecord, decode_mask
-from sum.models.interact import Protocol, encode_frame, play
+from sum.models.interact import Mask, Protocol, encode_frame, play
 from sum.models.segmenter import TASKS, Segmenter
 from sum.models.stopwatch import Stopwatch
+
+Photo = NDArray[np.uint8]
+Frame = tuple[NDArray[np.uint8], tuple[int, int]]  # [S, S, 3], and the height and width that are image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """An image ready to be asked about."""
 
-    photo: NDArray[np.uint8]  # [H, W, 3] RGB
-    truths: list[NDArray[np.bool_]]  # [H, W] at the original size, in the order of the masks
+    photo: Photo  # [H, W, 3] RGB
+    truths: list[Mask]  # [H, W] at the original size, in the order of the masks
     embedding: Tensor  # [1, C, h, w]
 
 
@@ -31,14 +34,19 @@ def open_image(model: Segmenter, image: ImageRecord, masks: Sequence[MaskRecord]
 
     Raises DataError when the photo is not what it was at ingest.
     """
-    photo = load_photo(image)
-    frame, inner = to_square(Image.fromarray(photo), side=model.side)
-    truths = [decode_mask(mask.rle, height=image.height, width=image.width) for mask in masks]
+    photo, (frame, inner), truths = read_image(image, masks, side=model.side)
     with watch.running():
         embedding = encode_frame(model, frame, inner)
         embedding.flatten()[0].item()  # waits for the device
     watch.lap("encode", 1)
     return Opened(photo, truths, embedding)
+
+
+def read_image(image: ImageRecord, masks: Sequence[MaskRecord], *, side: int) -> tuple[Photo, Frame, list[Mask]]:
+    """Photo `[H, W, 3]` uint8 RGB, its frame as `to_square` makes it, and the masks, bool `[H, W]`. Asks no model."""
+    photo = load_photo(image)
+    truths = [decode_mask(mask.rle, height=image.height, width=image.width) for mask in masks]
+    return photo, to_square(Image.fromarray(photo), side=side), truths
 
 
 def point_ious(

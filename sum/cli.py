@@ -79,7 +79,10 @@ COMMANDS: Mapping[str, Command] = {
     "export-labels": Command(
         "export-labels FOLDER [--images N]", "write pseudo-labels as COCO JSON, and their uncertainty as PNGs"
     ),
-    "plan": Command("plan [key=value ...] [--no-time]", "memory and time of fine-tuning, and settings that fit"),
+    "plan": Command(
+        "plan [finetune | evaluate] [key=value ...] [--no-time]",
+        "memory and time of fine-tuning, and settings that fit; time of evaluation, and what bounds it",
+    ),
     "reproduce": Command(
         "reproduce RUN_ID [--check-only]", "train a fine-tuning of MLflow again as it was, and compare the weights"
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import cv2
 
@@ -19,7 +20,7 @@ from sum.models.generator import Batches, generate
 from sum.models.interact import Answer, play
 from sum.models.refiner import Refiner
 from sum.models.segmenter import TASKS, Segmenter
-from sum.models.stopwatch import Stopwatch
+from sum.models.stopwatch import Clock, Stopwatch
 from sum.suite import Suite
 
 Row = dict[str, object]
@@ -38,11 +39,12 @@ class Bench:
         *,
         keep: Iterable[int],
         refiner: Refiner | None = None,
+        clock: Clock = perf_counter,
     ) -> None:
         """keep: rounds whose oracle predictions of the main game are stored; refiner: for the uncertainty of its first
-        answers.
+        answers; clock: for the model's times, seconds.
         """
-        self.name, self.model, self.suite, self.refiner = name, model, suite, refiner
+        self.name, self.model, self.suite, self.refiner, self.clock = name, model, suite, refiner, clock
         self.rounds_kept = frozenset(keep)
         self.turn = threading.Lock()  # whoever has it asks the model
         settings = suite.everything
@@ -58,7 +60,7 @@ class Bench:
 
     def image(self, image: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
         """All rows of one image, in the order of its masks."""
-        watch = Stopwatch(self.turn)
+        watch = Stopwatch(self.turn, clock=self.clock)
         opened = open_image(self.model, image, masks, watch=watch)
         sheet = _Sheet(self.name, image, masks)
         for number, (protocol, task_prompt) in enumerate(self.suite.games(image.task)):
@@ -104,7 +106,7 @@ class Bench:
         with watch.running():
             step = self.suite.protocol.batch_masks
             codes = doubts(self.refiner, opened.embedding, firsts, opened.truths, step=step)
-        watch.drop()
+        watch.lap("maps", len(sheet.masks))
         sheet.found[MAPS] += [
             {"mask_id": mask.mask_id, "png": cv2.imencode(".png", code)[1].tobytes()}
             for mask, code in zip(sheet.masks, codes, strict=True)

@@ -98,6 +98,8 @@ def test_a_stage_that_can_be_shared_starts_itself_under_torchrun(monkeypatch: py
     for wanted, count in (("8", 8), ("gpu", 4)):
         found = torchrun(words, {VARIABLE: wanted})
         assert found == [*start, f"--nproc-per-node={count}", "-m", "sum", *words]
+        shared = torchrun(["evaluate", "small"], {VARIABLE: wanted})
+        assert shared == [*start, f"--nproc-per-node={count}", "-m", "sum", "evaluate", "small"]
     for environment in ({}, {VARIABLE: ""}, {VARIABLE: "1"}, {VARIABLE: "8", "RANK": "3"}):  # the last: a child
         assert torchrun(words, environment) is None
     for alone in (["register", "small"], ["ingest"], ["finetune", "--help"], ["finetune", "-h"], ["plan"]):

@@ -1,4 +1,4 @@
-"""`python -m sum plan`: memory and time of fine-tuning before it is begun, and settings that fit."""
+"""`python -m sum plan`: memory and time of fine-tuning before it is begun, and settings that fit; `plan evaluate`."""
 
 from __future__ import annotations
 
@@ -33,27 +33,44 @@ class Case:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands behind the command's name."""
     parser.add_argument(
-        "changes", nargs="*", metavar="key=value", help="numbers of params.yaml, as finetune.optim.images_per_batch=2"
+        "words",
+        nargs="*",
+        metavar="finetune | evaluate | key=value",
+        help="the stage, finetune if none is named; numbers of params.yaml, as finetune.optim.images_per_batch=2",
     )
-    parser.add_argument("--no-time", action="store_true", help="memory only: nothing is computed")
+    parser.add_argument("--no-time", action="store_true", help="nothing is computed: memory, of evaluate counts")
     parser.add_argument(
         "--limit", type=float, default=LIMIT, metavar="SECONDS", help=f"for measuring on a device ({LIMIT:g})"
     )
     parser.add_argument(
         "--card", type=_size, action="append", default=[], metavar="GB", help="also a CUDA card of so many GB: memory"
     )
+    for name, what in (("--side", "px of the drawn images"), ("--masks", "masks an image where `expect` has none")):
+        parser.add_argument(name, type=int, metavar="N", help=f"evaluate without a manifest: {what}")
 
 
 def run(options: argparse.Namespace) -> str:
-    """The plan of stage finetune for params.yaml, a paragraph a device.
-
-    Of one process, where SUM_PROCESSES says how many there are. Raises ConfigError as the stage would.
-    """
-    from sum.commands.plan_devices import find_devices
+    """The plan of a stage for params.yaml. Raises ConfigError as the stage would."""
     from sum.config import load_config
+    from sum.errors import ConfigError
+
+    stages = [word for word in options.words if "=" not in word]
+    config = load_config([word for word in options.words if "=" in word])
+    if stages == ["evaluate"]:
+        lines = importlib.import_module("sum.commands.plan_evaluation").run(config, options)
+    elif stages in ([], ["finetune"]):
+        lines = _finetune(config, options)
+    else:
+        raise ConfigError(f"plan: wants finetune, evaluate or none of them, and key=value; got '{' '.join(stages)}'")
+    return "\n".join(lines) + "\n"
+
+
+def _finetune(whole: Config, options: argparse.Namespace) -> list[str]:
+    """A paragraph a device; of one process, where SUM_PROCESSES says how many there are."""
+    from sum.commands.plan_devices import find_devices
     from sum.launch import VARIABLE, processes
 
-    whole, count = load_config(options.changes), processes(os.environ)
+    count = processes(os.environ)
     config = part_of(whole, count=count)
     case_of(config, count=count)  # imports what the stage imports: it is part of the program's size
     lines = [describe(config)]
@@ -70,7 +87,7 @@ def run(options: argparse.Namespace) -> str:
         f"of {whole.finetune.optim.images_per_batch} images a step. {missing}, and the time that the processes take "
         "from each other."
     )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def part_of(config: Config, *, count: int) -> Config:

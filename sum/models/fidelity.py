@@ -53,7 +53,7 @@ def examine(
     """Ask everything of CHECKS about every mask of one image.
 
     embedding `[1, C, h, w]`; truths: bool `[H, W]` at the original size, none empty; task: row of the task prompt;
-    batch: prompts a decoder call; watch: its lock is held while the model is asked.
+    batch: prompts a decoder call; watch: takes the time of each.
     """
     asked = _Asker(model, embedding, (truths[0].shape[0], truths[0].shape[1]), task, batch, watch or Stopwatch())
     points = [point for truth in truths if (point := farthest_point(truth))]
@@ -88,7 +88,7 @@ class _Asker:
             found.append(said)
             for row in range(len(said)):  # one at a time: at the original size they are large
                 masks.append(self._mask(said[row : row + 1]))
-        self.watch.drop()
+        self.watch.lap("fidelity", len(clicks))
         return masks, torch.cat(found)
 
     def _decode(self, clicks: Sequence[Sequence[Click]], logits: Tensor | None) -> Tensor:

@@ -168,7 +168,7 @@ class _Game:
         self.watch.lap("decode", len(everyone))
         answers["oracle"] = scored(three.pick(closest), output="oracle")
         answers["confident"] = scored(three.pick(likeliest), output="confident")
-        self.watch.drop()  # masks of `three` that were timed already
+        self.watch.lap("redraw", len(everyone))
         tracks = [_Track(answers[output], everyone, prompts) for output in ("oracle", "single")]
         return tracks, [answer for output in OUTPUTS for answer in answers[output]]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sum.core.first_prompts import boundary_point, first_draw, random_point
 from sum.core.geometry import logits_to_image, resized_hw
 from sum.core.metrics import boundary_iou, iou
-from sum.models import interact, stopwatch
+from sum.models import interact
 from sum.models.interact import Answer, Mask, Protocol, play
 from sum.models.segmenter import PAD, TASKS, Prediction, Prompts
 from sum.models.stopwatch import Stopwatch
@@ -237,8 +237,7 @@ def test_the_models_time_is_of_decoder_and_copies_and_of_nothing_else(monkeypatc
 
         return slow
 
-    model, watch, good = Scripted(noise), Stopwatch(), low_logits(TRUTHS[0])
-    monkeypatch.setattr(stopwatch, "perf_counter", lambda: clock[0])
+    model, watch, good = Scripted(noise), Stopwatch(clock=lambda: clock[0]), low_logits(TRUTHS[0])
     monkeypatch.setattr(interact, "logits_to_image", taking(10, logits_to_image))
     monkeypatch.setattr(interact, "iou", taking(1000, iou))
     monkeypatch.setattr(model, "decode", taking(1, model.decode))
@@ -251,8 +250,9 @@ def test_the_models_time_is_of_decoder_and_copies_and_of_nothing_else(monkeypatc
     model.script = script
     truths = [to_mask(good), TRUTHS[1]]
     list(play(model, torch.zeros(1, 4, 2, 2), truths, task=0, protocol=Protocol(rounds=3), watch=watch))  # type: ignore[arg-type]
-    assert [(lap.step, lap.asked) for lap in watch.laps] == [("decode", 2)] * 2 + [("decode", 1)] * 4
-    assert [lap.seconds for lap in watch.laps] == [1 + 3 * 10] + [1 + 10] * 5
+    asked = [("decode", 2)] * 2 + [("redraw", 2)] + [("decode", 1)] * 4
+    assert [(lap.step, lap.asked) for lap in watch.laps] == asked
+    assert [lap.seconds for lap in watch.laps] == [1 + 3 * 10, 1 + 10, 2 * 10] + [1 + 10] * 4
 
 
 def test_rows_of_every_mask_round_and_output() -> None:
