@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -412,21 +414,41 @@ def test_every_first_prompt_is_named_once(prompts: list[str], weights: tuple[Pat
         configured(weights, prompts=prompts)
 
 
-@pytest.mark.slow
-def test_one_process_and_three_give_the_same_bytes(project: Path, weights: tuple[Path, Path]) -> None:
-    """Three shards of an image each, so that each process of torchrun can have one."""
+def one_image_shards(weights: tuple[Path, Path]) -> dict[str, str]:
+    """Write params.yaml and small_shards.py, which evaluates the base a shard an image; returns its environment."""
     tree = yaml.safe_load(PARAMS.read_text())
     wanted = asdict(configured(weights))
     tree |= {section: wanted[section] for section in ("device", "model", "evaluate", "pseudo_label", "register")}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     lines = ["import sys", "from sum.cli import main", "from sum.stages import evaluate", "evaluate.SHARD = 1"]
     Path("small_shards.py").write_text("\n".join([*lines, "sys.exit(main(['evaluate', 'base']))"]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PARAMS.parent)}
-    found = []
-    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]):
-        command = [sys.executable, *start, "small_shards.py"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append({path.name: path.read_bytes() for path in OUT.iterdir()})
-    assert len(found[0]) == 6
-    assert found[0] == found[1]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PARAMS.parent)}
+
+
+def evaluated(start: list[str], environment: dict[str, str]) -> dict[str, bytes]:
+    """Run small_shards.py to its end; file name -> what it wrote."""
+    command = [sys.executable, *start, "small_shards.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {path.name: path.read_bytes() for path in OUT.iterdir()}
+
+
+@pytest.mark.slow
+def test_one_process_three_and_a_killed_one_give_the_same_bytes(project: Path, weights: tuple[Path, Path]) -> None:
+    """Three shards of an image each, so that each process of torchrun can have one; then SIGKILL after the first."""
+    environment = one_image_shards(weights)
+    alone = evaluated([], environment)
+    assert len(alone) == 6
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    assert evaluated(together, environment) == alone
+    shutil.rmtree(OUT)
+    process = subprocess.Popen([sys.executable, "small_shards.py"], env=environment)
+    while not (made := list(Path("work/evaluate").glob("*/*.zip"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not OUT.exists()
+    content = made[0].read_bytes()
+    made[0].write_bytes(content[: len(content) // 2])  # as a disk that lost power leaves it
+    assert evaluated([], environment) == alone
