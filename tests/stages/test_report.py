@@ -287,7 +287,7 @@ def test_what_was_not_evaluated_is_said(project: Path) -> None:
     assert "hold no automatic generation: see evaluate.everything" in page
     assert "There is no table of this decision" in page
     assert "1 point" in page
-    assert "box and 2 points" in page
+    assert "box + 2 points" in page
     assert "no task prompt" not in page
 
 
