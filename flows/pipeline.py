@@ -20,7 +20,7 @@ from prefect.tasks import Task
 from flows.dvc import Outcome, StageRefused, out_of_date, run_stage
 from flows.results import pointers, result_rows
 from sum.cli import STAGES
-from sum.commands.results import LOCAL, compare_page
+from sum.commands.results import COMPARE, LOCAL, MODELS, mlflow_pages
 from sum.config import Config, load_config
 from sum.errors import choose
 from sum.registry import START_PAGE
@@ -94,10 +94,12 @@ def show(project: Path, config: Config, *, budget: str, waits: list[str]) -> Non
     budgets = list(config.budgets)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri
     server = uri.rstrip("/") if uri.startswith("http") else LOCAL
-    compare = compare_page(project, model=config.tracking.model, budgets=budgets)
+    pages = mlflow_pages(project, model=config.tracking.model, budgets=budgets)
     name = re.sub(r"[^a-z0-9-]", "-", budget.lower())  # what Prefect takes as a key
     rows = result_rows(project, models=["base", *budgets])
     create_table_artifact(rows, key=f"results-{name}", description="Oracle output, mean over all data sets, %")
-    links = pointers(project, budget=budget, server=server, compare=compare, waits=waits)
+    links = pointers(project, budget=budget, server=server, pages=pages, waits=waits)
     create_markdown_artifact(links, key=f"links-{name}")
-    create_link_artifact(f"{server}{compare or START_PAGE}", link_text="MLflow", key="mlflow")
+    create_link_artifact(f"{server}{pages.get(MODELS, START_PAGE)}", link_text="MLflow: all models", key="mlflow")
+    if COMPARE in pages:
+        create_link_artifact(f"{server}{pages[COMPARE]}", link_text="MLflow: versions", key="mlflow-compare")

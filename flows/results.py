@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ def result_rows(project: Path, *, models: Iterable[str]) -> list[Row]:
     return rows
 
 
-def pointers(project: Path, *, budget: str, server: str, compare: str | None, waits: Sequence[str]) -> str:
+def pointers(project: Path, *, budget: str, server: str, pages: Mapping[str, str], waits: Sequence[str]) -> str:
     """Markdown: report, MLflow, versions, the reasons of the gate, and who is champion.
 
-    server: MLflow's address; compare: the path of its page that compares the budgets, if there is something to compare;
-    waits: the stages that are out of date, so that the report was not made.
+    server: MLflow's address; pages: name -> path of those of its pages that lay models side by side; waits: the stages
+    that are out of date, so that the report was not made.
     """
     report = project / "data" / "report" / "index.html"
     lines = [f"- Report: {report.as_uri()}"] if report.is_file() else []
@@ -41,8 +41,7 @@ def pointers(project: Path, *, budget: str, server: str, compare: str | None, wa
         old = "an older one; " if lines else ""
         lines = [*lines, f"- Report of this run: {old}out of date are {', '.join(waits)} (`dvc repro` makes all)"]
     lines.append(f"- MLflow: {server}{START_PAGE}{' after `make ui`' if server == LOCAL else ''}")
-    if compare is not None:
-        lines.append(f"- All budgets side by side: {server}{compare}")
+    lines += [f"- MLflow, {name.lower()}: {server}{path}" for name, path in pages.items()]
     verdict = _read(project / "data" / "registry" / f"{budget}.json")
     if verdict is not None:
         versions = ", ".join(f"{name} version {number}" for name, number in verdict["versions"].items())

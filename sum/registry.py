@@ -236,6 +236,11 @@ def _download(client: Any, model_id: str, *, called: str, folder: Path) -> Path:
     return folder / weights.name
 
 
+def models_link(experiment: str) -> str:
+    """The path of MLflow's page with a row a model and a column a metric of a data set; experiment: its id."""
+    return f"/#/experiments/{experiment}/models?{MODE}"
+
+
 def compare_link(name: str, runs: Mapping[str, str]) -> str:
     """The path of MLflow's page that compares versions of registered model `name`; runs: version number -> run id."""
     versions = quote(json.dumps(dict(runs), separators=(",", ":")))

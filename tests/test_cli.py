@@ -292,9 +292,12 @@ def test_results_prints_table_report_and_mlflow(project, capsys):
     for number, budget in enumerate(("small", "large"), 1):
         path = project / "data" / "registry" / f"{budget}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"versions": {"sum": str(number)}, "run_id": f"run{number}"}))
+        told = {"versions": {"sum": str(number)}, "run_id": f"run{number}", "experiment_id": "7"}
+        path.write_text(json.dumps(told))
     assert main(["results"]) == 0
-    assert "Compare: http://127.0.0.1:5000/#/compare-model-versions" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Models: http://127.0.0.1:5000/#/experiments/7/models?workflowType=machine_learning\n" in told
+    assert "Compare: http://127.0.0.1:5000/#/compare-model-versions" in told
 
 
 def test_ctrl_c_ends_with_130(project):

@@ -104,7 +104,8 @@ def test_evaluation_has_every_key_with_its_default() -> None:
 
 
 def test_evaluation_names_the_files_that_the_stage_writes() -> None:
+    from sum.data.summaries import CURVES, PLAIN, SUMMARY
     from sum.stages.evaluate import OUT, TABLES, TIMES, TIMING
 
-    written = {f"{OUT}/MODEL/{name}" for name in (*TABLES.keys() - {TIMES}, "summary.json", "protocol.json")}
+    written = {f"{OUT}/MODEL/{name}" for name in (*TABLES.keys() - {TIMES}, SUMMARY, PLAIN, CURVES, "protocol.json")}
     assert set(names_in("file")) == written | {f"{TIMING}/MODEL.json"}

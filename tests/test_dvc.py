@@ -15,6 +15,8 @@ import yaml
 
 from sum.cli import STAGES
 from sum.config import load_config
+from sum.data.scores import TASK_ORDER
+from sum.data.summaries import CURVES
 from sum.settings import BudgetConfig, Config, DatasetConfig
 
 PROJECT = Path(__file__).parents[1]
@@ -176,8 +178,11 @@ def test_every_budget_has_its_stages_deployment_metrics_and_plot():
         **{budget: f"data/models/{budget}/model.safetensors" for budget in BUDGETS},
     }
     for budget in BUDGETS:
-        assert {f"data/models/{budget}/summary.json", f"data/evaluation/{budget}/summary.json"} <= set(DVC["metrics"])
+        assert {f"data/models/{budget}/summary.json", f"data/evaluation/{budget}/figures.json"} <= set(DVC["metrics"])
         assert f"data/models/{budget}/history.csv" in DVC["plots"][0]["loss by budget"]["y"]
+    for task, plot in zip((*TASK_ORDER, "all"), DVC["plots"][1:], strict=True):
+        (body,) = plot.values()
+        assert body["y"] == {f"data/evaluation/{model}/{CURVES}": task for model in ("base", *BUDGETS)}
     deployments = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
     assert {entry["name"]: entry["parameters"]["budget"] for entry in deployments} == {f"ft-{b}": b for b in BUDGETS}
 

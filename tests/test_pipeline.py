@@ -50,7 +50,7 @@ def test_everything_is_made_and_a_second_repro_does_nothing(small):
 
 
 def test_metrics_and_plots(small):
-    assert "data/evaluation/large/summary.json" in small.dvc("metrics", "show")
+    assert "data/evaluation/large/figures.json" in small.dvc("metrics", "show")
     small.dvc("plots", "show", "--out", "plots")
     page = (small.folder / "plots" / "index.html").read_text()
     for budget in ("small", "medium", "large"):
@@ -173,7 +173,8 @@ def test_a_killed_deployment_run_goes_on_from_its_checkpoint(small, free_port):
         kept = served.artifacts()
     assert [row["model"] for row in json.loads(kept["results-small"])] == ["base", "small", "medium", "large"]
     assert "Registered: " in kept["links-small"]
-    assert "compare-model-versions" in kept["mlflow"]
+    assert "/models?workflowType" in kept["mlflow"]
+    assert "compare-model-versions" in kept["mlflow-compare"]
     (small.folder / "params.yaml").write_text(before)
     small.dvc("repro")  # from the run cache
 

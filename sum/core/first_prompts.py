@@ -7,7 +7,7 @@ indices; masks bool `[H, W]` at the original size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -28,6 +28,19 @@ FIRST_PROMPTS: dict[str, str] = {
     "their median x and median y; ties go to the first in reading order",
     "random": "a click on a pixel of the true mask drawn uniformly, by SHA-256 of prompt_seed and the mask's id",
 }
+
+
+def prompt_words(prompt: str, rounds: Sequence[int]) -> str:
+    """What a mask has been given after the rounds, in words: `1 point`, `box`, `box + 2 points`, `random point`.
+
+    Of several rounds all counts are named: `3, 5 points`, `box + 2, 4 points`.
+    """
+    head = {"point": "", "box": "box"}.get(prompt, f"{prompt} point")
+    if head and list(rounds) == [1]:
+        return head
+    counts = [number - bool(head) for number in rounds]
+    points = f"{', '.join(map(str, counts))} point{'' if counts == [1] else 's'}"
+    return f"{head} + {points}" if head else points
 
 
 def first_draw(seed: int, mask_id: str) -> int:

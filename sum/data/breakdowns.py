@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sum.core.first_prompts import prompt_words
 from sum.data.grids import MARKS, Grid, Line, Words, make_grid, to_cell
 from sum.data.score_tables import EVERYTHING, of_game
 from sum.data.scores import KEY, LEVELS, METRICS, averages, comparison_table, effort_estimates, efforts, task_names
@@ -79,15 +80,8 @@ def by_prompt(rows: Tables, games: Sequence[Game], *, rounds: Sequence[int], res
 
 
 def game_words(prompt: str, number: int, *, unspecified: bool = False) -> str:
-    """What was given to the model, in words: `3 points`, `box and 2 points`, `1 point, no task prompt`."""
-    clicks = number - (prompt == "box")
-    points = f"{clicks} point{'' if clicks == 1 else 's'}"
-    if prompt == EVERYTHING:
-        text = "automatic masks"
-    elif prompt == "box":
-        text = f"box and {points}" if clicks else "box"
-    else:
-        text = points if prompt == "point" else f"{points}, first: {prompt}"
+    """What was given to the model in a game, in words: `1 point, no task prompt`, `automatic masks`."""
+    text = "automatic masks" if prompt == EVERYTHING else prompt_words(prompt, [number])
     return f"{text}, no task prompt" if unspecified else text
 
 

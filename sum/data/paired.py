@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sum.core.first_prompts import prompt_words
 from sum.core.gate import CHECK, GAIN, YIELD
 from sum.data.score_tables import (
     EVERYTHING,
@@ -35,7 +36,6 @@ from sum.errors import DataError
 
 COLUMNS = ("family", "kind", "scope", "name", "base", "tuned", "gain", "low", "high", "p", "masks", "images")
 OUTPUT = "oracle"
-HEADS = {"box": "box", "boundary": "boundary point", "random": "random point"}
 NOISE = 1e-12  # sums of the same numbers in another order differ by less
 
 
@@ -154,10 +154,10 @@ def _answers(rows: pd.DataFrame, *, prompts: Sequence[str], rounds: Sequence[int
     for number, prompt in enumerate(prompts):
         game, later = of_game(rows, prompt=prompt), [turn for turn in wanted if turn > 1]
         if number == 0:
-            found[GAIN, name_of(prompt, wanted)] = _mean(game, metric, wanted)
-        found[prompt, name_of(prompt, [1])] = _mean(game, metric, [1])
+            found[GAIN, prompt_words(prompt, wanted)] = _mean(game, metric, wanted)
+        found[prompt, prompt_words(prompt, [1])] = _mean(game, metric, [1])
         if later:
-            found[prompt, name_of(prompt, later)] = _mean(game, metric, later)
+            found[prompt, prompt_words(prompt, later)] = _mean(game, metric, later)
     if (rows["prompt"] == EVERYTHING).any():
         found[EVERYTHING, EVERYTHING] = _mean(of_game(rows, prompt=EVERYTHING), metric, [1])
     wide = pd.DataFrame(found).rename_axis(columns=["metric", "round"])
@@ -177,16 +177,6 @@ def _mean(game: pd.DataFrame, metric: str, rounds: Sequence[int]) -> pd.Series:
             "exceed evaluate.rounds, or `dvc repro evaluate` is due"
         )
     return wide[list(rounds)].mean(axis=1)
-
-
-def name_of(prompt: str, rounds: Sequence[int]) -> str:
-    """What a mask was asked with: `1 point`, `3, 5 points`, `box`, `box + 2, 4 points` (the mean over these)."""
-    head = HEADS.get(prompt)
-    if head is not None and list(rounds) == [1]:
-        return head
-    counts = [number - (head is not None) for number in rounds]
-    points = f"{', '.join(map(str, counts))} point{'' if counts == [1] else 's'}"
-    return points if head is None else f"{head} + {points}"
 
 
 def _checks(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

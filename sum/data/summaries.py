@@ -1,4 +1,4 @@
-"""What an evaluation comes to, data/evaluation/MODEL/summary.json: nested figures for `dvc metrics` and MLflow."""
+"""What an evaluation comes to: summary.json with all figures, figures.json for `dvc metrics`, curves.csv to plot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sum.core.figures import tracked_figures
 from sum.data.score_tables import (
     EVERYTHING,
     EVERYTHING_SCHEMA,
@@ -19,10 +20,34 @@ from sum.data.score_tables import (
     read_rows,
     read_table,
 )
-from sum.data.scores import effort_estimates, estimates, fidelity_estimates, task_names
+from sum.data.scores import TASK_ORDER, effort_estimates, estimates, fidelity_estimates, task_names
+from sum.storage import write_json
 
 Tree = dict[str, Any]
 READER = "evaluate"
+SUMMARY, PLAIN, CURVES = "summary.json", "figures.json", "curves.csv"
+
+
+def write_summaries(folder: Path, *, prompts: Sequence[str], rounds: Sequence[int], resamples: int, seed: int) -> Tree:
+    """Write SUMMARY, PLAIN (sum.core.figures) and CURVES beside the tables in `folder`; returns `summarise`."""
+    summary = summarise(folder, prompts=prompts, rounds=rounds, resamples=resamples, seed=seed)
+    write_json(folder / SUMMARY, summary)
+    write_json(folder / PLAIN, tracked_figures(summary))
+    table = curves(of_game(read_rows(folder, reader=READER), prompt=prompts[0]))
+    table.to_csv(folder / CURVES, index=False, float_format="%.4f", lineterminator="\n")
+    return summary
+
+
+def curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a round, a column a task, then `all`: mean IoU of the oracle in per cent. rows: of one game.
+
+    All of TASK_ORDER have a column, an empty one without a data set: `dvc plots` refuses a file that lacks one.
+    """
+    numbers = sorted(set(rows["round"]))
+    table = estimates(rows, rounds=numbers, resamples=1)
+    means = table[(table["metric"] == "iou") & (table["scope"] != "dataset")]
+    wide = 100 * means.pivot(index="round", columns="name", values="mean")
+    return wide.reindex(columns=[*TASK_ORDER, "all"]).rename_axis(columns=None).reset_index()
 
 
 def summarise(folder: Path, *, prompts: Sequence[str], rounds: Sequence[int], resamples: int, seed: int) -> Tree:

@@ -34,7 +34,7 @@ from sum.data.score_tables import (
     join_tables,
 )
 from sum.data.scores import AVERAGES
-from sum.data.summaries import summarise
+from sum.data.summaries import write_summaries
 from sum.data.timings import TIME_SCHEMA, TIMES, time_figures
 from sum.errors import DataError, MissingInput
 from sum.evaluation import Bench
@@ -142,8 +142,7 @@ def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path)
             join_tables(read_shards(shards, name, TABLES[name]), folder / name, TABLES[name])
         write_json(folder / "protocol.json", protocol)
         rounds, draws = sorted(settings.report_rounds), {"resamples": settings.resamples, "seed": config.seed}
-        summary = summarise(folder, prompts=suite.prompts, rounds=rounds, **draws)
-        write_json(folder / "summary.json", summary)
+        summary = write_summaries(folder, prompts=suite.prompts, rounds=rounds, **draws)
     times = time_figures(read_shards(shards, TIMES, TIME_SCHEMA))
     return Examined(summary, {**_computer(device), "workers": settings.workers, **times}, share.folder)
 

@@ -30,7 +30,7 @@ from sum.errors import DataError, MissingInput
 from sum.registry import Registry, run_of_weights
 from sum.settings import RegisterConfig
 from sum.storage import sha256_file, write_json
-from sum.tracking import Run
+from sum.tracking import Run, experiment_id
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ def _register(config: Config, *, weights: Path, report: Report, benchmark: str) 
         for name, version in versions.items()
     }
     told = {
+        "experiment_id": experiment_id(logged.client, tracking.experiment),
         "run_id": logged.id,
         "model_id": logged.model_id,
         "versions": {name: version.number for name, version in versions.items()},

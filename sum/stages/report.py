@@ -30,6 +30,7 @@ MODELS = Path("data/models")
 REFINER = Path("data/refiner")
 REGISTRY = Path("data/registry")
 OUT = Path("data/report")
+CURVES = "curves.png"
 BASE = "base"
 STAGES = {  # title -> what a stage said about itself
     "Refinement module (held-out masks)": REFINER / "report.json",
@@ -39,7 +40,7 @@ STAGES = {  # title -> what a stage said about itself
 
 
 def run(config: Config) -> Path:
-    """Write index.html, table.md and table.csv; returns data/report.
+    """Write index.html, curves.png, table.md and table.csv; returns data/report.
 
     Raises MissingInput and DataError; TrackingError when MLflow does not take the pages already written.
     """
@@ -61,6 +62,7 @@ def run(config: Config) -> Path:
         (folder / "index.html").write_text(text, encoding="utf-8")
         (folder / "table.md").write_text(_markdown(page.grid, verdicts, unit=page.unit), encoding="utf-8")
         (folder / "table.csv").write_text(to_csv(page.grid), encoding="utf-8")
+        (folder / CURVES).write_bytes(page.chart)
     _log_to_mlflow(config, page)
     return OUT
 
@@ -123,7 +125,7 @@ def _markdown(grid: Grid, verdicts: Sequence[Verdict], *, unit: str) -> str:
 
 
 def _log_to_mlflow(config: Config, page: Page) -> None:
-    """The page, the pictures and the evidence on the uncertainty to the run of every tuned model."""
+    """Page, curves, pictures and the evidence on the uncertainty to the run of every tuned model."""
     settings = config.tracking
     for budget in config.budgets:
         weights = MODELS / budget / "model.safetensors"
@@ -136,7 +138,8 @@ def _log_to_mlflow(config: Config, page: Page) -> None:
             name=f"{settings.model}-ft-{budget}",
             fingerprint=sha256_file(weights),
         )
-        logged.log_file(OUT / "index.html", folder="report")
+        for name in ("index.html", CURVES):
+            logged.log_file(OUT / name, folder="report")
         for path in evidence_files(REFINER):
             logged.log_file(path, folder="refiner")
         logged.log_metrics(tracked(REFINER), step=0)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from sum.core import first_prompts
-from sum.core.first_prompts import FIRST_POINTS, FIRST_PROMPTS, boundary_point, first_draw, random_point
+from sum.core.first_prompts import FIRST_POINTS, FIRST_PROMPTS, boundary_point, first_draw, prompt_words, random_point
 from sum.models.interact import Protocol
 from sum.settings import EvaluateConfig
 from tests.drawing import grid
@@ -21,6 +21,21 @@ def test_settings_protocol_words_and_functions_know_the_same_names():
     assert set(get_args(get_type_hints(Protocol)["first_prompt"])) == FIRST_PROMPTS.keys()
     (settings,) = get_args(get_type_hints(EvaluateConfig)["prompts"])
     assert set(get_args(settings)) == FIRST_PROMPTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rounds", "want"),
+    [
+        ("point", [1], "1 point"),
+        ("point", [3, 5], "3, 5 points"),
+        ("box", [1], "box"),
+        ("box", [2], "box + 1 point"),
+        ("boundary", [3, 5], "boundary point + 2, 4 points"),
+        ("random", [1, 3], "random point + 0, 2 points"),
+    ],
+)
+def test_words_say_what_the_model_was_given(prompt, rounds, want):
+    assert prompt_words(prompt, rounds) == want
 
 
 def random_masks(count, seed, side=13):

@@ -101,13 +101,13 @@ def test_every_game_after_every_round_that_it_has() -> None:
     point, plain, box = (
         ("1 point", "3 points"),
         ("1 point, no task prompt", "3 points, no task prompt"),
-        ("box", "box and 2 points"),
+        ("box", "box + 2 points"),
     )
     assert [name for name, _ in grid.groups] == [*point, *plain, *box, "automatic masks"]
     for words, prompt, without, number in (
         ("3 points", "point", False, 3),
         ("1 point, no task prompt", "point", True, 1),
-        ("box and 2 points", "box", False, 3),
+        ("box + 2 points", "box", False, 3),
         ("automatic masks", EVERYTHING, True, 1),
     ):
         rows = oracle(ROWS["large"], number)
@@ -115,18 +115,6 @@ def test_every_game_after_every_round_that_it_has() -> None:
         found = cell(grid, words, "large", ("part", "mBIoU"))
         assert isinstance(found, Cell)
         assert found.mean == pytest.approx(100 * mean(rows, "part", "boundary_iou"))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "number", "words"),
-    [
-        ("box", 2, "box and 1 point"),
-        ("random", 1, "1 point, first: random"),
-        ("boundary", 4, "4 points, first: boundary"),
-    ],
-)
-def test_a_kind_of_prompt_in_words(prompt: str, number: int, words: str) -> None:
-    assert breakdowns.game_words(prompt, number) == words
 
 
 def test_clicks_needed_and_failures_mask_by_mask() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sum.data.paired import COLUMNS, Tables, compare, name_of, paired, sign_flips
+from sum.data.paired import COLUMNS, Tables, compare, paired, sign_flips
 from sum.data.scores import KEY
 from sum.errors import DataError
 
@@ -144,21 +144,6 @@ def test_yields_are_masks_an_image():
     assert row["tuned"] == pytest.approx((5 + 6 + 0) / 3)
     assert row["images"] == 5
     assert cell(found, "yield", "generated masks an image", "part")["tuned"] == pytest.approx((5 + 6) / 2)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "rounds", "want"),
-    [
-        ("point", [1], "1 point"),
-        ("point", [3], "3 points"),
-        ("box", [1], "box"),
-        ("box", [2], "box + 1 point"),
-        ("boundary", [3, 5], "boundary point + 2, 4 points"),
-        ("random", [1, 3], "random point + 0, 2 points"),
-    ],
-)
-def test_a_kind_is_named_after_what_the_model_was_given(prompt, rounds, want):
-    assert name_of(prompt, rounds) == want
 
 
 def test_one_round_alone_has_no_later_ones():

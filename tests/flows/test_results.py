@@ -26,19 +26,20 @@ def test_rows_of_what_has_been_evaluated(tmp_path):
         {"model": "base", "iou@1": "50.00", "iou@3": "61.00", "gate": "-"},
         {"model": "small", "iou@1": "60.00", "iou@3": "70.00", "gate": "promoted"},
     ]
-    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
+    text = pointers(tmp_path, budget="small", server=LOCAL, pages={}, waits=[])
     assert "sum version 2; promoted: gain" in text
     assert "Champion after it: version 1 (large): a tie" in text
     told["champion"] |= {"version": None, "budget": None, "why": "refused"}
     write(tmp_path / "data/registry/small.json", told)
-    assert "nobody: refused" in pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
+    assert "nobody: refused" in pointers(tmp_path, budget="small", server=LOCAL, pages={}, waits=[])
 
 
 def test_pointers_before_anything_is_there(tmp_path):
-    where = {"server": "http://tracking:5000", "compare": "/#/compare"}
+    where = {"server": "http://tracking:5000", "pages": {"Models": "/#/experiments/1/models", "Compare": "/#/compare"}}
     text = pointers(tmp_path, budget="small", **where, waits=["register@large"])
     assert "Report of this run: out of date are register@large (`dvc repro` makes all)" in text
     assert "http://tracking:5000/#/experiments?workflowType=machine_learning" in text
+    assert "MLflow, models: http://tracking:5000/#/experiments/1/models\n" in text
     assert "http://tracking:5000/#/compare" in text
     assert "make ui" not in text
 
@@ -47,10 +48,10 @@ def test_the_report_is_linked_as_a_file(tmp_path):
     page = tmp_path / "data/report/index.html"
     page.parent.mkdir(parents=True)
     page.touch()
-    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=[])
+    text = pointers(tmp_path, budget="small", server=LOCAL, pages={}, waits=[])
     assert page.as_uri() in text
     assert "of this run" not in text
-    text = pointers(tmp_path, budget="small", server=LOCAL, compare=None, waits=["finetune@large"])
+    text = pointers(tmp_path, budget="small", server=LOCAL, pages={}, waits=["finetune@large"])
     assert page.as_uri() in text
     assert "Report of this run: an older one; out of date are finetune@large" in text
     assert "make ui" in text

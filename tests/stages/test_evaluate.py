@@ -165,7 +165,7 @@ def check_mlflow(mlflow: FakeRun, summary: Mapping[str, Any]) -> None:
     ((metrics, digest),) = mlflow.seen
     assert set(metrics) == {"all", "task-entity", "task-part", "things", "pieces"}
     assert metrics["things"]["iou_at_1"] == summary["dataset"]["things"]["iou@1"]["mean"]
-    assert metrics["task-part"]["noc_at_85"] == summary["task"]["part"]["noc@85"]["mean"]
+    assert metrics["task-part"]["box_iou_at_1"] == summary["games"]["box"]["task"]["part"]["iou@1"]["mean"]
     assert metrics["all"]["nof_at_90"] == summary["overall"]["nof@90"]["count"]
     assert all(re.fullmatch(r"[\w\-. /:]+", f"{name}/{key}") for name, values in metrics.items() for key in values)
     assert digest == read_manifest(Path("data/manifest"), reader="test").select(split="test").fingerprint
@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     evaluate.run(configured(weights), model="base")
     assert {path.name: path.read_bytes() for path in OUT.iterdir()} == resumed
     tables = {"rows.parquet", "predictions.parquet", "fidelity.parquet", "everything.parquet"}
-    assert set(resumed) == {*tables, "summary.json", "protocol.json"}
+    assert set(resumed) == {*tables, "summary.json", "figures.json", "curves.csv", "protocol.json"}
 
 
 def test_mlflow_away_costs_nothing_but_the_message(
@@ -397,6 +397,8 @@ def test_parts_that_are_off_leave_no_rows(project: Path, weights: tuple[Path, Pa
         "rows.parquet",
         "predictions.parquet",
         "summary.json",
+        "figures.json",
+        "curves.csv",
         "protocol.json",
     }
     rows = read_rows(folder, reader="test")

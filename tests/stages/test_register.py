@@ -320,10 +320,12 @@ def test_a_model_that_no_evaluation_was_logged_for_gets_its_figures_once(config)
     write_rows("base", figures(0.6, 0.5))
     write_rows("small", figures(0.7, 0.6))
     write_weights("small", b"small")
-    model_id = json.loads(run(config, budget="small").read_text())["model_id"]
+    told = json.loads(run(config, budget="small").read_text())
+    model_id = told["model_id"]
     wanted = {"demo_entity_test": {"iou_at_1": 0.7}, "demo_part_test": {"iou_at_1": 0.6}}
     wanted |= {"task-entity": {"iou_at_1": 0.25}, "all": {"iou_at_1": 0.5}}
     registry = Registry(config.tracking.uri)
+    assert registry.client.get_experiment(told["experiment_id"]).name == config.tracking.experiment
     assert registry.figures(model_id, digest=DIGEST) == wanted
     assert registry.figures(model_id, digest="another") == {}
     run(config, budget="small")

@@ -246,7 +246,7 @@ def test_mlflow_gets_page_and_pictures_of_each_budget(project: Path, mlflow: dic
     report.run(configured())
     assert sorted(mlflow) == ["sum-ft-large", "sum-ft-small"]
     for run in mlflow.values():
-        assert run.names[:2] == ["report/index.html", "refiner/report.json"]
+        assert run.names[:3] == ["report/index.html", "report/curves.png", "refiner/report.json"]
         assert any(re.fullmatch(r"pictures/part-\d\d-worse.png", name) for name in run.names)
 
 
@@ -287,7 +287,7 @@ def test_what_was_not_evaluated_is_said(project: Path) -> None:
     assert "hold no automatic generation: see evaluate.everything" in page
     assert "There is no table of this decision" in page
     assert "1 point" in page
-    assert "box and 2 points" in page
+    assert "box + 2 points" in page
     assert "no task prompt" not in page
 
 
