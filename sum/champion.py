@@ -56,7 +56,7 @@ def settle(
     word = override or kept.get(OVERRIDE, "")
     if ROLLED_BACK in kept and not override:
         return _standing(registry, version, f"version {version.number} was rolled back: {kept[ROLLED_BACK]}")
-    if not promoted and not word:
+    if not promoted and not (override or (word and mine)):  # an old word keeps the crown, it does not take it
         registry.drop(version.name, alias=CHAMPION, number=version.number)
         return _standing(registry, version, f"the gate refused version {version.number}")
     how = f"version {version.number} {f'by override: {word}' if word else 'passed the gate'}"

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 import cv2
+import torch
 
 from sum.bench import Opened, open_image
 from sum.data.records import ImageRecord, MaskRecord, encode_mask
@@ -60,7 +61,7 @@ class Bench:
 
     def image(self, image: ImageRecord, masks: Sequence[MaskRecord]) -> Records:
         """All rows of one image, in the order of its masks."""
-        watch = Stopwatch(self.turn, clock=self.clock)
+        watch = Stopwatch(self.turn, clock=self.clock, finish=self._finish)
         opened = open_image(self.model, image, masks, watch=watch)
         sheet = _Sheet(self.name, image, masks)
         for number, (protocol, task_prompt) in enumerate(self.suite.games(image.task)):
@@ -81,7 +82,7 @@ class Bench:
                 sheet.answer(answer, prompt=protocol.first_prompt, task_prompt=task_prompt)
                 if not number and answer.output == "oracle":
                     sheet.keep(answer, rounds=self.rounds_kept)
-                    firsts += [answer] if answer.round == 1 else []
+                    firsts += [answer] if answer.round == 1 and self.refiner else []
             if not number:
                 self._maps(sheet, opened, firsts, watch)
         self._everything(sheet, opened, watch)
@@ -95,6 +96,11 @@ class Bench:
             ]
         sheet.found[TIMES] += [lap._asdict() for lap in watch.laps]
         return sheet.sorted()
+
+    def _finish(self) -> None:
+        """Wait for a GPU, which may still be at work for this thread."""
+        if self.model.task_prompt.is_cuda:
+            torch.cuda.synchronize(self.model.task_prompt.device)
 
     def _asks_alike(self, task: str) -> bool:
         """Whether this task's prompt says nothing, as all of a base's: then both games are the same."""

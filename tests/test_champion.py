@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,10 @@ def test_an_override_yields_to_a_better_version_and_does_not_come_back(registry,
     crown(registry, versions[1], against_holder=True)
     assert held(registry) == ("2", "1")
     why = crown(registry, versions[0], promoted=False, against_holder=True)  # the word was said before, not again
-    assert why.startswith("version 1 by override: we need it, but 60.00 overall is not more than the 70.00")
+    assert why == "the gate refused version 1"
+    assert held(registry) == ("2", "1")
+    other = replace(versions[0], tags={**versions[0].tags, "benchmark": "another"})  # where the holder was not measured
+    assert crown(registry, other, promoted=False, against_holder=True) == "the gate refused version 1"
     assert held(registry) == ("2", "1")
     crown(registry, versions[0], promoted=False, override="we do need it", against_holder=True)
     assert held(registry) == ("1", "2")

@@ -47,9 +47,13 @@ def run(options: argparse.Namespace) -> str:
     or of different masks; otherwise as stage evaluate.
     """
     from sum.commands.compare_models import groups_of
-    from sum.commands.compare_pages import write
+    from sum.commands.compare_pages import FILES, write
     from sum.config import load_config
+    from sum.errors import ConfigError
 
+    out = options.out
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
+        raise ConfigError(f"--out {out}: something else lies there; name a new folder, or one of an earlier compare")
     settings = [word for word in options.words if "=" in word]
     config = load_config(settings)
     words = [word for word in options.words if "=" not in word]
@@ -72,13 +76,13 @@ def _evaluated(config: Config, model: Named) -> Path:
     wanted = evaluate.protocol_of(config, subject, benchmark)
     own = {key: value for key, value in wanted.items() if key != "model"}
     place = WORK / "evaluations" / fingerprint(own)
-    for folder in (place, *sorted(evaluate.OUT.glob("*"))):
+    for folder in (place, *sorted(evaluate.OUT.glob("[!.]*"))):  # with a dot: what a kill has left
         if not (folder / "protocol.json").is_file():
             continue
         there = read_protocol(folder, reader="compare")
-        if there["weights_sha256"] == wanted["weights_sha256"] and not differences(there, wanted):
+        same = all(there.get(key) == wanted[key] for key in ("weights_sha256", "code"))
+        if same and not differences(there, wanted):
             return folder
     done = evaluate.examine(config, subject, benchmark, out=place)
     assert done is not None  # only one of several processes gets None, and this starts none
-    done.forget()
     return place

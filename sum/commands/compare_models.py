@@ -52,11 +52,25 @@ def groups_of(
     if len(groups) < 2 or len(groups[0][1]) > 1:
         got = ", ".join(label for label, _ in groups) or "none"
         raise ConfigError(f"compare wants at least two models, the first of them the base, got {got}. Known: {FORMS}")
+    groups = _told_apart(groups)
     labels = [label for label, _ in groups]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ConfigError(f"compare: '{twice[0]}' stands there twice")
     return dict(groups)
+
+
+def _told_apart(groups: Sequence[tuple[str, list[Named]]]) -> list[tuple[str, list[Named]]]:
+    """Files of one name get that of their folder before it."""
+    places = dict[str, set[Path | None]]()
+    for label, models in groups:
+        places.setdefault(label, set()).update(model.evaluation or model.weights for model in models)
+    found = []
+    for label, models in groups:
+        place = models[0].evaluation or models[0].weights
+        alike = len(places[label]) > 1 and len(models) == 1 and place is not None
+        found.append((f"{place.parent.name}/{label}" if alike and place else label, models))
+    return found
 
 
 def resolve(word: str, *, config: Config, work: Path) -> Named:

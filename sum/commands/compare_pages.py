@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sum.data.grids import to_csv, to_markdown
 from sum.data.protocols import read_protocol, unlike
 from sum.data.records import read_manifest
 from sum.data.report_page import About, build, render
-from sum.errors import DataError, choose
+from sum.errors import ConfigError, DataError, choose
 from sum.models.backbones import BACKBONES
 from sum.models.interact import OUTPUTS
 from sum.stages.evaluate import MANIFEST
@@ -24,6 +25,7 @@ from sum.storage import replace_folder
 
 log = logging.getLogger(__name__)
 READER = "compare"
+FILES = {"index.html", "table.md", "table.csv"}
 Folders = Mapping[str, Sequence[Path]]  # label -> evaluations, several where they are seeds; the base first
 
 
@@ -62,6 +64,8 @@ def _apart(folders: Folders) -> tuple[dict[str, Path], dict[str, list[str]]]:
         models |= dict(zip(names, found, strict=True))
         if len(found) > 1:
             seeds[label] = names
+    if len(models) < sum(map(len, folders.values())):
+        raise ConfigError(f"compare: a label stands there twice, seeds counted: {', '.join(models)}")
     return models, seeds
 
 
@@ -80,10 +84,16 @@ def _refuse(protocols: Mapping[str, Any], models: Mapping[str, Path], *, force: 
 def _judge(config: Config, models: Mapping[str, Path], protocols: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
     """What the gate would say of each model against the first, with intervals and p-values."""
     base, *others = models
-    found = []
+    rules, found = protocols[base], list[Verdict]()
+    played = [number for number in config.register.rounds if number <= rules["rounds"]]
+    settings = replace(config.register, rounds=played or [1])
     for model in others:
-        verdict = judge(models[base], models[model], protocols[base], settings=config.register, seed=config.seed)
-        found.append(to_verdict(as_report(verdict, settings=config.register), model=model))
+        try:
+            verdict = judge(models[base], models[model], rules, settings=settings, seed=config.seed)
+        except DataError as error:
+            found.append(Verdict(model, "not judged", (str(error),)))
+            continue
+        found.append(to_verdict(as_report(verdict, settings=settings), model=model))
     return found
 
 

@@ -72,7 +72,7 @@ def by_prompt(rows: Tables, games: Sequence[Game], *, rounds: Sequence[int], res
     for prompt, unspecified in games:
         parts = {model: of_game(table, prompt=prompt, unspecified=unspecified) for model, table in rows.items()}
         base = next(iter(parts))
-        there = sorted(set(rounds) & set(parts[base]["round"]))
+        there = [1] if prompt == EVERYTHING else sorted(set(rounds) & set(parts[base]["round"]))
         found = comparison_table(parts, rounds=there, base=base, resamples=resamples, seed=seed)
         words = {number: game_words(prompt, number, unspecified=unspecified) for number in there}
         tables += [found[found["round"] == number].assign(kind=text) for number, text in words.items()]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sum.data.checks import Suite, run_suites
+from sum.data.evaluation_beside import beside_rules, beside_table
 from sum.data.records import MASKS, read_columns
 from sum.data.reports import Report
 from sum.data.rules import Rule, between, equal, given, null, one_of
@@ -49,6 +50,7 @@ def check_evaluation(
             ["mask_id"],
             coverage_rules(),
         ),
+        "evaluation_beside": (beside_table(folder, masks, models=models), ["mask_id"], beside_rules()),
     }
     return run_suites(
         (

@@ -79,8 +79,11 @@ def paired(
     if base.fidelity is not None and tuned.fidelity is not None:
         one, other = _checks(base.fidelity), _checks(tuned.fidelity)
         for check in (check for check in one if check in other):
-            asked = one[check].index.intersection(other[check].index)  # `negative` wants a wrong pixel in the answer
-            pairs.append((one[check].loc[asked], other[check].loc[asked]))
+            first, second = one[check], other[check]
+            if check == "negative":  # it wants a wrong pixel in the answer, and so hangs on the model
+                asked = first.index.intersection(second.index)
+                first, second = first.loc[asked], second.loc[asked]
+            pairs.append((first, second))
     if base.generated is not None and tuned.generated is not None:
         pairs.append((_yields(base.generated), _yields(tuned.generated)))
     found = pd.concat([compare(*pair, resamples=resamples, seed=seed) for pair in pairs if len(pair[0])])

@@ -11,7 +11,7 @@ from sum.errors import DataError, MissingInput
 
 FOLDER = Path("data/evaluation")
 SHORT = 60  # characters of a value in a message
-OWN = ("model", "weights_sha256", "backbone")  # what two evaluations have otherwise and still compare
+OWN = ("model", "weights_sha256", "backbone", "code")  # what two have otherwise and still compare; DVC watches code
 
 
 def same_rules(models: Sequence[str], *, reader: str) -> dict[str, dict[str, Any]]:

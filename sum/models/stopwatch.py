@@ -26,9 +26,18 @@ class Stopwatch:
     together are all the time the model worked.
     """
 
-    def __init__(self, turn: AbstractContextManager[object] | None = None, *, clock: Clock = perf_counter) -> None:
-        """turn: a lock, where several threads ask one model: waiting for it is not the model's time."""
-        self._turn, self._clock = turn or nullcontext(), clock
+    def __init__(
+        self,
+        turn: AbstractContextManager[object] | None = None,
+        *,
+        clock: Clock = perf_counter,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """turn: a lock, where several threads ask one model: waiting for it is not the model's time.
+
+        finish: waits for the device, so that a thread's work is done when it gives its turn to the next.
+        """
+        self._turn, self._clock, self._finish = turn or nullcontext(), clock, finish
         self.laps: list[Lap] = []
         self._seconds = 0.0
 
@@ -39,6 +48,7 @@ class Stopwatch:
             start = self._clock()
             try:
                 yield
+                self._finish()
             finally:
                 self._seconds += self._clock() - start
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -47,8 +46,8 @@ from sum.progress import counting
 from sum.registry import run_of_weights
 from sum.settings import Config
 from sum.shard_work import open_shards, own_device, process_rank, unfinished
-from sum.shares import Share, is_shared, open_share
-from sum.stages.common import base_weights, fingerprint, pick_device
+from sum.shares import Share, open_share
+from sum.stages.common import base_weights, code_hash, fingerprint, pick_device
 from sum.storage import replace_folder, write_json
 from sum.suite import Suite
 
@@ -88,7 +87,6 @@ def run(config: Config, *, model: str) -> Path:
     figures = tracked_figures(done.summary)
     figures["all"] |= {key: value for key, value in done.times.items() if "_ms_" in key}
     _log_to_mlflow(config, subject, figures=figures, digest=benchmark.fingerprint)
-    done.forget()
     return OUT / model
 
 
@@ -104,16 +102,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What came of it, and the shards it was made from."""
+    """What came of it. Its shards stay in work/evaluate: other processes may still look for them."""
 
     summary: dict[str, Any]
     times: dict[str, Any]
-    work: Path
-
-    def forget(self) -> None:
-        """Delete the shards, when all that hangs on them is written; others may still look at shared ones."""
-        if not is_shared():
-            shutil.rmtree(self.work, ignore_errors=True)  # the same evaluation started twice: both write the same
 
 
 def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path) -> Examined | None:
@@ -144,7 +136,7 @@ def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path)
         rounds, draws = sorted(settings.report_rounds), {"resamples": settings.resamples, "seed": config.seed}
         summary = write_summaries(folder, prompts=suite.prompts, rounds=rounds, **draws)
     times = time_figures(read_shards(shards, TIMES, TIME_SCHEMA))
-    return Examined(summary, {**_computer(device), "workers": settings.workers, **times}, share.folder)
+    return Examined(summary, {**_computer(device), "workers": settings.workers, **times})
 
 
 def protocol_of(config: Config, subject: Subject, benchmark: Manifest) -> dict[str, object]:
@@ -159,6 +151,8 @@ def protocol_of(config: Config, subject: Subject, benchmark: Manifest) -> dict[s
         **told,
         "report_rounds": sorted(settings.report_rounds),
         "resamples": settings.resamples,
+        "seed": config.seed,  # of the bootstrap
+        "code": code_hash(),  # of this project
         "choices": {**told["choices"], **AVERAGES},  # type: ignore[dict-item]
         "device": pick_device(config.device).type,
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),  # what models are built in

@@ -69,7 +69,6 @@ def test_two_models_are_evaluated_once_and_laid_side_by_side(
     assert "small: refused" in page
     assert f"{means['small']:.1f} ±" in page
     assert not Path("data/evaluation").exists()
-    assert not list(Path("work/evaluate").iterdir())
     monkeypatch.setattr(evaluate, "examine", lambda *_, **__: pytest.fail("evaluated again"))
     assert main(["compare", "base", "small"]) == 0
     assert main(["compare", "small", str(bench / "data/models/small/model.safetensors")]) == 2  # the same label twice
@@ -83,8 +82,21 @@ def test_evaluations_of_the_pipeline_are_found_again(bench: Path, monkeypatch: p
     monkeypatch.setattr(evaluate, "run_of_weights", lambda *_, **__: Quiet())
     for model in ("base", "small"):
         evaluate.run(load_config(), model=model)
+    means = {
+        model: 100 * json.loads((evaluate.OUT / model / "summary.json").read_text())["overall"]["iou@1"]["mean"]
+        for model in ("base", "small")
+    }
+    assert means["base"] != pytest.approx(means["small"], abs=0.01)
     monkeypatch.setattr(evaluate, "examine", lambda *_, **__: pytest.fail("evaluated again"))
     assert main(["compare", "base", "small"]) == 0
+    table = pd.read_csv(OUT / "table.csv", index_col="model")
+    assert table["all mIoU@1"].to_dict() == pytest.approx(means, abs=0.006)
+    monkeypatch.setattr(evaluate, "code_hash", lambda: "of other code")
+    with pytest.raises(BaseException, match="evaluated again"):
+        main(["compare", "base", "small"])
+    monkeypatch.undo()
+    monkeypatch.chdir(bench)
+    monkeypatch.setattr(evaluate, "examine", lambda *_, **__: pytest.fail("evaluated again"))
     with pytest.raises(BaseException, match="evaluated again"):  # of two prompts' games nothing is there
         main(["compare", "base", "small", "evaluate.prompts=[box]"])
 
@@ -174,3 +186,29 @@ def test_meta_s_files_tell_their_backbone(tmp_path: Path) -> None:
     torch.save({key: torch.zeros(7, 3)}, tmp_path / "sam.pth")
     with pytest.raises(CheckpointError, match="neither weights that this project wrote nor SAM's vit_b, vit_l, vit_h"):
         backbone_of(tmp_path / "sam.pth")
+
+
+def test_the_folder_of_something_else_is_left_alone(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    assert main(["compare", "base", "small", "--out", "mine"]) == 2
+    assert "something else lies there" in capsys.readouterr().err
+    assert Path("mine/thesis.txt").read_text() == "years of work"
+    assert not Path("work/compare").exists()  # before anything is evaluated
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(bench: Path, weights: tuple[Path, Path]) -> None:
+    for place in ("a", "b"):
+        tuned_weights(weights, Path(place) / "best.safetensors", prompt=0.5)
+    words = ["base", "a/best.safetensors", "b/best.safetensors"]
+    assert list(groups_of(words, [], config=load_config(), work=Path("work"))) == ["base", "a/best", "b/best"]
+
+
+def test_rounds_without_the_first_and_a_gate_that_wants_more(bench: Path) -> None:
+    """Automatic generation has one round only; the gate looks at the rounds that were played."""
+    wide = ["evaluate.rounds=2", "evaluate.report_rounds=[2]", "evaluate.everything=true", "register.rounds=[1,2]"]
+    assert main(["compare", "base", "small", *wide]) == 0
+    page = (OUT / "index.html").read_text()
+    assert "automatic masks" in page
+    assert main(["compare", "base", "small", "register.rounds=[1]"]) == 0
+    assert "refused by the gate" in (OUT / "table.md").read_text()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sum.data.evaluation_beside import beside_rules
 from sum.data.evaluation_checks import OUTPUTS as CHECKED_OUTPUTS
 from sum.data.evaluation_checks import check_evaluation, coverage_rules, games_of, row_rules
 from sum.data.records import ImageRecord, MaskRecord, write_manifest
@@ -113,7 +114,7 @@ def altered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ..
     write(folder, tables)
     report = check(folder)
     assert [outcome.rule for outcome in report.outcomes] == [
-        rule.text for rule in (*row_rules(ROUNDS, prompts=["point"]), *coverage_rules())
+        rule.text for rule in (*row_rules(ROUNDS, prompts=["point"]), *coverage_rules(), *beside_rules())
     ]
     assert {outcome.rule for outcome in report.failed} == set(ALTERED)
     assert not any(outcome.error for outcome in report.outcomes)
@@ -154,7 +155,8 @@ def sound(tmp_path: Path) -> Path:
 def test_good_tables_pass(sound: Path) -> None:
     report = check(sound)
     assert not [outcome.text for outcome in report.outcomes if not outcome.success]
-    assert report.rows == {"evaluation_rows": 2 * 2 * (2 * (2 * ROUNDS + 1) + 1), "evaluation_masks": 2}
+    rows = 2 * 2 * (2 * (2 * ROUNDS + 1) + 1)
+    assert report.rows == {"evaluation_rows": rows, "evaluation_masks": 2, "evaluation_beside": 2}
     assert (sound / "docs" / "index.html").is_file()
 
 

@@ -130,9 +130,16 @@ def test_checks_are_compared_where_both_were_asked():
 
 
 def test_a_check_that_no_mask_has_in_common_is_no_row():
-    first, last = checks({"swap": [True] * 8}).iloc[:3], checks({"swap": [True] * 8}).iloc[5:]
+    first, last = checks({"negative": [True] * 8}).iloc[:3], checks({"negative": [True] * 8}).iloc[5:]
     found = table(Tables(rows(), first), Tables(rows(), last))
     assert "fidelity" not in set(found["family"])
+
+
+@pytest.mark.parametrize("check", ["background", "swap"])
+def test_a_check_that_hangs_on_the_masks_alone_must_have_them_all(check):
+    whole, part = checks({check: [True] * 8}), checks({check: [True] * 8}).iloc[:1]
+    with pytest.raises(DataError, match="different masks"):
+        table(Tables(rows(), whole), Tables(rows(), part))
 
 
 def test_yields_are_masks_an_image():

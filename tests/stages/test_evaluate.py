@@ -18,9 +18,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from sum import evaluation
 from sum.config import load_config
 from sum.core.clicks import farthest_point
 from sum.core.first_prompts import FIRST_PROMPTS, boundary_point, first_draw, random_point
@@ -43,7 +45,10 @@ from sum.errors import ConfigError, DataError, MissingInput, TrackingError
 from sum.evaluation import Bench, Records
 from sum.models.checkpoint import load_segmenter
 from sum.models.generator import generate
+from sum.models.refiner import load_refiner, save_refiner
+from sum.models.segmenter import TASKS
 from sum.stages import evaluate
+from sum.storage import sha256_file
 from tests.bench_world import BARE, PARAMS, configured, make_manifest, make_weights, tuned_weights
 
 OUT = Path("data/evaluation/base")
@@ -116,7 +121,6 @@ def test_a_row_a_mask_round_and_output(project: Path, weights: tuple[Path, Path]
     check_clicks(rows, summary)
     check_mlflow(mlflow, summary)
     check_times(mlflow)
-    assert not list(Path("work/evaluate").iterdir())
 
 
 def check_predictions(rows: pd.DataFrame, predictions: pd.DataFrame) -> None:
@@ -389,6 +393,36 @@ def test_shares_of_checks_passed_are_means_over_masks_then_sets(project: Path, w
         assert found["mean"] == pytest.approx(of_sets.mean(), abs=1e-6)
         assert found["masks"] == len(part)
         assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_checks_are_asked_with_the_task_prompt_of_the_data_set(
+    project: Path, weights: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = evaluation.examine
+
+    def noted(*arguments: Any, task: int, **options: Any) -> Any:
+        asked.append(task)
+        return original(*arguments, task=task, **options)
+
+    monkeypatch.setattr(evaluation, "examine", noted)
+    evaluate.run(configured(weights, workers=1), model="base")
+    assert sorted(asked) == sorted([TASKS["part"], TASKS["entity"], TASKS["entity"]])
+
+
+def test_another_refinement_module_makes_other_maps(project: Path, weights: tuple[Path, Path]) -> None:
+    """What was played with the module of before is not gone on with."""
+    with_refiner(weights)
+    folder = evaluate.run(configured(weights, **BARE), model="base")
+    before = (folder / MAPS).read_bytes()
+    base = load_segmenter(weights[0], backbone="tiny")
+    origin = sha256_file(weights[0])
+    refiner = load_refiner(weights[1], base=base, origin=origin)
+    with torch.no_grad():
+        refiner.core.sam.mask_decoder.mask_tokens.weight -= 3
+    save_refiner(evaluate.REFINER, refiner, origin=origin, about={})
+    evaluate.run(configured(weights, **BARE), model="base")
+    assert (folder / MAPS).read_bytes() != before
 
 
 def test_parts_that_are_off_leave_no_rows(project: Path, weights: tuple[Path, Path]) -> None:
