@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 YIELD = "yield"  # the family whose figures are masks an image, not shares
+HEADS = ("base", "tuned", "gain", "95 % interval", "p", "at least", "masks", "images")
+NONE = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,30 @@ class Row:
     name: str
     cells: tuple[str, ...]  # of HEADS
     word: str  # ok, fails or empty where nothing is asked
+
+    @property
+    def gain(self) -> str:
+        """Tuned less base."""
+        return self.cells[HEADS.index("gain")]
+
+    @property
+    def interval(self) -> str:
+        """Of the gain, 95 %."""
+        return self.cells[HEADS.index("95 % interval")]
+
+    @property
+    def limit(self) -> str:
+        """What the lower end (of a yield the gain) had to reach."""
+        return self.cells[HEADS.index("at least")]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A kind of prompt or check: what was asked of it, and its row of every name, None where there is none."""
+
+    kind: str
+    limit: str  # the same for all, or from the least to the most
+    rows: tuple[Row | None, ...]  # of Verdict.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +57,21 @@ class Verdict:
     rows: tuple[Row, ...] = ()
     unseen: tuple[str, ...] = ()  # what it did not look at
 
+    @property
+    def names(self) -> list[str]:
+        """`all` and the tasks, in the order of the first kinds that have them."""
+        return list(dict.fromkeys(row.name for row in self.rows))
 
-HEADS = ("base", "tuned", "gain", "95 % interval", "p", "at least", "masks", "images")
+    @property
+    def lines(self) -> list[Line]:
+        """The rows as a table of kinds by names."""
+        found: dict[str, dict[str, Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.kind, {})[row.name] = row
+        return [
+            Line(kind, _span([row.limit for row in rows.values()]), tuple(rows.get(name) for name in self.names))
+            for kind, rows in found.items()
+        ]
 
 
 def read_verdict(path: Path, *, model: str) -> Verdict:
@@ -66,9 +105,15 @@ def _row(row: Mapping[str, Any]) -> Row:
         f"{row['images']:,}",
     )
     word = {True: "ok", False: "fails", None: ""}[row.get("ok")]
-    kind = row["kind"] if family in (row["kind"], None) else f"{family}: {row['kind']}"
+    kind = row["kind"] if family in row["kind"] else f"{family}: {row['kind']}"  # `box + 2 points` says that it is box
     return Row(kind, row["name"], cells, word)
 
 
+def _span(limits: Sequence[str]) -> str:
+    """What several rows were asked, in words."""
+    asked = sorted({limit for limit in limits if limit != NONE}, key=float)
+    return " to ".join(dict.fromkeys(asked[:1] + asked[-1:])) or NONE
+
+
 def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
+    return NONE if value is None else f"{value:{form}}"

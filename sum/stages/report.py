@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ REGISTRY = Path("data/registry")
 OUT = Path("data/report")
 CURVES = "curves.png"
 BASE = "base"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 STAGES = {  # title -> what a stage said about itself
     "Refinement module (held-out masks)": REFINER / "report.json",
     "Pseudo-labels": Path("data/pseudo_labels/summary.json"),
@@ -109,9 +111,14 @@ def _training(budgets: list[str]) -> list[tuple[str, list[str]]]:
     found = {}
     for budget in budgets:
         notes = [_read(path) for name in ("summary", "run") if (path := MODELS / budget / f"{name}.json").is_file()]
-        found[budget] = {key: text for note in notes for key, text in _flat(note)}
+        found[budget] = {key: _short(text) for note in notes for key, text in _flat(note)}
     names = dict.fromkeys(key for figures in found.values() for key in figures)
     return [(name, [figures.get(name, "–") for figures in found.values()]) for name in names]
+
+
+def _short(text: str) -> str:
+    """A sha256 cut to what tells it from others: whole, a column of them is wider than the page."""
+    return f"{text[:12]}…" if SHA256.fullmatch(text) else text
 
 
 def _recipe(config: Config, budget: str) -> str:

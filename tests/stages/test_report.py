@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +82,59 @@ class FakeRun:
         self.names.append(name)
 
 
-@pytest.fixture
-def mlflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
+def quiet(patch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
+    """No MLflow, and no matplotlib, which takes a second: tests/data/test_showcase.py draws. Returns the runs."""
     runs: dict[str, FakeRun] = {}
-    monkeypatch.setattr(
-        report_page, "curves", lambda *_, **__: b"PNG"
-    )  # matplotlib takes a second; tests/data/test_showcase.py draws
-    monkeypatch.setattr(report, "run_of_weights", lambda *_, name, **__: runs.setdefault(name, FakeRun()))
+    patch.setattr(report_page, "curves", lambda *_, **__: b"PNG")
+    patch.setattr(report, "run_of_weights", lambda *_, name, **__: runs.setdefault(name, FakeRun()))
     return runs
 
 
 @pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
+    return quiet(monkeypatch)
+
+
+@pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: dict[str, FakeRun]) -> Path:
-    """Two data sets of two pictures, one of them wide, and what evaluate, register and finetune left behind."""
+    """A project of its own for a test that changes it."""
     monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path)
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Built:
+    """A report as it comes of the project as it is laid out."""
+
+    folder: Path
+    runs: dict[str, FakeRun]
+
+    @property
+    def page(self) -> str:
+        return (self.folder / PAGE).read_text()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Built once, for the tests that only read it: a page takes seconds."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        runs = quiet(patch)
+        lay_out(folder)
+        assert report.run(configured()) == Path("data/report")
+    return Built(folder, runs)
+
+
+def lay_out(folder: Path) -> None:
+    """Two data sets of two pictures, one of them wide, and what evaluate, register and finetune left behind."""
     truths: dict[str, np.ndarray] = {}
     images, masks = [], []
     for number, (dataset, task) in enumerate([("demo_salient_test", "salient"), ("demo_part_test", "part")] * 2):
         scene = make_scene(number, side=64)
         height = 64 if number else 40
-        path = tmp_path / f"{number}.png"
+        path = folder / f"{number}.png"
         Image.fromarray(scene.image[:height]).save(path)
         place = {"image_id": f"{dataset}/{number}", "dataset": dataset, "task": task, "split": "test"}
         size = {"height": height, "width": 64}
@@ -123,7 +156,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: dict[str, F
         write_json(Path(f"data/models/{budget}/summary.json"), {"steps": 1234, "final": {"loss": 0.25}})
         Path(f"data/models/{budget}/model.safetensors").write_bytes(b"weights")
     write_json(Path("data/refiner/report.json"), {"all": {"iou_refined": 0.8125}})
-    return tmp_path
 
 
 def leave_evaluation(model: str, masks: list[MaskRecord], truths: dict[str, np.ndarray]) -> None:
@@ -172,10 +204,9 @@ def leave_evaluation(model: str, masks: list[MaskRecord], truths: dict[str, np.n
     )
 
 
-def test_page_says_what_happened(project: Path) -> None:
-    assert report.run(configured()) == Path("data/report")
-    page = PAGE.read_text()
-    table = pd.read_csv("data/report/table.csv", index_col="model")
+def test_page_says_what_happened(built: Built) -> None:
+    page = built.page
+    table = pd.read_csv(built.folder / "data/report/table.csv", index_col="model")
     assert list(table.index) == list(MODELS)
     for column in ("salient mIoU@1", "all mBIoU@3"):
         assert f"{table.loc['small', column]:.1f} ±" in page
@@ -196,9 +227,8 @@ def test_page_says_what_happened(project: Path) -> None:
     assert "<i>thing" not in page
 
 
-def test_page_opens_without_a_network(project: Path) -> None:
-    report.run(configured())
-    page = PAGE.read_text()
+def test_page_opens_without_a_network(built: Built) -> None:
+    page = built.page
     assert not re.search(r"https?://", page)
     assert not re.search(r"<(script|link|iframe|object)\b", page)
     assert not re.search(r"@import|url\(", page)
@@ -207,16 +237,21 @@ def test_page_opens_without_a_network(project: Path) -> None:
     assert len(sources) > 1
 
 
-def test_same_input_same_bytes(project: Path) -> None:
+def test_links_within_the_page_lead_somewhere(built: Built) -> None:
+    wanted = re.findall(r'href="#([^"]*)"', built.page)
+    assert len(wanted) > 10
+    assert set(wanted) <= set(re.findall(r'id="([^"]*)"', built.page))
+
+
+def test_same_input_same_bytes(built: Built, project: Path) -> None:
     report.run(configured())
-    first = {path.name: path.read_bytes() for path in Path("data/report").iterdir()}
-    report.run(configured())
+    first = {path.name: path.read_bytes() for path in (built.folder / "data/report").iterdir()}
+    assert set(first) == {"index.html", "curves.png", "table.md", "table.csv"}
     assert {path.name: path.read_bytes() for path in Path("data/report").iterdir()} == first
 
 
-def test_table_is_ready_for_a_terminal(project: Path) -> None:
-    report.run(configured())
-    lines = Path("data/report/table.md").read_text().splitlines()
+def test_table_is_ready_for_a_terminal(built: Built) -> None:
+    lines = (built.folder / "data/report/table.md").read_text().splitlines()
     assert lines[0].startswith("| points | model")
     assert "- large: refused: because of <reason> large" in lines
 
@@ -242,10 +277,9 @@ def test_other_clicks_first_are_points_too(kind: str, project: Path) -> None:
     assert Path("data/report/table.md").read_text().startswith("| points | model")
 
 
-def test_mlflow_gets_page_and_pictures_of_each_budget(project: Path, mlflow: dict[str, FakeRun]) -> None:
-    report.run(configured())
-    assert sorted(mlflow) == ["sum-ft-large", "sum-ft-small"]
-    for run in mlflow.values():
+def test_mlflow_gets_page_and_pictures_of_each_budget(built: Built) -> None:
+    assert sorted(built.runs) == ["sum-ft-large", "sum-ft-small"]
+    for run in built.runs.values():
         assert run.names[:3] == ["report/index.html", "report/curves.png", "refiner/report.json"]
         assert any(re.fullmatch(r"pictures/part-\d\d-worse.png", name) for name in run.names)
 
@@ -280,9 +314,8 @@ def test_without_maps_and_verdicts(project: Path) -> None:
     assert "dvc repro register@large" in page
 
 
-def test_what_was_not_evaluated_is_said(project: Path) -> None:
-    report.run(configured())
-    page = PAGE.read_text()
+def test_what_was_not_evaluated_is_said(built: Built) -> None:
+    page = built.page
     assert "hold no checks of obedience: see evaluate.fidelity" in page
     assert "hold no automatic generation: see evaluate.everything" in page
     assert "There is no table of this decision" in page
@@ -307,7 +340,8 @@ def test_checks_yield_and_the_gates_table_are_shown(project: Path) -> None:
     page = PAGE.read_text()
     for text in (
         "&lt;box&gt;",
-        "-2.6 to -1.1",
+        "<small>-2.6 to -1.1</small>",
+        '<td class="worse"><span class="fails">✗</span> -1.9',
         "1,372",
         "Not looked at: &lt;everything&gt;",
         "× 0.25",
@@ -334,9 +368,8 @@ def test_published_figures_stand_beside_sets_that_are_the_papers(project: Path) 
     assert "tables 14, 17 of Liu" in page
 
 
-def test_pages_stay_small(project: Path) -> None:
-    report.run(configured())
-    assert PAGE.stat().st_size < 700_000  # eight masks with all their pictures, without the curves
+def test_pages_stay_small(built: Built) -> None:
+    assert (built.folder / PAGE).stat().st_size < 700_000  # eight masks with all their pictures, without the curves
 
 
 def test_missing_evaluation_names_the_stage(project: Path) -> None:
