@@ -15,7 +15,17 @@ import pandas as pd
 from sum.core.first_prompts import prompt_words
 from sum.data.grids import MARKS, Grid, Line, Words, make_grid, to_cell
 from sum.data.score_tables import EVERYTHING, of_game
-from sum.data.scores import KEY, LEVELS, METRICS, averages, comparison_table, effort_estimates, efforts, task_names
+from sum.data.scores import (
+    KEY,
+    LEVELS,
+    METRICS,
+    averages,
+    comparison_table,
+    effort_estimates,
+    efforts,
+    one_column,
+    task_names,
+)
 
 Tables = Mapping[str, pd.DataFrame]  # model -> a table of it, the base first
 SIZES = {  # COCO's: Lin et al., ECCV 2014, and its evaluation code; px of the true mask, at the photo's original size
@@ -112,7 +122,7 @@ def passed(checks: Tables, *, resamples: int, seed: int) -> Grid:
     lines = []
     for kind, words in CHECKS.items():
         asked = {model: table[table["check"] == kind] for model, table in checks.items()}
-        wide = {model: _column(table, KEY, "passed") for model, table in asked.items() if not table.empty}
+        wide = {model: one_column(table, "passed") for model, table in asked.items() if not table.empty}
         if base not in wide:
             continue
         for model, records in _compared(wide, resamples=resamples, seed=seed).items():
@@ -125,7 +135,7 @@ def generated(counts: Tables, *, resamples: int, seed: int) -> Grid:
     """Masks an image that automatic generation keeps, and how many times those of the base."""
     base = next(iter(counts))
     columns = [*task_names(counts[base]["task"]), "all"]
-    wide = {model: _column(table, KEY[:3], "generated") for model, table in counts.items()}
+    wide = {model: one_column(table, "generated", key=KEY[:3]) for model, table in counts.items()}
     found = _compared(wide, resamples=resamples, seed=seed)
     lines = []
     for model, records in found.items():
@@ -137,12 +147,6 @@ def generated(counts: Tables, *, resamples: int, seed: int) -> Grid:
             cells.append(Words(value, "–" if model == base else f"× {times:.2f}"))
         lines.append(Line("masks an image", model, tuple(cells)))
     return Grid(tuple((name, "kept") for name in columns), tuple(lines))
-
-
-def _column(table: pd.DataFrame, key: Sequence[str], name: str) -> pd.DataFrame:
-    """One row a mask or image, one column (name, 1), as `averages` takes it."""
-    wide = table.set_index(list(key))[[name]].astype(np.float64).sort_index()
-    return wide.set_axis(pd.MultiIndex.from_tuples([(name, 1)], names=["metric", "round"]), axis=1)
 
 
 def _compared(wide: Tables, *, resamples: int, seed: int) -> dict[str, Records]:

@@ -31,7 +31,7 @@ from sum.data.score_tables import (
     read_rows,
     read_table,
 )
-from sum.data.scores import KEY, averages
+from sum.data.scores import KEY, averages, one_column
 from sum.errors import DataError
 
 COLUMNS = ("family", "kind", "scope", "name", "base", "tuned", "gain", "low", "high", "p", "masks", "images")
@@ -184,18 +184,10 @@ def _mean(game: pd.DataFrame, metric: str, rounds: Sequence[int]) -> pd.Series:
 
 def _checks(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Check -> one row a mask that it was asked of, its one column 0 or 1."""
-    found = {}
-    for check, part in table.groupby("check", sort=True):
-        wide = part.set_index(KEY)[["passed"]].astype(np.float64).sort_index()
-        found[str(check)] = wide.set_axis(_column(CHECK, str(check)), axis=1)
-    return found
+    parts = table.groupby("check", sort=True)
+    return {str(check): one_column(part, "passed", column=(CHECK, str(check))) for check, part in parts}
 
 
 def _yields(table: pd.DataFrame) -> pd.DataFrame:
     """One row an image (its mask_id is empty): how many masks automatic generation kept."""
-    wide = table.assign(mask_id="").set_index(KEY)[["generated"]].astype(np.float64).sort_index()
-    return wide.set_axis(_column(YIELD, "generated masks an image"), axis=1)
-
-
-def _column(family: str, kind: str) -> pd.MultiIndex:
-    return pd.MultiIndex.from_tuples([(family, kind)], names=["metric", "round"])
+    return one_column(table.assign(mask_id=""), "generated", column=(YIELD, "generated masks an image"))

@@ -28,6 +28,7 @@ AVERAGES: dict[str, str] = {
     "NoF@k": "how many masks never reach k %, added over data sets; in the bootstrap a set's share times its masks",
 }
 KEY = ["dataset", "task", "image_id", "mask_id"]
+Column = tuple[str, int | str]
 Seeds = pd.DataFrame | Sequence[pd.DataFrame]  # the rows of a model, or of one trained with several seeds
 
 
@@ -91,14 +92,15 @@ def fidelity_estimates(checks: pd.DataFrame, *, resamples: int = 1000, seed: int
 
     checks: rows of FIDELITY_SCHEMA, all of one check.
     """
-    return averages(passed(checks), resamples=resamples, seed=seed)
+    return averages(one_column(checks, "passed"), resamples=resamples, seed=seed)
 
 
-def passed(checks: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one check as `spread` gives metrics: 0 or 1 a mask."""
-    wide = checks.set_index(KEY)[["passed"]].astype(np.float64).sort_index()
-    wide.columns = pd.MultiIndex.from_tuples([("passed", 1)], names=["metric", "round"])
-    return wide
+def one_column(
+    table: pd.DataFrame, name: str, *, key: Sequence[str] = KEY, column: Column | None = None
+) -> pd.DataFrame:
+    """One figure a row as `spread` gives metrics: index `key`, one column, (name, 1) unless it is called otherwise."""
+    wide = table.set_index(list(key))[[name]].astype(np.float64).sort_index()
+    return wide.set_axis(pd.MultiIndex.from_tuples([column or (name, 1)], names=["metric", "round"]), axis=1)
 
 
 def differences(

@@ -283,7 +283,7 @@ def test_the_gates_table_in_words(tmp_path) -> None:
     verdict = read_verdict(path, model="large")
     assert (verdict.word, verdict.reasons, verdict.unseen) == ("refused", ("why",), ("box",))
     first, last = verdict.rows  # data sets are in the JSON only
-    assert (first.kind, first.name, first.word) == ("point: 1 point", "part", "fails")
+    assert (first.kind, first.name, first.word) == ("1 point", "part", "fails")
     assert first.cells == ("52.1", "50.2", "-1.9", "-3.0 to -1.0", "0.013", "-1.0", "1,200", "40")
     assert last.cells[:4] == ("18.00", "9.00", "-9.00", "-10.00 to -8.00")
     assert last.word == ""

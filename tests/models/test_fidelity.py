@@ -9,7 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from sum.core import gate
 from sum.core.clicks import farthest_point
+from sum.data import breakdowns
 from sum.models.backbones import BACKBONES
 from sum.models.fidelity import CHECKS, Passed, examine
 from sum.models.segmenter import Prediction, Prompts, Segmenter
@@ -143,3 +145,7 @@ def test_real_weights_at_an_original_size_of_their_own() -> None:
     rows = list(examine(model, embedding.detach(), truths, task=0))
     assert {row.check for row in rows} <= set(CHECKS)
     assert [row.mask for row in rows if row.check == "background"] == [0, 1]
+
+
+def test_gate_and_report_know_the_same_checks() -> None:
+    assert set(gate.CHECKS) == set(breakdowns.CHECKS) == set(CHECKS)
