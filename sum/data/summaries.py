@@ -41,7 +41,7 @@ def write_summaries(folder: Path, *, prompts: Sequence[str], rounds: Sequence[in
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a round, a column a task, then `all`: mean IoU of the oracle in per cent. rows: of one game.
 
-    All of TASK_ORDER have a column, an empty one without a data set: `dvc plots` refuses a file that lacks one.
+    All of TASK_ORDER have a column, an empty one without a data set: `dvc plots` warns of a file that lacks one.
     """
     numbers = sorted(set(rows["round"]))
     table = estimates(rows, rounds=numbers, resamples=1)
