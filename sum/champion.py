@@ -71,7 +71,8 @@ def settle(
 def swap(registry: Registry, name: str, *, reason: str) -> Standing:
     """Let `champion` go back to `previous`, and `previous` to the version it leaves, which gets the tag `rolled_back`.
 
-    The version gone back to loses such a tag. Raises DataError where there is nothing to go back to.
+    The version gone back to loses such a tag; what a person said for it before holds again.
+    Raises DataError where there is nothing to go back to.
     """
     back, gone = registry.at(name, alias=PREVIOUS), registry.at(name, alias=CHAMPION)
     if back is None:
@@ -79,7 +80,6 @@ def swap(registry: Registry, name: str, *, reason: str) -> Standing:
     registry.untag(back, key=ROLLED_BACK)
     if gone is not None and gone.number != back.number:
         registry.tag(gone, key=ROLLED_BACK, value=reason)
-        registry.untag(gone, key=OVERRIDE)
     registry.point(name, alias=CHAMPION, number=back.number)  # first: what a kill in between leaves is right
     if gone is None or gone.number == back.number:  # the latter after such a kill
         registry.drop(name, alias=PREVIOUS, number=back.number)

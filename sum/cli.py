@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from sum.errors import ConfigError, InUse, Refused, StorageError, SumError, TrackingError, choose
+from sum.errors import ConfigError, InUse, Refused, StorageError, SumError, TrackingError, Unknown, choose
 from sum.launch import images_each, processes, torchrun
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
 def _exit_code(error: SumError) -> int:
     if isinstance(error, ConfigError):
         return 2
-    passing = isinstance(error, StorageError | TrackingError | InUse) and not isinstance(error, Refused)
+    passing = isinstance(error, StorageError | TrackingError | InUse) and not isinstance(error, Refused | Unknown)
     return 75 if passing else 1  # EX_TEMPFAIL of sysexits.h
 
 
@@ -190,7 +190,7 @@ def _check_shared(name: str, words: Sequence[str]) -> None:
 def _run_command(name: str, words: Sequence[str]) -> None:
     """Commands have options of their own: each module of sum.commands says which."""
     parser, module = _command_parser(name)
-    sys.stdout.write(module.run(parser.parse_args(words)))
+    sys.stdout.write(module.run(parser.parse_intermixed_args(words)))
 
 
 def _command_parser(name: str) -> tuple[_CommandParser, Any]:

@@ -73,6 +73,10 @@ class TrackingError(SumError, RuntimeError):
     """The MLflow tracking server is absent or refuses."""
 
 
+class Unknown(TrackingError):
+    """The MLflow server is there and knows no such model or run."""
+
+
 class NotReproduced(SumError, ValueError):
     """A run that was trained again gave other weights."""
 

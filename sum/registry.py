@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from sum.errors import TrackingError
+from sum.errors import TrackingError, Unknown
 from sum.mlflow_client import as_default, connect, or_none, refusals
 from sum.run_page import BORN_OF
 from sum.storage import sha256_file
@@ -201,7 +201,7 @@ def download(uri: str, name: str, *, folder: Path, alias: str = "", number: str 
         else:
             version = or_none(lambda: client.get_model_version(name, number))
     if version is None:
-        raise TrackingError(f"{client.tracking_uri} has no {called}. See `python -m sum results`.")
+        raise Unknown(f"{client.tracking_uri} has no {called}: see its Models page, `make ui`.")
     model_id = str(version.source).removeprefix(SOURCE)  # MLflow leaves version.model_id empty here
     return _download(client, model_id, called=f"{called} (version {version.version})", folder=folder)
 
@@ -212,10 +212,10 @@ def download_run(uri: str, run_id: str, *, folder: Path) -> Path:
     with refusals(f"run {run_id}"):
         run = or_none(lambda: client.get_run(run_id))
         if run is None:
-            raise TrackingError(f"{client.tracking_uri} has no run {run_id}. See `python -m sum results`.")
+            raise Unknown(f"{client.tracking_uri} has no run {run_id}: see its Runs page, `make ui`.")
         model = find_model(client, run.info.experiment_id, run_id=run_id)
     if model is None:
-        raise TrackingError(f"run {run_id} ({run.info.run_name}) logged no model: it did not come to its end.")
+        raise Unknown(f"run {run_id} ({run.info.run_name}) logged no model: it did not come to its end.")
     return _download(client, model.model_id, called=f"the model of run {run_id}", folder=folder)
 
 

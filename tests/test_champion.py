@@ -136,13 +136,16 @@ def test_an_override_yields_to_a_better_version_and_does_not_come_back(registry,
     assert held(registry) == ("1", "2")
 
 
-def test_a_rollback_ends_an_override(registry, versions):
+def test_a_rollback_puts_an_override_aside_and_a_second_one_brings_it_back(registry, versions):
     crown(registry, versions[0])
     crown(registry, versions[1], promoted=False, override="we need it")
     swap(registry, "sum", reason="we do not")
-    assert "override" not in tags(registry, versions[1])
     crown(registry, versions[1], promoted=False)
     assert held(registry) == ("1", "2")
+    swap(registry, "sum", reason="we do after all")
+    assert tags(registry, versions[1])["override"] == "we need it"
+    crown(registry, versions[1], promoted=False)
+    assert held(registry) == ("2", "1")
 
 
 def test_the_command(registry, versions, tracking_uri, monkeypatch, capsys):

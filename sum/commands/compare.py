@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sum.commands.compare_models import Named
     from sum.config import Config
+    from sum.data.records import Manifest
 
 OUT = Path("data/comparison")
 WORK = Path("work/compare")
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL | key=value",
         help="base, a budget, NAME@ALIAS or NAME/VERSION of MLflow's registry, an id of an MLflow run, a file of "
         "weights (.safetensors, or Meta's .pth), or a folder that evaluate wrote; and numbers of params.yaml, as "
-        "evaluate.rounds=3",
+        "evaluate.everything=false",
     )
     parser.add_argument(
         "--seeds",
@@ -58,8 +61,35 @@ def run(options: argparse.Namespace) -> str:
     config = load_config(settings)
     words = [word for word in options.words if "=" not in word]
     groups = groups_of(words, options.seeds, config=config, work=WORK)
+    refuse_other_rules(groups, config=config, force=options.force)
     folders = {label: [_evaluated(config, model) for model in models] for label, models in groups.items()}
     return write(config, folders, groups=groups, force=options.force, out=options.out)
+
+
+def refuse_other_rules(groups: Mapping[str, Sequence[Named]], *, config: Config, force: bool) -> None:
+    """Raise DataError, unless forced, before an hour of evaluation shows that it cannot be compared."""
+    from sum.commands.compare_pages import refuse
+    from sum.data.protocols import read_protocol
+    from sum.stages.evaluate import read_benchmark
+
+    benchmark = read_benchmark()
+    told = {}
+    for label, models in groups.items():
+        for number, model in enumerate(models, 1):
+            name = label if len(models) == 1 else f"{label} {number}"
+            if model.evaluation is not None:
+                told[name] = read_protocol(model.evaluation, reader="compare")
+            else:
+                told[name] = wanted_protocol(config, model, benchmark)
+    refuse(told, force=force)
+
+
+def wanted_protocol(config: Config, model: Named, benchmark: Manifest) -> dict[str, object]:
+    """What the evaluation of these weights would say, or says, of its rules."""
+    from sum.stages import evaluate
+
+    assert model.weights is not None
+    return evaluate.protocol_of(config, evaluate.Subject(model.label, model.weights, model.backbone), benchmark)
 
 
 def _evaluated(config: Config, model: Named) -> Path:
@@ -71,9 +101,8 @@ def _evaluated(config: Config, model: Named) -> Path:
     if model.evaluation is not None:
         return model.evaluation
     assert model.weights is not None
-    subject = evaluate.Subject(model.label, model.weights, model.backbone)
     benchmark = evaluate.read_benchmark()
-    wanted = evaluate.protocol_of(config, subject, benchmark)
+    wanted = wanted_protocol(config, model, benchmark)
     own = {key: value for key, value in wanted.items() if key != "model"}
     place = WORK / "evaluations" / fingerprint(own)
     for folder in (place, *sorted(evaluate.OUT.glob("[!.]*"))):  # with a dot: what a kill has left
@@ -83,6 +112,7 @@ def _evaluated(config: Config, model: Named) -> Path:
         same = all(there.get(key) == wanted[key] for key in ("weights_sha256", "code"))
         if same and not differences(there, wanted):
             return folder
+    subject = evaluate.Subject(model.label, model.weights, model.backbone)
     done = evaluate.examine(config, subject, benchmark, out=place)
     assert done is not None  # only one of several processes gets None, and this starts none
     return place

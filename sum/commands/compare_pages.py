@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,13 @@ from sum.stages.register import as_report, judge
 from sum.stages.report import flat_protocol
 from sum.storage import replace_folder
 
-log = logging.getLogger(__name__)
 READER = "compare"
+WORDS = {  # where nobody was tuned and nothing is registered
+    "title": "models side by side",
+    "first": "the first, which the others are compared with",
+    "others": "each of the others",
+    "question": "What would the gate say?",
+}
 FILES = {"index.html", "table.md", "table.csv"}
 Folders = Mapping[str, Sequence[Path]]  # label -> evaluations, several where they are seeds; the base first
 
@@ -36,7 +40,7 @@ def write(config: Config, folders: Folders, *, groups: Mapping[str, Sequence[Nam
     """
     models, seeds = _apart(folders)
     protocols = {model: read_protocol(folder, reader=READER) for model, folder in models.items()}
-    differing = _refuse(protocols, models, force=force)
+    differing = refuse(protocols, force=force)
     page = build(
         models,
         protocols,
@@ -46,11 +50,15 @@ def write(config: Config, folders: Folders, *, groups: Mapping[str, Sequence[Nam
     )
     verdicts = [] if differing else _judge(config, models, protocols)
     text = to_markdown(page.grid, unit=page.unit)
-    told = [f"- {verdict.model}: {verdict.word} by the gate: {'; '.join(verdict.reasons)}" for verdict in verdicts]
+    told = [
+        f"- {verdict.model}: the gate would say: {verdict.word}: {'; '.join(verdict.reasons)}" for verdict in verdicts
+    ]
     told += [f"- other rules, compared by force: {said}" for said in differing]
     with replace_folder(out) as folder:
-        protocol = [*(("other rules, compared by force", said) for said in differing), *flat_protocol(protocols)]
-        (folder / "index.html").write_text(render(page, verdicts=verdicts, protocol=protocol), encoding="utf-8")
+        (folder / "index.html").write_text(
+            render(page, verdicts=verdicts, protocol=flat_protocol(protocols), warnings=differing, **WORDS),
+            encoding="utf-8",
+        )
         (folder / "table.md").write_text("\n".join([text, *told, ""]), encoding="utf-8")
         (folder / "table.csv").write_text(to_csv(page.grid), encoding="utf-8")
     return "\n".join(["", text, *told, f"\nReport: {out / 'index.html'}", ""])
@@ -69,14 +77,13 @@ def _apart(folders: Folders) -> tuple[dict[str, Path], dict[str, list[str]]]:
     return models, seeds
 
 
-def _refuse(protocols: Mapping[str, Any], models: Mapping[str, Path], *, force: bool) -> list[str]:
+def refuse(protocols: Mapping[str, Mapping[str, Any]], *, force: bool) -> list[str]:
     """What differs in the rules, in words; raises DataError unless forced."""
     base, found = next(iter(protocols)), list[str]()
     for model, said in unlike(protocols).items():
-        words = f"{base} ({models[base]}) and {model} ({models[model]}) were made by different rules: {said}"
+        words = f"{base} and {model} were made by different rules: {said}"
         if not force:
             raise DataError(f"{words}. --force compares them all the same, and the report says so.")
-        log.warning("%s", words)
         found.append(words)
     return found
 

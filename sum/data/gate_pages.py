@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sum.data.scores import METRICS
 
 YIELD = "yield"  # the family whose figures are masks an image, not shares
 HEADS = ("base", "tuned", "gain", "95 % interval", "p", "at least", "masks", "images")
@@ -56,6 +58,7 @@ class Verdict:
     reasons: tuple[str, ...]
     rows: tuple[Row, ...] = ()
     unseen: tuple[str, ...] = ()  # what it did not look at
+    notes: tuple[str, ...] = ()  # the figure it decided by, an override, and who was champion then
 
     @property
     def names(self) -> list[str]:
@@ -84,7 +87,19 @@ def read_verdict(path: Path, *, model: str) -> Verdict:
 def to_verdict(found: Mapping[str, Any], *, model: str) -> Verdict:
     """Of what stage register writes there."""
     rows = tuple(_row(row) for row in found.get("table", []) if row["scope"] != "dataset")
-    return Verdict(model, found["verdict"], tuple(found["reasons"]), rows, tuple(found.get("not_looked_at", [])))
+    unseen = tuple(found.get("not_looked_at", []))
+    return Verdict(model, found["verdict"], tuple(found["reasons"]), rows, unseen, tuple(_notes(found)))
+
+
+def _notes(found: Mapping[str, Any]) -> Iterator[str]:
+    if "metric" in found:
+        yield f"by {METRICS[found['metric']]} after rounds {', '.join(map(str, found['rounds']))}"
+    if found.get("override"):
+        yield f"champion against the gate, by override: {found['override']}"
+    held = found.get("champion") or {}
+    if "why" in held:
+        now = f"version {held['version']} ({held['budget']})" if held.get("version") else "nobody"
+        yield f"champion when this was decided: {now}; {held['why']}"
 
 
 def _row(row: Mapping[str, Any]) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,9 @@ def build(
     """
     protocol = protocols[next(iter(folders))]
     played = {model: read_rows(folder, reader=READER) for model, folder in folders.items()}
-    first = protocol["prompts"][0]
+    first, last = protocol["prompts"][0], min(int(facts["rounds"]) for facts in protocols.values())
+    about = replace(about, report_rounds=[n for n in about.report_rounds if n <= last] or [1])
+    played = {model: table[table["round"] <= last] for model, table in played.items()}  # what all have, if forced
     rows = {model: of_game(table, prompt=first) for model, table in played.items()}
     base = next(iter(rows.values()))
     pooled = _pooled(rows, seeds or {})
@@ -103,9 +105,7 @@ def build(
         "panels": panels(iou),
         "examples": shown,
         "sizes": breakdowns.by_size(rows, number=about.shown, **draws),
-        "kinds_of_prompt": breakdowns.by_prompt(
-            played, breakdowns.games_of(protocol), rounds=about.report_rounds, **draws
-        ),
+        "kinds_of_prompt": breakdowns.by_prompt(played, _games(protocols), rounds=about.report_rounds, **draws),
         "needed": breakdowns.needed(rows, **draws),
         "passed": _beside(folders, FIDELITY, FIDELITY_SCHEMA, breakdowns.passed, about),
         "generated": _beside(folders, GENERATED, EVERYTHING_SCHEMA, breakdowns.generated, about),
@@ -120,6 +120,11 @@ def build(
 
 
 EXTRAS = {  # what `render` shows beside, and what there is without it
+    "title": "what fine-tuning changed",
+    "first": "the model before tuning",
+    "others": "each tuned model",
+    "question": "May it replace the champion?",
+    "warnings": (),
     "verdicts": (),
     "evidence": None,
     "datasets": (),
@@ -177,6 +182,12 @@ def _calibration(rows: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         for table in tables.values()
     ]
     return {"chart": calibration.chart(tables), "lines": lines, "errors": errors}
+
+
+def _games(protocols: Mapping[str, Mapping[str, Any]]) -> list[breakdowns.Game]:
+    """Those that all have, in the order of the first."""
+    first, *others = (breakdowns.games_of(protocol) for protocol in protocols.values())
+    return [game for game in first if all(game in games for games in others)]
 
 
 def _pooled(rows: Mapping[str, pd.DataFrame], seeds: Mapping[str, Sequence[str]]) -> dict[str, Seeds]:

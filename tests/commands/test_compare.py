@@ -64,7 +64,7 @@ def test_two_models_are_evaluated_once_and_laid_side_by_side(
     assert table["all mIoU@1"].to_dict() == pytest.approx(means, abs=0.006)
     assert f"{means['small']:.1f} ±" in said
     assert "data/comparison/index.html" in said
-    assert "small: refused by the gate" in said  # everything and fidelity are off: the gate wants them
+    assert "small: the gate would say: refused" in said  # everything and fidelity are off: the gate wants them
     page = (OUT / "index.html").read_text()
     assert "small: refused" in page
     assert f"{means['small']:.1f} ±" in page
@@ -211,4 +211,26 @@ def test_rounds_without_the_first_and_a_gate_that_wants_more(bench: Path) -> Non
     page = (OUT / "index.html").read_text()
     assert "automatic masks" in page
     assert main(["compare", "base", "small", "register.rounds=[1]"]) == 0
-    assert "refused by the gate" in (OUT / "table.md").read_text()
+    assert "the gate would say: refused" in (OUT / "table.md").read_text()
+
+
+def test_rounds_that_differ_are_refused_at_once_and_cut_by_force(
+    bench: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["compare", "base", "small"]) == 0
+    shutil.copytree(sorted(Path("work/compare/evaluations").iterdir())[0], "short")
+    longer = ["evaluate.rounds=3", "evaluate.report_rounds=[1,3]", "evaluate.prompts=[point]", "--out", "other"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "examine", lambda *_, **__: pytest.fail("evaluated before it was refused"))
+        assert main(["compare", "small", "short", *longer]) == 1
+    assert "rounds: 3 and 1" in " ".join(capsys.readouterr().err.split())
+    assert main(["compare", "small", "short", *longer, "--force"]) == 0
+    page = Path("other/index.html").read_text()
+    assert "Not by the same rules:" in page
+    assert "models side by side" in page
+    assert list(pd.read_csv("other/table.csv").filter(like="mIoU@3")) == []
+
+
+def test_a_wrong_name_is_no_server_that_is_away(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "base", "sum/99"]) == 1
+    assert "has no models:/sum/99" in capsys.readouterr().err
