@@ -15,6 +15,7 @@ import yaml
 from sum.cli import main
 from sum.commands.compare_models import groups_of, resolve
 from sum.config import load_config
+from sum.data import report_page
 from sum.data.score_tables import of_game, read_rows
 from sum.errors import CheckpointError, ConfigError, MissingInput
 from sum.models.backbones import BACKBONES
@@ -38,6 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[Path, Path], tracking_uri: str) -> Path:
     """A project with test images, a base and a tuned model."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report_page, "curves", lambda *_, **__: b"PNG")  # matplotlib takes a second a page
     make_manifest()
     tree = asdict(configured(weights, rounds=1, report_rounds=[1], **BARE))
     tree["tracking"]["uri"] = tracking_uri
