@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from sum.models.everything import EVERYTHING_RULE
 from sum.models.fidelity import CHECKS
-from sum.models.interact import Protocol, choices
+from sum.models.interact import FirstPrompt, Protocol, choices
 from sum.models.sieve import GeneratorSettings
-
-FirstPrompt = Literal["point", "box", "boundary", "random"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from sum.commands.compare_models import Named
     from sum.config import Config
@@ -49,10 +49,11 @@ def run(options: argparse.Namespace) -> str:
     Raises ConfigError for a word that names no model, DataError for evaluations by different rules (without --force)
     or of different masks; otherwise as stage evaluate.
     """
-    from sum.commands.compare_models import groups_of
-    from sum.commands.compare_pages import FILES, write
+    from sum.commands.compare_models import models_of
+    from sum.commands.compare_pages import FILES, refuse, write
     from sum.config import load_config
     from sum.errors import ConfigError
+    from sum.stages.evaluate import read_benchmark
 
     out = options.out
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
@@ -60,59 +61,40 @@ def run(options: argparse.Namespace) -> str:
     settings = [word for word in options.words if "=" in word]
     config = load_config(settings)
     words = [word for word in options.words if "=" not in word]
-    groups = groups_of(words, options.seeds, config=config, work=WORK)
-    refuse_other_rules(groups, config=config, force=options.force)
-    folders = {label: [_evaluated(config, model) for model in models] for label, models in groups.items()}
-    return write(config, folders, groups=groups, force=options.force, out=options.out)
-
-
-def refuse_other_rules(groups: Mapping[str, Sequence[Named]], *, config: Config, force: bool) -> None:
-    """Raise DataError, unless forced, before an hour of evaluation shows that it cannot be compared."""
-    from sum.commands.compare_pages import refuse
-    from sum.data.protocols import read_protocol
-    from sum.stages.evaluate import read_benchmark
-
+    models, seeds = models_of(words, options.seeds, config=config, work=WORK)
     benchmark = read_benchmark()
-    told = {}
-    for label, models in groups.items():
-        for number, model in enumerate(models, 1):
-            name = label if len(models) == 1 else f"{label} {number}"
-            if model.evaluation is not None:
-                told[name] = read_protocol(model.evaluation, reader="compare")
-            else:
-                told[name] = wanted_protocol(config, model, benchmark)
-    refuse(told, force=force)
+    rules = {name: _rules(config, model, benchmark) for name, model in models.items()}
+    refuse(rules, force=options.force)  # before an hour of evaluation shows it
+    folders = {name: _evaluated(config, model, rules[name], benchmark) for name, model in models.items()}
+    return write(config, models, folders, seeds=seeds, force=options.force, out=out)
 
 
-def wanted_protocol(config: Config, model: Named, benchmark: Manifest) -> dict[str, object]:
-    """What the evaluation of these weights would say, or says, of its rules."""
-    from sum.stages import evaluate
+def _rules(config: Config, model: Named, benchmark: Manifest) -> dict[str, Any]:
+    """The protocol of an evaluation that is there, or of the one that these weights would get."""
+    from sum.data.protocols import read_protocol
+    from sum.stages.evaluate import protocol_of
 
-    assert model.weights is not None
-    return evaluate.protocol_of(config, evaluate.Subject(model.label, model.weights, model.backbone), benchmark)
+    if model.evaluation is not None:
+        return read_protocol(model.evaluation, reader="compare")
+    return protocol_of(config, model.subject(), benchmark)
 
 
-def _evaluated(config: Config, model: Named) -> Path:
-    """The folder of the model's evaluation, made if there is none."""
+def _evaluated(config: Config, model: Named, rules: Mapping[str, Any], benchmark: Manifest) -> Path:
+    """The folder of the model's evaluation, made if there is none by these rules."""
     from sum.data.protocols import differences, read_protocol
     from sum.stages import evaluate
     from sum.stages.common import fingerprint
 
     if model.evaluation is not None:
         return model.evaluation
-    assert model.weights is not None
-    benchmark = evaluate.read_benchmark()
-    wanted = wanted_protocol(config, model, benchmark)
-    own = {key: value for key, value in wanted.items() if key != "model"}
-    place = WORK / "evaluations" / fingerprint(own)
+    place = WORK / "evaluations" / fingerprint({key: value for key, value in rules.items() if key != "model"})
     for folder in (place, *sorted(evaluate.OUT.glob("[!.]*"))):  # with a dot: what a kill has left
         if not (folder / "protocol.json").is_file():
             continue
         there = read_protocol(folder, reader="compare")
-        same = all(there.get(key) == wanted[key] for key in ("weights_sha256", "code"))
-        if same and not differences(there, wanted):
+        same = all(there.get(key) == rules[key] for key in ("weights_sha256", "code"))
+        if same and not differences(there, rules):
             return folder
-    subject = evaluate.Subject(model.label, model.weights, model.backbone)
-    done = evaluate.examine(config, subject, benchmark, out=place)
+    done = evaluate.examine(config, model.subject(), benchmark, out=place)
     assert done is not None  # only one of several processes gets None, and this starts none
     return place

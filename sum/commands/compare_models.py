@@ -12,7 +12,7 @@ from sum.errors import ConfigError, MissingInput
 from sum.models.checkpoint import backbone_of
 from sum.registry import download, download_run
 from sum.stages.common import base_weights
-from sum.stages.evaluate import BASE
+from sum.stages.evaluate import BASE, Subject
 from sum.storage import S3, fetch
 
 MODELS = Path("data/models")
@@ -33,6 +33,34 @@ class Named:
     weights: Path | None = None
     backbone: str = ""
     evaluation: Path | None = None
+
+    def subject(self) -> Subject:
+        """What evaluate is to look at, where there is no evaluation yet."""
+        assert self.weights is not None
+        return Subject(self.label, self.weights, self.backbone)
+
+    @property
+    def place(self) -> Path:
+        """Where it comes from."""
+        found = self.evaluation or self.weights
+        assert found is not None
+        return found
+
+
+def models_of(
+    words: Sequence[str], seeds: Sequence[Sequence[str]], *, config: Config, work: Path
+) -> tuple[dict[str, Named], dict[str, list[str]]]:
+    """Name -> model, the base first, and label -> the names of those that are seeds of one. Raises as `groups_of`."""
+    models, pooled = dict[str, Named](), dict[str, list[str]]()
+    for label, found in groups_of(words, seeds, config=config, work=work).items():
+        names = [label] if len(found) == 1 else [f"{label} {number}" for number in range(1, len(found) + 1)]
+        twice = sorted(models.keys() & set(names))
+        if twice:
+            raise ConfigError(f"compare: '{twice[0]}' stands there twice, seeds counted")
+        models |= dict(zip(names, found, strict=True))
+        if len(found) > 1:
+            pooled[label] = names
+    return models, pooled
 
 
 def groups_of(
@@ -62,15 +90,13 @@ def groups_of(
 
 def _told_apart(groups: Sequence[tuple[str, list[Named]]]) -> list[tuple[str, list[Named]]]:
     """Files of one name get that of their folder before it."""
-    places = dict[str, set[Path | None]]()
+    places = dict[str, set[Path]]()
     for label, models in groups:
-        places.setdefault(label, set()).update(model.evaluation or model.weights for model in models)
-    found = []
-    for label, models in groups:
-        place = models[0].evaluation or models[0].weights
-        alike = len(places[label]) > 1 and len(models) == 1 and place is not None
-        found.append((f"{place.parent.name}/{label}" if alike and place else label, models))
-    return found
+        places.setdefault(label, set()).update(model.place for model in models)
+    return [
+        (f"{models[0].place.parent.name}/{label}" if len(places[label]) > 1 == len(models) else label, models)
+        for label, models in groups
+    ]
 
 
 def resolve(word: str, *, config: Config, work: Path) -> Named:

@@ -14,7 +14,7 @@ from sum.data.grids import to_csv, to_markdown
 from sum.data.protocols import read_protocol, unlike
 from sum.data.records import read_manifest
 from sum.data.report_page import About, build, render
-from sum.errors import ConfigError, DataError, choose
+from sum.errors import DataError, choose
 from sum.models.backbones import BACKBONES
 from sum.models.interact import OUTPUTS
 from sum.stages.evaluate import MANIFEST
@@ -30,25 +30,33 @@ WORDS = {  # where nobody was tuned and nothing is registered
     "question": "What would the gate say?",
 }
 FILES = {"index.html", "table.md", "table.csv"}
-Folders = Mapping[str, Sequence[Path]]  # label -> evaluations, several where they are seeds; the base first
 
 
-def write(config: Config, folders: Folders, *, groups: Mapping[str, Sequence[Named]], force: bool, out: Path) -> str:
-    """Write the folder `out`; returns the table and where the report is. groups: what `folders` are of.
+def write(
+    config: Config,
+    models: Mapping[str, Named],
+    folders: Mapping[str, Path],
+    *,
+    seeds: Mapping[str, Sequence[str]],
+    force: bool,
+    out: Path,
+) -> str:
+    """Write the folder `out`; returns the table and where the report is.
 
-    Raises DataError when they were made by different rules, unless forced, or are of different masks; MissingInput.
+    models, folders: name -> model and its evaluation, the base first; seeds: label -> the names of those that are
+    seeds of one. Raises DataError when they were made by different rules, unless forced, or are of different masks;
+    MissingInput.
     """
-    models, seeds = _apart(folders)
-    protocols = {model: read_protocol(folder, reader=READER) for model, folder in models.items()}
+    protocols = {model: read_protocol(folder, reader=READER) for model, folder in folders.items()}
     differing = refuse(protocols, force=force)
     page = build(
-        models,
+        folders,
         protocols,
-        _about(config, groups, protocols),
+        _about(config, models, seeds, protocols),
         manifest=read_manifest(MANIFEST, reader=READER),
         seeds=seeds,
     )
-    verdicts = [] if differing else _judge(config, models, protocols)
+    verdicts = [] if differing else _judge(config, folders, protocols)
     text = to_markdown(page.grid, unit=page.unit)
     told = [
         f"- {verdict.model}: the gate would say: {verdict.word}: {'; '.join(verdict.reasons)}" for verdict in verdicts
@@ -64,19 +72,6 @@ def write(config: Config, folders: Folders, *, groups: Mapping[str, Sequence[Nam
     return "\n".join(["", text, *told, f"\nReport: {out / 'index.html'}", ""])
 
 
-def _apart(folders: Folders) -> tuple[dict[str, Path], dict[str, list[str]]]:
-    """Model -> its evaluation, and label -> the models that are seeds of one."""
-    models, seeds = dict[str, Path](), dict[str, list[str]]()
-    for label, found in folders.items():
-        names = [label] if len(found) == 1 else [f"{label} {number}" for number in range(1, len(found) + 1)]
-        models |= dict(zip(names, found, strict=True))
-        if len(found) > 1:
-            seeds[label] = names
-    if len(models) < sum(map(len, folders.values())):
-        raise ConfigError(f"compare: a label stands there twice, seeds counted: {', '.join(models)}")
-    return models, seeds
-
-
 def refuse(protocols: Mapping[str, Mapping[str, Any]], *, force: bool) -> list[str]:
     """What differs in the rules, in words; raises DataError unless forced."""
     base, found = next(iter(protocols)), list[str]()
@@ -88,15 +83,15 @@ def refuse(protocols: Mapping[str, Mapping[str, Any]], *, force: bool) -> list[s
     return found
 
 
-def _judge(config: Config, models: Mapping[str, Path], protocols: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
+def _judge(config: Config, folders: Mapping[str, Path], protocols: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
     """What the gate would say of each model against the first, with intervals and p-values."""
-    base, *others = models
+    base, *others = folders
     rules, found = protocols[base], list[Verdict]()
     played = [number for number in config.register.rounds if number <= rules["rounds"]]
     settings = replace(config.register, rounds=played or [1])
     for model in others:
         try:
-            verdict = judge(models[base], models[model], rules, settings=settings, seed=config.seed)
+            verdict = judge(folders[base], folders[model], rules, settings=settings, seed=config.seed)
         except DataError as error:
             found.append(Verdict(model, "not judged", (str(error),)))
             continue
@@ -104,9 +99,17 @@ def _judge(config: Config, models: Mapping[str, Path], protocols: Mapping[str, M
     return found
 
 
-def _about(config: Config, groups: Mapping[str, Sequence[Named]], protocols: Mapping[str, Mapping[str, Any]]) -> About:
-    settings, words = config.evaluate, {label: _source(models) for label, models in groups.items()}
-    base, *others = groups
+def _about(
+    config: Config,
+    models: Mapping[str, Named],
+    seeds: Mapping[str, Sequence[str]],
+    protocols: Mapping[str, Mapping[str, Any]],
+) -> About:
+    settings, of = config.evaluate, {name: label for label, names in seeds.items() for name in names}
+    words = {of.get(name, name): str(model.place) for name, model in models.items()}
+    for label, names in seeds.items():
+        words[label] = f"{len(names)} seeds: {', '.join(str(models[name].place) for name in names)}"
+    base, *others = words
     backbone = str(next(iter(protocols.values()))["backbone"])
     return About(
         base=words[base],
@@ -119,9 +122,3 @@ def _about(config: Config, groups: Mapping[str, Sequence[Named]], protocols: Map
         side=choose(BACKBONES, backbone, key="model.backbone").side,
         stated={name: entry.expect.point_miou for name, entry in config.datasets.items()},
     )
-
-
-def _source(models: Sequence[Named]) -> str:
-    """Where models come from."""
-    places = [str(model.evaluation or model.weights) for model in models]
-    return ", ".join(places) if len(places) == 1 else f"{len(places)} seeds: {', '.join(places)}"

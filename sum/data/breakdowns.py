@@ -14,7 +14,7 @@ import pandas as pd
 
 from sum.core.first_prompts import prompt_words
 from sum.data.grids import MARKS, Grid, Line, Words, make_grid, to_cell
-from sum.data.score_tables import EVERYTHING, of_game
+from sum.data.score_tables import EVERYTHING, Game, of_game
 from sum.data.scores import (
     KEY,
     LEVELS,
@@ -41,7 +41,6 @@ CHECKS = {
 HEADS = {"noc": "NoC: clicks until an IoU of … %", "nof": "NoF: masks that never get there, at … %"}
 ENDS = {"": "mean", "_low": "low", "_high": "high"}  # how a column of gains ends -> what it is of
 Records = dict[tuple[str, str, int], dict[Any, Any]]  # name, metric, round -> a row of `averages`
-Game = tuple[str, bool]  # first prompt, whether the task prompt was left unspecified
 
 
 def by_size(rows: Tables, *, number: int, resamples: int, seed: int) -> Grid:
@@ -63,17 +62,6 @@ def by_size(rows: Tables, *, number: int, resamples: int, seed: int) -> Grid:
         cells = [Words(f"{row[head]:,}") if row else None for row, head in zip(sizes, heads, strict=True)]
         lines += [*own, Line(words, "masks | images", tuple(cells))]
     return Grid(grid.columns, tuple(lines))
-
-
-def games_of(protocol: Mapping[str, Any]) -> list[Game]:
-    """The games that an evaluation was made of by its protocol.json, the main one first."""
-    prompts = protocol["prompts"]
-    found: list[Game] = [(prompt, False) for prompt in prompts]
-    if protocol.get("unspecified"):
-        found.insert(1, (prompts[0], True))
-    if protocol.get(EVERYTHING):
-        found.append((EVERYTHING, False))
-    return found
 
 
 def by_prompt(rows: Tables, games: Sequence[Game], *, rounds: Sequence[int], resamples: int, seed: int) -> Grid:

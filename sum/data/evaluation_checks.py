@@ -13,7 +13,7 @@ from sum.data.evaluation_beside import beside_rules, beside_table
 from sum.data.records import MASKS, read_columns
 from sum.data.reports import Report
 from sum.data.rules import Rule, between, equal, given, null, one_of
-from sum.data.score_tables import EVERYTHING, UNSPECIFIED, read_rows
+from sum.data.score_tables import EVERYTHING, UNSPECIFIED, Game, read_rows
 from sum.data.scores import METRICS, TASK_ORDER
 from sum.errors import DataError, MissingInput
 
@@ -21,8 +21,6 @@ READER = "check_evaluation"
 ABOUT = ("image_id", "dataset", "task", "area")  # what a row repeats of its mask
 IDS = ["model", "mask_id", "prompt", "task_prompt", "round", "output"]
 OUTPUTS = {"oracle": True, "single": True, "confident": False}  # output -> played in every round, or in the first only
-OWN = "own"  # a data set's own task prompt, whatever that is
-Game = tuple[str, str]  # first prompt or EVERYTHING; OWN or UNSPECIFIED
 FINITE = (*METRICS, "predicted_iou")
 
 
@@ -31,7 +29,7 @@ def check_evaluation(
 ) -> Report:
     """Check the tables folder/MODEL/rows.parquet against the manifest and each other; HTML pages go to `docs`.
 
-    rounds: N, of the benchmark; games: what is played there, see `games_of`. Raises MissingInput before the stages that
+    rounds: N, of the benchmark; games: what is played there. Raises MissingInput before the stages that
     make them, DataError of the manifest's files; a table that cannot be read is a failure of the checks.
     """
     masks = known_masks(manifest)
@@ -59,16 +57,6 @@ def check_evaluation(
         ),
         docs=docs,
     )
-
-
-def games_of(*, prompts: Sequence[str], unspecified: bool, everything: bool) -> list[Game]:
-    """What `evaluate` in params.yaml has played, the main game first."""
-    games = [(prompt, OWN) for prompt in prompts]
-    if unspecified:
-        games.append((prompts[0], UNSPECIFIED))
-    if everything:
-        games.append((EVERYTHING, UNSPECIFIED))
-    return games
 
 
 def known_masks(manifest: Path) -> pd.DataFrame:
@@ -111,19 +99,19 @@ def coverage_table(
     """
     tests = masks.index[masks["split"] == "test"]
     table = pd.DataFrame({"mask_id": sorted({*tests, *rows["mask_id"].dropna()})}, dtype="object")
-    played = dict[tuple[str, str, str, str, str], list[int]]()
-    said = rows["task_prompt"].where(rows["task_prompt"] == UNSPECIFIED, OWN)
+    played = dict[tuple[str, str, str, bool, str], list[int]]()
+    plain = (rows["task_prompt"] == UNSPECIFIED) & (rows["prompt"] != EVERYTHING)
     for *place, number in zip(
-        *(rows[name] for name in ("mask_id", "model", "prompt")), said, rows["output"], rows["round"], strict=True
+        *(rows[name] for name in ("mask_id", "model", "prompt")), plain, rows["output"], rows["round"], strict=True
     ):
         played.setdefault(tuple(place), []).append(number)
     for output in OUTPUTS:
         table[output] = [
             "; ".join(
-                f"{model} has rounds {sorted(found)} of {prompt}, task prompt {task}"
+                f"{model} has rounds {sorted(found)} of {prompt}, task prompt {UNSPECIFIED if unspecified else 'own'}"
                 for model in models
-                for prompt, task in games
-                if sorted(found := played.get((mask_id, model, prompt, task, output), []))
+                for prompt, unspecified in games
+                if sorted(found := played.get((mask_id, model, prompt, unspecified, output), []))
                 != _wanted(prompt, output, rounds=rounds)
             )
             or None

@@ -24,6 +24,8 @@ from sum.data.score_tables import (
     FIDELITY,
     FIDELITY_SCHEMA,
     GENERATED,
+    Game,
+    games_of,
     of_game,
     read_rows,
     read_table,
@@ -184,9 +186,9 @@ def _calibration(rows: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     return {"chart": calibration.chart(tables), "lines": lines, "errors": errors}
 
 
-def _games(protocols: Mapping[str, Mapping[str, Any]]) -> list[breakdowns.Game]:
+def _games(protocols: Mapping[str, Mapping[str, Any]]) -> list[Game]:
     """Those that all have, in the order of the first."""
-    first, *others = (breakdowns.games_of(protocol) for protocol in protocols.values())
+    first, *others = (games_of(protocol) for protocol in protocols.values())
     return [game for game in first if all(game in games for games in others)]
 
 

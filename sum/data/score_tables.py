@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +21,7 @@ MAPS = "uncertainty.parquet"
 FIDELITY = "fidelity.parquet"
 GENERATED = "everything.parquet"
 EVERYTHING = "everything"  # the prompt of rows about automatic mask generation
+Game = tuple[str, bool]  # first prompt or EVERYTHING; whether the game was one more, without the task prompt
 UNSPECIFIED = "unspecified"  # the task prompt that asks for SAM's own behaviour
 
 TEXT, REAL, WHOLE = pa.string(), pa.float64(), pa.int32()
@@ -102,6 +103,20 @@ def read_table(path: Path, schema: pa.Schema, *, reader: str, maker: str) -> pd.
 def read_rows(folder: Path, *, reader: str) -> pd.DataFrame:
     """The rows of data/evaluation/MODEL, columns of ROW_SCHEMA. Errors as `read_table`."""
     return read_table(folder / ROWS, ROW_SCHEMA, reader=reader, maker=f"evaluate@{folder.name}")
+
+
+def games_of(protocol: Mapping[str, Any]) -> list[Game]:
+    """The games that an evaluation was made of, or is to be, the main one first.
+
+    protocol: its protocol.json, or the settings of `evaluate`.
+    """
+    prompts = protocol["prompts"]
+    found: list[Game] = [(prompt, False) for prompt in prompts]
+    if protocol.get("unspecified"):
+        found.insert(1, (prompts[0], True))
+    if protocol.get(EVERYTHING):
+        found.append((EVERYTHING, False))
+    return found
 
 
 def of_game(rows: pd.DataFrame, *, prompt: str, unspecified: bool = False) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from sum.data.score_tables import (
     FIDELITY_SCHEMA,
     GENERATED,
     UNSPECIFIED,
+    Game,
     of_game,
     read_rows,
     read_table,
@@ -28,12 +29,13 @@ READER = "evaluate"
 SUMMARY, PLAIN, CURVES = "summary.json", "figures.json", "curves.csv"
 
 
-def write_summaries(folder: Path, *, prompts: Sequence[str], rounds: Sequence[int], resamples: int, seed: int) -> Tree:
+def write_summaries(folder: Path, *, games: Sequence[Game], rounds: Sequence[int], resamples: int, seed: int) -> Tree:
     """Write SUMMARY, PLAIN (sum.core.figures) and CURVES beside the tables in `folder`; returns `summarise`."""
-    summary = summarise(folder, prompts=prompts, rounds=rounds, resamples=resamples, seed=seed)
+    rows = read_rows(folder, reader=READER)
+    summary = summarise(folder, rows, games=games, rounds=rounds, resamples=resamples, seed=seed)
     write_json(folder / SUMMARY, summary)
     write_json(folder / PLAIN, tracked_figures(summary))
-    table = curves(of_game(read_rows(folder, reader=READER), prompt=prompts[0]))
+    table = curves(of_game(rows, prompt=games[0][0]))
     table.to_csv(folder / CURVES, index=False, float_format="%.4f", lineterminator="\n")
     return summary
 
@@ -50,22 +52,37 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(columns=[*TASK_ORDER, "all"]).rename_axis(columns=None).reset_index()
 
 
-def summarise(folder: Path, *, prompts: Sequence[str], rounds: Sequence[int], resamples: int, seed: int) -> Tree:
-    """Figures of the tables in `folder`; prompts: the first prompts played, the main one first.
+def summarise(
+    folder: Path,
+    rows: pd.DataFrame,
+    *,
+    games: Sequence[Game],
+    rounds: Sequence[int],
+    resamples: int,
+    seed: int,
+) -> Tree:
+    """Figures of the tables in `folder`, of which `rows` are the scores; games: of `games_of`, the main one first.
 
     `overall`, `task` and `dataset` are of the main game: metric@round -> mean, low, high (0..1), noc@LEVEL in rounds,
     nof@LEVEL with a count of masks. `games` -> another first prompt, `unspecified` or `everything` -> `overall` and
     `task` in the same shape; `fidelity` -> check -> `overall` and `task`: the share that passed, and how many were
     asked; `generated` -> automatic masks an image.
     """
-    rows = read_rows(folder, reader=READER)
     draws = {"resamples": resamples, "seed": seed}
-    main = of_game(rows, prompt=prompts[0])
+    main = of_game(rows, prompt=games[0][0])
     found: Tree = {"masks": int(main["mask_id"].nunique()), "images": int(main["image_id"].nunique())}
     found |= _nested(_records(main, rounds=rounds, **draws))
     found["games"] = {
-        name: _brief(_nested(_records(game, rounds=[1] if name == EVERYTHING else rounds, **draws)))
-        for name, game in _others(rows, prompts)
+        UNSPECIFIED if unspecified else prompt: _brief(
+            _nested(
+                _records(
+                    of_game(rows, prompt=prompt, unspecified=unspecified),
+                    rounds=[1] if prompt == EVERYTHING else rounds,
+                    **draws,
+                )
+            )
+        )
+        for prompt, unspecified in games[1:]
     }
     if (folder / FIDELITY).is_file():
         checks = read_table(folder / FIDELITY, FIDELITY_SCHEMA, reader=READER, maker=READER)
@@ -77,16 +94,6 @@ def summarise(folder: Path, *, prompts: Sequence[str], rounds: Sequence[int], re
         images = read_table(folder / GENERATED, EVERYTHING_SCHEMA, reader=READER, maker=READER)
         found["generated"] = _yields(images)
     return found
-
-
-def _others(rows: pd.DataFrame, prompts: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
-    """The games beside the main one, by name."""
-    if (rows["task_prompt"][rows["prompt"] == prompts[0]] == UNSPECIFIED).any():
-        yield UNSPECIFIED, of_game(rows, prompt=prompts[0], unspecified=True)
-    for name in prompts[1:]:
-        yield name, of_game(rows, prompt=name)
-    if (rows["prompt"] == EVERYTHING).any():
-        yield EVERYTHING, of_game(rows, prompt=EVERYTHING)
 
 
 def _records(rows: pd.DataFrame, *, rounds: Sequence[int], resamples: int, seed: int) -> list[Mapping[Any, Any]]:

@@ -24,6 +24,7 @@ from sum.models.segmenter import POSITIVE, Prediction, Prompts, Segmenter
 from sum.models.stopwatch import Stopwatch
 
 Mask = NDArray[np.bool_]
+FirstPrompt = Literal["point", "box", "boundary", "random"]  # FIRST_PROMPTS
 Click = tuple[int, int, int]  # x, y, label: 1 on the object, 0 off it
 
 OUTPUTS: dict[str, str] = {
@@ -39,7 +40,7 @@ class Protocol:
     """The choices a number depends on."""
 
     rounds: int = 6
-    first_prompt: Literal["point", "box", "boundary", "random"] = "point"  # FIRST_PROMPTS
+    first_prompt: FirstPrompt = "point"
     boundary_ratio: float = 0.02  # width of the boundary band, share of the image diagonal
     batch_masks: int = 64  # prompts a decoder call
     prompt_seed: int = 0  # of `random`

@@ -5,10 +5,12 @@ A broken expectation stops the run; the report is written either way.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
-from sum.data.evaluation_checks import check_evaluation, games_of
+from sum.data.evaluation_checks import check_evaluation
 from sum.data.protocols import read_protocol
+from sum.data.score_tables import games_of
 from sum.errors import DataError, ValidationFailed
 from sum.settings import Config, EvaluateConfig
 from sum.storage import write_json
@@ -30,7 +32,7 @@ def run(config: Config, *, budget: str) -> Path:
     asked = config.evaluate
     for model in (BASE, budget):
         _same_settings(EVALUATION / model, asked)
-    games = games_of(prompts=asked.prompts, unspecified=asked.unspecified, everything=asked.everything)
+    games = games_of(asdict(asked))
     report = check_evaluation(MANIFEST, EVALUATION, models=[BASE, budget], rounds=asked.rounds, games=games, docs=docs)
     write_json(path, report.as_json())
     if report.failed:

@@ -30,6 +30,7 @@ from sum.data.score_tables import (
     PREDICTIONS,
     ROW_SCHEMA,
     ROWS,
+    games_of,
     join_tables,
 )
 from sum.data.scores import AVERAGES
@@ -86,7 +87,7 @@ def run(config: Config, *, model: str) -> Path:
     write_json(TIMING / f"{model}.json", done.times)
     figures = tracked_figures(done.summary)
     figures["all"] |= {key: value for key, value in done.times.items() if "_ms_" in key}
-    _log_to_mlflow(config, subject, figures=figures, digest=benchmark.fingerprint)
+    _log_to_mlflow(config, subject, sha256=done.sha256, figures=figures, digest=benchmark.fingerprint)
     return OUT / model
 
 
@@ -104,6 +105,7 @@ class Subject:
 class Examined:
     """What came of it. Its shards stay in work/evaluate: other processes may still look for them."""
 
+    sha256: str  # of the weights
     summary: dict[str, Any]
     times: dict[str, Any]
 
@@ -134,9 +136,9 @@ def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path)
             join_tables(read_shards(shards, name, TABLES[name]), folder / name, TABLES[name])
         write_json(folder / "protocol.json", protocol)
         rounds, draws = sorted(settings.report_rounds), {"resamples": settings.resamples, "seed": config.seed}
-        summary = write_summaries(folder, prompts=suite.prompts, rounds=rounds, **draws)
+        summary = write_summaries(folder, games=games_of(protocol), rounds=rounds, **draws)
     times = time_figures(read_shards(shards, TIMES, TIME_SCHEMA))
-    return Examined(summary, {**_computer(device), "workers": settings.workers, **times})
+    return Examined(origin, summary, {**_computer(device), "workers": settings.workers, **times})
 
 
 def protocol_of(config: Config, subject: Subject, benchmark: Manifest) -> dict[str, object]:
@@ -242,7 +244,7 @@ def _computer(device: torch.device) -> dict[str, str | int]:
 
 
 def _log_to_mlflow(
-    config: Config, subject: Subject, *, figures: Mapping[str, Mapping[str, float]], digest: str
+    config: Config, subject: Subject, *, sha256: str, figures: Mapping[str, Mapping[str, float]], digest: str
 ) -> None:
     """Put the figures on the logged model of these weights, the benchmark as its data set."""
     settings, model = config.tracking, subject.name
@@ -251,7 +253,7 @@ def _log_to_mlflow(
         uri=settings.uri,
         experiment=settings.experiment,
         name=f"{settings.model}-base" if model == BASE else f"{settings.model}-ft-{model}",
-        fingerprint=checkpoint.fingerprint(subject.weights),
+        fingerprint=sha256,
         run_id=_run_id(model),
     )
     logged.log_evaluation(figures, digest=digest)

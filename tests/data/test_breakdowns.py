@@ -11,7 +11,7 @@ import pytest
 from sum.data import breakdowns, calibration, scatters
 from sum.data.gate_pages import read_verdict
 from sum.data.grids import Cell, Grid, Words, make_grid, transposed, with_published
-from sum.data.score_tables import EVERYTHING, UNSPECIFIED
+from sum.data.score_tables import EVERYTHING, UNSPECIFIED, games_of
 from sum.data.scores import LEVELS, comparison_table
 from sum.storage import write_json
 
@@ -94,9 +94,9 @@ def test_a_size_that_no_mask_of_a_task_has_is_left_empty() -> None:
 
 
 def test_every_game_after_every_round_that_it_has() -> None:
-    games = breakdowns.games_of(PROTOCOL)
+    games = games_of(PROTOCOL)
     assert games == [("point", False), ("point", True), ("box", False), (EVERYTHING, False)]
-    assert breakdowns.games_of({"prompts": ["box"], "unspecified": False, EVERYTHING: None}) == [("box", False)]
+    assert games_of({"prompts": ["box"], "unspecified": False, EVERYTHING: None}) == [("box", False)]
     grid = breakdowns.by_prompt(ROWS, games, rounds=[1, 3], **DRAWS)
     point, plain, box = (
         ("1 point", "3 points"),

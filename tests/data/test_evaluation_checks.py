@@ -11,10 +11,10 @@ import pytest
 
 from sum.data.evaluation_beside import beside_rules
 from sum.data.evaluation_checks import OUTPUTS as CHECKED_OUTPUTS
-from sum.data.evaluation_checks import check_evaluation, coverage_rules, games_of, row_rules
+from sum.data.evaluation_checks import check_evaluation, coverage_rules, row_rules
 from sum.data.records import ImageRecord, MaskRecord, write_manifest
 from sum.data.reports import Report
-from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
+from sum.data.score_tables import ROW_SCHEMA, ROWS, games_of, write_table
 from sum.errors import MissingInput
 from sum.models.interact import OUTPUTS
 
@@ -54,7 +54,7 @@ def write(folder: Path, tables: dict[str, list[Row]]) -> None:
 
 
 def check(folder: Path) -> Report:
-    games = games_of(prompts=["point"], unspecified=True, everything=True)
+    games = games_of({"prompts": ["point"], "unspecified": True, "everything": True})
     options = {"models": MODELS, "rounds": ROUNDS, "games": games, "docs": folder / "docs"}
     return check_evaluation(folder / "manifest", folder / "evaluation", **options)  # type: ignore[arg-type]
 

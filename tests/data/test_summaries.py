@@ -35,7 +35,7 @@ def rows(tmp_path: Path) -> pd.DataFrame:
 
 
 def test_curves_are_the_oracles_means_of_the_main_game_in_per_cent(rows: pd.DataFrame, tmp_path: Path) -> None:
-    summary = write_summaries(tmp_path, prompts=["point", "box"], rounds=[1, 3], resamples=5, seed=0)
+    summary = write_summaries(tmp_path, games=[("point", False), ("box", False)], rounds=[1, 3], resamples=5, seed=0)
     table = pd.read_csv(tmp_path / CURVES)
     assert list(table) == ["round", "salient", "entity", "part", "all"]
     assert list(table["round"]) == [1, 2, 3]  # those of no table, too
@@ -48,7 +48,7 @@ def test_curves_are_the_oracles_means_of_the_main_game_in_per_cent(rows: pd.Data
 
 
 def test_plain_figures_are_those_of_the_summary(rows: pd.DataFrame, tmp_path: Path) -> None:
-    summary = write_summaries(tmp_path, prompts=["box", "point"], rounds=[1, 3], resamples=5, seed=0)
+    summary = write_summaries(tmp_path, games=[("box", False), ("point", False)], rounds=[1, 3], resamples=5, seed=0)
     plain = json.loads((tmp_path / PLAIN).read_text())
     assert set(plain) == {"all", "task-part", "task-salient", *SETS}
     assert plain["a"]["iou_at_3"] == summary["dataset"]["a"]["iou@3"]["mean"]
