@@ -455,14 +455,20 @@ def step_of_a_loop(model: Segmenter, batch: TrainBatch, *, rounds: Rounds, folde
     return float(np.diff(times)[1:].min())
 
 
+def unsettled(times: list[float]) -> bool:
+    """Whether the two fastest are so far apart that neither is to be trusted."""
+    first, second = sorted(times)[:2]
+    return second > 1.1 * first
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "decoder"])
 def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From parts, and by a run of the whole step; against the real loop, with masks of scenes where the model is ours.
 
     Seconds of the processor with one thread: other work on the machine does not count. It disturbs caches nevertheless:
-    loop and predictions take turns, and the fastest of each is compared; there is a third turn where the loop's own
-    two are more than 10 % apart.
+    loop and predictions take turns, and the fastest of each is compared; there are up to two turns more while the two
+    fastest of one of them are more than 10 % apart.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -481,7 +487,7 @@ def test_time_is_predicted_within_15_percent(name: str, tmp_path: Path, monkeypa
     real: list[float] = []
     predicted: dict[bool, list[float]] = {False: [], True: []}  # from parts, by the whole step
     try:
-        while len(real) < 2 or (len(real) < 3 and max(real) > 1.1 * min(real)):
+        while len(real) < 2 or (len(real) < 4 and any(unsettled(times) for times in (real, *predicted.values()))):
             real.append(step_of_a_loop(make(), batch, rounds=rounds, folder=tmp_path / str(len(real))))
             for limit in (0.0, 30.0):
                 found = probe_time(build, shape, device=torch.device("cpu"), limit=limit, clock=time.process_time)
