@@ -21,7 +21,8 @@ def load_config(overrides: Sequence[str] = (), *, root: Path | None = None) -> C
     params.yaml.
     """
     folder = (root or Path.cwd()).resolve()
-    return check_config(compose(overrides, folder=folder), source="params.yaml")
+    said = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    return check_config(compose(overrides, folder=folder), source="params.yaml", overridden=said)
 
 
 def compose(overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def _with_default(kind: Any, above: str = "") -> Iterator[str]:
 _OPTIONAL = frozenset(_with_default(Config))
 
 
-def check_config(tree: dict[str, Any], *, source: str) -> Config:
-    """A raw tree -> Config; source: the file named in the message."""
+def check_config(tree: dict[str, Any], *, source: str, overridden: Sequence[str] = ()) -> Config:
+    """A raw tree -> Config; source: the file named in the message; overridden: keys that the command line gave."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -85,5 +86,7 @@ def check_config(tree: dict[str, Any], *, source: str) -> Config:
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"]) or "(top level)"
             found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
-            rows.append(f"{source}: {where}: {item['msg'].removeprefix('Value error, ')}{found}")
+            given = any(f"{where}.".startswith(f"{key}.") or f"{key}.".startswith(f"{where}.") for key in overridden)
+            origin = "command line" if given else source
+            rows.append(f"{origin}: {where}: {item['msg'].removeprefix('Value error, ')}{found}")
         raise ConfigError("\n".join(rows)) from error

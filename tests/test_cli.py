@@ -121,7 +121,7 @@ def test_a_number_of_processes_that_is_none_is_refused(
         ("gpu", ["finetune", "small"], "SUM_PROCESSES is 'gpu', but PyTorch finds no CUDA device here."),
         ("2", ["finetune", "nosuch"], "budget: unknown 'nosuch'"),
         ("2", ["pseudo_label", "small"], "takes only key=value"),
-        ("2", ["uncertainty", "seed=many"], "params.yaml: seed: Input should be a valid integer"),
+        ("2", ["uncertainty", "seed=many"], "command line: seed: Input should be a valid integer"),
         ("4", ["finetune", "small"], "images_per_batch is 6, no multiple of the 4 processes"),
         (
             "3",
@@ -172,7 +172,7 @@ def test_words_that_are_right_start_torchrun(monkeypatch: pytest.MonkeyPatch) ->
         (["finetune", "small", "large"], "got 2: small large"),
         (["evaluate", "basis"], "model: unknown 'basis'. Did you mean 'base'?"),
         (["ingest", "small"], "stage 'ingest' takes only key=value, got 'small'"),
-        (["ingest", "seed=many"], "params.yaml: seed: Input should be a valid integer"),
+        (["ingest", "seed=many"], "command line: seed: Input should be a valid integer"),
         (["use"], "usage: python -m sum use FILE"),
         (["use", "examples/nowhere.yaml"], "examples/nowhere.yaml does not exist"),
         (["results", "seed=1"], "usage: python -m sum results"),

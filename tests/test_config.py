@@ -203,3 +203,13 @@ def test_each_process_that_trains_has_a_gpu(monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match=r"3 processes .* there are 2\.") if refused else nullcontext():
         training_device(name)
+
+
+def test_an_error_says_whether_the_file_or_the_command_line_is_wrong(tmp_path):
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text().replace("seed: 0", "seed: many", 1))
+    with pytest.raises(ConfigError) as caught:
+        load_config(["finetune.rounds.theta=1", "evaluate.rounds=none"], root=tmp_path)
+    first, second, third = sorted(str(caught.value).splitlines())
+    assert first.startswith("command line: evaluate.rounds: ")
+    assert second.startswith("command line: finetune.rounds: theta must be below 1")
+    assert third.startswith("params.yaml: seed: ")

@@ -119,23 +119,36 @@ def _reason(row: Judged, limits: Limits) -> str:
     if change.family == YIELD:
         figures = f"{change.base:.1f} -> {change.tuned:.1f}"
         return f"{what}: {figures}, at least {limits.min_yield:.0%} of the base's is wanted"
-    moved = f"{what}: {100 * change.base:.1f} -> {100 * change.tuned:.1f}: {_move(change)}"
+    limit = row.limit or 0.0
+    fell = change.family != GAIN and change.gain < limit
+    digits = _digits(change.gain if fell else change.low, limit)
+    moved = f"{what}: {100 * change.base:.{digits}f} -> {100 * change.tuned:.{digits}f}: {_move(change, digits)}"
     if change.family == GAIN:
-        return f"{moved}, wanted is surely more than {100 * limits.min_gain:.1f}"
-    tolerance = -100 * (row.limit or 0.0)
-    if change.gain < -tolerance / 100:
-        return f"{moved}, at most {tolerance:.1f} is tolerated"
-    return f"{moved}, a fall of more than {tolerance:.1f} is not ruled out"
+        return f"{moved}, wanted is surely more than {100 * limits.min_gain:.{digits}f}"
+    if fell:
+        return f"{moved}, at most {-100 * limit:.{digits}f} is tolerated"
+    return f"{moved}, a fall of more than {-100 * limit:.{digits}f} is not ruled out"
 
 
-def _move(change: Change) -> str:
+def _digits(figure: float, limit: float) -> int:
+    """Decimals of per cent, 1 to 4, with which the two do not look alike: `falls by 2.0, at most 2.0` tells nothing."""
+    if figure == limit:
+        return 1
+    return next((n for n in (1, 2, 3) if f"{100 * figure:.{n}f}" != f"{100 * limit:.{n}f}"), 4)
+
+
+def _move(change: Change, digits: int = 1) -> str:
     """`falls by 1.9 [1.1, 2.6]`: points of per cent, with the interval of the same sign."""
     ends = (change.gain, change.low, change.high)
-    by, low, high = (100 * end + 0.0 for end in ends) if change.gain >= 0 else (-100 * end + 0.0 for end in ends)
-    return f"{'rises' if change.gain >= 0 else 'falls'} by {by:.1f} [{min(low, high):.1f}, {max(low, high):.1f}]"
+    signed = (100 * end + 0.0 for end in ends) if change.gain >= 0 else (-100 * end + 0.0 for end in ends)
+    by, *interval = (f"{end:.{digits}f}" for end in signed)
+    low, high = sorted(interval, key=float)
+    return f"{'rises' if change.gain >= 0 else 'falls'} by {by} [{low}, {high}]"
 
 
 def _praise(table: Sequence[Judged], limits: Limits) -> str:
     change = next(row.change for row in table if row.change.family == GAIN and row.change.scope == "overall")
-    first = f"overall, {change.kind}: {100 * change.base:.1f} -> {100 * change.tuned:.1f}: {_move(change)}"
+    digits = _digits(change.low, limits.min_gain)
+    figures = f"{100 * change.base:.{digits}f} -> {100 * change.tuned:.{digits}f}"
+    first = f"overall, {change.kind}: {figures}: {_move(change, digits)}"
     return f"{first}; no task falls by more than {100 * limits.tolerance:.1f} with any prompt"
