@@ -23,6 +23,8 @@ Method = Literal[  # the keys of sum.methods.METHODS
     "sum_discrepancy",
 ]
 
+Arch = Literal["full", "decoder", "decoder+prompt_encoder", "lora"]  # the keys of sum.models.archs.ARCHS
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -133,15 +135,16 @@ class RefineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters in the attention of a part, whose own weights freeze (Hu et al. 2021; SAMed)."""
+    """Low-rank adapters in the attention of a part, whose own weights freeze (Hu et al. 2021; SAMed): arch `lora`."""
 
     __pydantic_config__ = _STRICT
-    encoder: bool = False
+    encoder: bool = True
     decoder: bool = False
     rank: int = 4
     alpha: float = 4.0  # an adapter is scaled by alpha / rank
 
     def __post_init__(self) -> None:
+        require(self.encoder or self.decoder, "lora wants encoder or decoder to be true; finetune.arch switches it off")
         at_least(self, 1, "rank")
         require(self.alpha > 0, f"alpha must be above 0, got {self.alpha}")
 
@@ -186,7 +189,7 @@ class FinetuneConfig:
 
     __pydantic_config__ = _STRICT
     method: Method = "sum"
-    train: Literal["full", "decoder", "decoder+prompt_encoder"] = "full"  # the parts that learn; the others are frozen
+    arch: Arch = "full"  # what learns; the rest of SAM is frozen
     lora: LoraConfig = field(default_factory=LoraConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient

@@ -29,10 +29,11 @@ from sum.data.verdicts import require_valid
 from sum.engine import MACHINE, Loop, Row
 from sum.errors import DataError, choose
 from sum.methods import METHODS, MethodOptions, doubt_of
+from sum.models.archs import ArchSpec
 from sum.models.checkpoint import describe, load_segmenter, save_segmenter
 from sum.models.checkpoint import fingerprint as file_fingerprint
 from sum.models.groups import group_table, rate_curves
-from sum.models.parts import Lora, merge_adapters, select_parts
+from sum.models.parts import merge_adapters, select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
 from sum.run_page import circumstances, home_of
@@ -48,6 +49,7 @@ from sum.stages.common import (
 )
 from sum.storage import replace_folder, write_json
 from sum.training_record import begin, log_rows, skipped_items
+from sum.training_settings import FinetuneConfig
 from sum.validation import Enough, Watch, hold_out
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
     work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
-    choose_parts(config, model, method=method)
+    model = choose_parts(config, model, method=method)
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
@@ -146,16 +148,21 @@ def image_sources(
     return [human, pseudo]
 
 
-def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> None:
-    """Freeze what `finetune.train` and `finetune.lora` leave out, and task vectors that the method never adds.
+def arch_of(settings: FinetuneConfig) -> ArchSpec:
+    """What `finetune.arch` names, with the options that are of it."""
+    options = {"lora": asdict(settings.lora)}
+    return ArchSpec(settings.arch, options.get(settings.arch, {}))
+
+
+def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> Segmenter:
+    """The model that trains: what `finetune.arch` leaves out is frozen, and task vectors that the method never adds.
 
     And whatever else decides how the model trains; `python -m sum plan` makes its model here too.
     """
-    model.recompute_encoder = config.finetune.recompute_encoder
-    lora = Lora(**asdict(config.finetune.lora))
-    select_parts(
-        model, train=config.finetune.train, lora=lora, task_prompt=method.task_prompt != "off", seed=config.seed
-    )
+    tasks = method.task_prompt != "off"
+    found = select_parts(model, spec=arch_of(config.finetune), task_prompt=tasks, seed=config.seed)
+    found.recompute_encoder = config.finetune.recompute_encoder
+    return found
 
 
 def label_folders(method: MethodOptions) -> list[Path]:

@@ -104,17 +104,18 @@ def test_maps_of_another_method_are_refused(project: Path, tracking_uri: str) ->
 def test_a_model_tuned_by_adapters_is_a_plain_one(
     project: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = settings(project, tracking_uri, train="decoder", lora={"encoder": True, "rank": 2})
+    config = settings(project, tracking_uri, arch="lora", lora={"rank": 2})
     with caplog.at_level("INFO"):
         finetune.run(config, budget="small")
     (table,) = [record.getMessage() for record in caplog.records if "small trains:" in record.getMessage()]
     assert "layer  5: learning rate x 1.0000, weight decay 0.1" in table  # tiny has four blocks; no decay by layer here
     base, model = load_file(WEIGHTS), load_segmenter("data/models/small/model.safetensors", backbone="tiny")
     changed = {name for name, value in model.sam.state_dict().items() if not torch.equal(value, base[name])}
-    assert {name.split(".")[0] for name in changed} == {"image_encoder", "mask_decoder"}
+    assert {name.split(".")[0] for name in changed} == {"image_encoder", "prompt_encoder", "mask_decoder"}
     encoder = {name for name in changed if name.startswith("image_encoder")}
     assert encoder == {f"image_encoder.blocks.3.{k}.{layer}.weight" for k in (0, 2) for layer in ("qkv", "out")}
-    decoder = sum(value.numel() for value in model.sam.mask_decoder.parameters())
+    own = [*model.sam.mask_decoder.parameters(), *model.sam.prompt_encoder.parameters()]
+    decoder = sum(value.numel() for value in own)
     adapters = 2 * 2 * ((192 + 3 * 192) + (192 + 192))  # blocks, rank, qkv and out
     summary = json.loads(Path("data/models/small/summary.json").read_text())
     assert summary["trained"] == decoder + adapters + model.task_prompt.numel()
@@ -179,7 +180,12 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     project: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     """With every option that draws or keeps something of its own."""
-    options = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "accumulate": 2, "lora": {"decoder": True}}
+    options = {
+        "augment": {"flip": 0.5, "scale": [0.5, 1.5]},
+        "accumulate": 2,
+        "arch": "lora",
+        "lora": {"decoder": True},
+    }
     config = settings(project, tracking_uri, **options)
     whole = tmp_path / "whole"
     shutil.copytree(project, whole)

@@ -1,0 +1,79 @@
+"""What may train: the architectures of `finetune.arch`, as a table; sum/models/parts.py makes a model of them.
+
+Nothing here knows tensors: an arch and its options are a line of a weights file's header.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from sum.errors import ConfigError, choose
+
+ENCODER, DECODER, PROMPT_ENCODER = "image_encoder", "mask_decoder", "prompt_encoder"
+Option = bool | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch:
+    """One entry of ARCHS."""
+
+    own: tuple[str, ...]  # parts of SAM whose own weights train, but where adapters stand in for them
+    note: str  # one line for tables
+    lora: bool = False  # options `encoder`, `decoder`: parts that get low-rank adapters
+
+
+ARCHS: Mapping[str, Arch] = {
+    "full": Arch(own=(ENCODER, PROMPT_ENCODER, DECODER), note="all of SAM"),
+    "decoder": Arch(own=(DECODER,), note="SAM's mask decoder"),
+    "decoder+prompt_encoder": Arch(own=(PROMPT_ENCODER, DECODER), note="SAM's mask decoder and prompt encoder"),
+    "lora": Arch(
+        own=(PROMPT_ENCODER, DECODER), lora=True, note="low-rank adapters in the attention; decoder, prompt encoder"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ArchSpec:
+    """An arch by its name in ARCHS, and the options it was made with."""
+
+    name: str = "full"
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choose(ARCHS, self.name, key="finetune.arch")
+
+    @property
+    def arch(self) -> Arch:
+        """What the name stands for."""
+        return ARCHS[self.name]
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Parts with low-rank adapters, whose own weights freeze."""
+        named = {"encoder": ENCODER, "decoder": DECODER}
+        return tuple(part for option, part in named.items() if self.arch.lora and self.options.get(option))
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Parts of SAM whose own weights train."""
+        return frozenset(self.arch.own) - {*self.adapted}
+
+    @property
+    def encoder_learns(self) -> bool:
+        """Whether anything in the image encoder trains, so that its activations are kept for the backward pass."""
+        return ENCODER in self.own or ENCODER in self.adapted
+
+    def to_json(self) -> str:
+        """As a header holds it."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ArchSpec:
+        """Of what `to_json` wrote. Raises ConfigError for anything else, and for an arch that is not in ARCHS."""
+        try:
+            found = json.loads(text)
+            return cls(str(found["name"]), dict(found["options"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"'{text[:80]}' describes no architecture") from error
