@@ -126,7 +126,7 @@ def case_of(config: Config, *, count: int = 1) -> Case:
     shape = StepShape(
         images=settings.optim.images_per_batch,
         masks=settings.optim.masks_per_image,
-        rounds=round_options(settings.rounds, task_prompt=method.task_prompt),
+        rounds=round_options(settings.rounds, task_prompt=method.task_prompt, arch=settings.arch),
         loss_side=settings.rounds.loss_side or backbone.side,
         chunk=settings.optim.mask_chunk,
         pieces=settings.accumulate,
@@ -139,16 +139,18 @@ def case_of(config: Config, *, count: int = 1) -> Case:
 
 def describe(config: Config) -> str:
     """The settings that the plan depends on, in a line."""
+    from sum.models.archs import ARCHS
     from sum.models.backbones import BACKBONES
 
     settings, optim = config.finetune, config.finetune.optim
+    rounds = "one-shot prompts" if ARCHS[settings.arch].one_shot else f"{settings.rounds.rounds} rounds"
     side = BACKBONES[config.model.backbone].side
     adapted = [name for name, on in (("encoder", settings.lora.encoder), ("decoder", settings.lora.decoder)) if on]
     adapters = f" of rank {settings.lora.rank} in the {' and '.join(adapted)}" if settings.arch == "lora" else ""
     return (
         f"finetune: {config.model.backbone} at {side} px, method {settings.method}, trains {settings.arch}"
         f"{adapters}, {optim.images_per_batch} images x {optim.masks_per_image} masks a step, "
-        f"{settings.rounds.rounds} rounds, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
+        f"{rounds}, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
         f"recompute_encoder {str(settings.recompute_encoder).lower()}, "
         f"mask_chunk {optim.mask_chunk or 'null'}, accumulate {settings.accumulate}, {optim.steps} steps"
     )
@@ -208,7 +210,7 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
 
     A family goes from the mildest to the one that needs least memory, and holds what the families before ended with.
     """
-    from sum.stages.finetune import arch_of
+    from sum.stages.common import arch_of
 
     settings, optim = config.finetune, config.finetune.optim
     tried = optim.mask_chunk or optim.images_per_batch * optim.masks_per_image

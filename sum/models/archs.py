@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from sum.errors import ConfigError, choose
 
@@ -21,7 +22,14 @@ class Arch:
 
     own: tuple[str, ...]  # parts of SAM whose own weights train, but where adapters stand in for them
     note: str  # one line for tables
-    lora: bool = False  # options `encoder`, `decoder`: parts that get low-rank adapters
+    adds: Literal["nothing", "lora", "adapter", "hq"] = "nothing"  # beside SAM's weights
+    options: Mapping[str, Option] = field(default_factory=dict)  # name -> default
+    one_shot: bool = False  # trained by one prompt a mask (sum/one_shot.py), not by rounds of clicks
+
+    @property
+    def merges(self) -> bool:
+        """Whether what it trained is a plain SAM in the end, of SAM's names alone."""
+        return self.adds in ("nothing", "lora")
 
 
 ARCHS: Mapping[str, Arch] = {
@@ -29,7 +37,23 @@ ARCHS: Mapping[str, Arch] = {
     "decoder": Arch(own=(DECODER,), note="SAM's mask decoder"),
     "decoder+prompt_encoder": Arch(own=(PROMPT_ENCODER, DECODER), note="SAM's mask decoder and prompt encoder"),
     "lora": Arch(
-        own=(PROMPT_ENCODER, DECODER), lora=True, note="low-rank adapters in the attention; decoder, prompt encoder"
+        own=(PROMPT_ENCODER, DECODER),
+        note="low-rank adapters in the attention; mask decoder, prompt encoder",
+        adds="lora",
+        options={"encoder": True, "decoder": False, "rank": 4, "alpha": 4.0},
+    ),
+    "adapter": Arch(
+        own=(PROMPT_ENCODER, DECODER),
+        note="bottlenecks in every block of the encoder; mask decoder, prompt encoder",
+        adds="adapter",
+        options={"ratio": 0.25, "scale": 0.5},
+    ),
+    "hq": Arch(
+        own=(),
+        note="HQ-SAM: an output token and fused features beside a frozen SAM",
+        adds="hq",
+        options={"token_only": False},
+        one_shot=True,
     ),
 }
 
@@ -42,7 +66,11 @@ class ArchSpec:
     options: Mapping[str, Option] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        choose(ARCHS, self.name, key="finetune.arch")
+        known = choose(ARCHS, self.name, key="finetune.arch").options
+        wrong = [name for name in self.options if name not in known]
+        if wrong:
+            raise ConfigError(f"arch '{self.name}' takes {', '.join(known) or 'no options'}, got {dict(self.options)}")
+        object.__setattr__(self, "options", {**known, **self.options})
 
     @property
     def arch(self) -> Arch:
@@ -53,7 +81,7 @@ class ArchSpec:
     def adapted(self) -> tuple[str, ...]:
         """Parts with low-rank adapters, whose own weights freeze."""
         named = {"encoder": ENCODER, "decoder": DECODER}
-        return tuple(part for option, part in named.items() if self.arch.lora and self.options.get(option))
+        return tuple(part for option, part in named.items() if self.arch.adds == "lora" and self.options[option])
 
     @property
     def own(self) -> frozenset[str]:
@@ -63,7 +91,7 @@ class ArchSpec:
     @property
     def encoder_learns(self) -> bool:
         """Whether anything in the image encoder trains, so that its activations are kept for the backward pass."""
-        return ENCODER in self.own or ENCODER in self.adapted
+        return ENCODER in self.own or ENCODER in self.adapted or self.arch.adds == "adapter"
 
     def to_json(self) -> str:
         """As a header holds it."""
@@ -74,6 +102,9 @@ class ArchSpec:
         """Of what `to_json` wrote. Raises ConfigError for anything else, and for an arch that is not in ARCHS."""
         try:
             found = json.loads(text)
-            return cls(str(found["name"]), dict(found["options"]))
+            options = dict(found["options"])
+            if not all(isinstance(value, (bool, int, float)) for value in options.values()):
+                raise TypeError("options are numbers")
+            return cls(str(found["name"]), options)
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"'{text[:80]}' describes no architecture") from error

@@ -1,6 +1,7 @@
 """Which parts of a Segmenter train, and which layers get low-rank adapters: those of the attention (SAMed).
 
-The adapters themselves: sum/models/lora.py; the table of architectures: sum/models/archs.py.
+The adapters themselves: sum/models/lora.py; the table of architectures: sum/models/archs.py; what else they add:
+sum/models/extras.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from sum.models.adapter import parameters_of
 from sum.models.archs import DECODER, ENCODER, ArchSpec
+from sum.models.extras import with_extras
 from sum.models.segmenter import Segmenter
 
 ATTENTION = {  # the last name of the layers that get an adapter: those of an attention
@@ -27,6 +30,9 @@ def select_parts(model: Segmenter, *, spec: ArchSpec, task_prompt: bool, seed: i
     for name, value in model.sam.named_parameters():
         value.requires_grad_(name.split(".")[0] in spec.own)
     model.task_prompt.requires_grad_(task_prompt)
+    model = with_extras(model, spec, seed=seed)
+    for value in parameters_of(model.sam.image_encoder):
+        value.requires_grad_(True)
     add_lora(model, spec, seed=seed)
     return model
 

@@ -29,16 +29,17 @@ from sum.data.verdicts import require_valid
 from sum.engine import MACHINE, Loop, Row
 from sum.errors import DataError, choose
 from sum.methods import METHODS, MethodOptions, doubt_of
-from sum.models.archs import ArchSpec
-from sum.models.checkpoint import describe, load_segmenter, save_segmenter
+from sum.models.checkpoint import describe, load_base
 from sum.models.checkpoint import fingerprint as file_fingerprint
+from sum.models.deltas import WEIGHTS, save_both
 from sum.models.groups import group_table, rate_curves
-from sum.models.parts import merge_adapters, select_parts
+from sum.models.parts import select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
 from sum.run_page import circumstances, home_of
 from sum.settings import BudgetConfig
 from sum.stages.common import (
+    arch_of,
     base_weights,
     code_hash,
     file_hashes,
@@ -49,7 +50,6 @@ from sum.stages.common import (
 )
 from sum.storage import replace_folder, write_json
 from sum.training_record import begin, log_rows, skipped_items
-from sum.training_settings import FinetuneConfig
 from sum.validation import Enough, Watch, hold_out
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
         require_valid(CHECKED, reader="finetune", maker="check_labels")
     files = label_files(method)
     facts = facts_of(config, budget=budget, manifest=manifest, files=files)
-    model = load_segmenter(base_weights(config), backbone=config.model.backbone)
+    model = load_base(base_weights(config), backbone=config.model.backbone)
     name = f"{budget}-{fingerprint(config.finetune.of_weights(), entry, config.seed, config.model, facts)}"
     work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
@@ -148,12 +148,6 @@ def image_sources(
     return [human, pseudo]
 
 
-def arch_of(settings: FinetuneConfig) -> ArchSpec:
-    """What `finetune.arch` names, with the options that are of it."""
-    options = {"lora": asdict(settings.lora)}
-    return ArchSpec(settings.arch, options.get(settings.arch, {}))
-
-
 def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> Segmenter:
     """The model that trains: what `finetune.arch` leaves out is frozen, and task vectors that the method never adds.
 
@@ -192,6 +186,7 @@ def train(
         task_prompt=method.task_prompt,
         weigh_points=method.weigh_points,
         weigh_loss=method.weigh_loss,
+        arch=config.finetune.arch,
     )
 
     def batches(start: int) -> Iterator[TrainBatch]:
@@ -268,12 +263,11 @@ def publish(
         summary["early_stop"] = {"best_step": watch.best, "held_out_iou": round(watch.figures[watch.best], 6)}
         for step, figure in watch.figures.items():
             record.log_metrics({"held_out_iou": figure}, step=step)
-    merge_adapters(model)
     total = float(history["seconds"].sum())
     cost = {"seconds_this_session": seconds, "seconds": total, "peak_memory_mb": peak_memory()}
     with replace_folder(home_of(reproduces).models / budget) as folder:
-        weights = folder / "model.safetensors"
-        digest = save_segmenter(weights, model, about=about)
+        weights = folder / WEIGHTS
+        digest = save_both(folder, model, base=facts["base"], about=about)
         history.drop(columns=list(MACHINE), errors="ignore").to_csv(folder / "history.csv", index=False)
         write_json(folder / "summary.json", summary)
         entry = config.budgets[budget]
