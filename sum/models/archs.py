@@ -105,6 +105,7 @@ class ArchSpec:
             options = dict(found["options"])
             if not all(isinstance(value, (bool, int, float)) for value in options.values()):
                 raise TypeError("options are numbers")
-            return cls(str(found["name"]), options)
+            name = str(found["name"])
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"'{text[:80]}' describes no architecture") from error
+        return cls(name, options)

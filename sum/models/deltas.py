@@ -73,9 +73,9 @@ def load_delta(path: Path, *, base: Path) -> Segmenter:
         )
     try:
         spec = ArchSpec.from_json(about.get("arch", ""))
+        model = load_base(base, backbone=about.get("backbone", ""))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    model = load_base(base, backbone=about.get("backbone", ""))
     model = select_parts(model, spec=spec, task_prompt=True, seed=0)
     places = {_in_file(name): name for name, value in model.named_parameters() if value.requires_grad}
     fill(

@@ -23,7 +23,7 @@ from sum.core.geometry import points_to_model, resized_hw, to_frame
 from sum.models.candidates import Candidates, GeneratedMask, halved
 from sum.models.crops import Crop, at_home, crops_of
 from sum.models.halving import Halving
-from sum.models.point_decoder import OneOutputDecoder, PointDecoder, decoder_of, runs_of
+from sum.models.point_decoder import OneOutputDecoder, PointDecoder, runs_of
 from sum.models.regions import tidy
 from sum.models.segmenter import Segmenter
 from sum.models.sieve import WINDOWED, GeneratorSettings, Precision, Sieve
@@ -88,11 +88,12 @@ def generate_all(
     batches = batches or Batches.of(settings)
     views = [view for number, image in enumerate(images) for view in _views(model, number, image, settings=settings)]
     found = [list[tuple[Crop, Candidates]]() for _ in images]
+    kind = OneOutputDecoder if model.single_output else PointDecoder
 
     def ask(part: slice) -> list[list[Candidates]]:
         group = views[part]
         encoded = _encode(model, group, images, embeddings, settings=settings, batch=batches.views)
-        decoder = decoder_of(model, encoded, autocast=_autocast(encoded.device, settings.precision))
+        decoder = kind(model, encoded, autocast=_autocast(encoded.device, settings.precision))
         return _ask(model, decoder, group, batch=batches.prompts)
 
     for view, parts in zip(views, batches.views.over(len(views), ask), strict=True):

@@ -184,14 +184,6 @@ class OneOutputDecoder:
             yield Outputs(said.logits[good, 0].float(), iou[good], points[good])
 
 
-def decoder_of(
-    model: Segmenter, embedding: Tensor, *, autocast: Autocast = nullcontext
-) -> PointDecoder | OneOutputDecoder:
-    """What asks a model at points of V views; embedding `[V, C, h, w]`."""
-    kind = OneOutputDecoder if model.single_output else PointDecoder
-    return kind(model, embedding, autocast=autocast)
-
-
 def runs_of(views: Sequence[int]) -> Runs:
     """Where the points of each view begin and end."""
     runs, start = list[tuple[int, int, int]](), 0

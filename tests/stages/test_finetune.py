@@ -17,12 +17,12 @@ from sum import tracking
 from sum.data.labels import LabelStore
 from sum.data.records import read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
-from sum.errors import ConfigError, DataError, MissingInput, TrackingError, ValidationFailed
+from sum.errors import CheckpointError, ConfigError, DataError, MissingInput, TrackingError, ValidationFailed
 from sum.methods import METHODS
 from sum.models.checkpoint import load_segmenter
 from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
-from sum.stages import check_labels, finetune, uncertainty
+from sum.stages import check_labels, finetune, pseudo_label, refine, uncertainty
 from sum.storage import sha256_file, write_json
 from sum.training_record import begin, skipped_items
 from tests.stages.label_world import WEIGHTS, contents, kill
@@ -76,7 +76,7 @@ def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, 
     used = sorted(found["task_prompt"].abs().amax(1).nonzero().flatten().tolist())
     assert used == ([] if options.task_prompt == "off" else [TASKS["part"]])  # row 0 is never trained
     names = sorted(path.name for path in Path("data/models/small").iterdir())
-    assert names == ["history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
+    assert names == ["delta.safetensors", "history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
     assert len(Path("data/models/small/history.csv").read_text().splitlines()) == 1 + OPTIM["steps"]
     about = json.loads(Path("data/models/small/run.json").read_text())
     assert about["model_id"]
@@ -119,6 +119,21 @@ def test_a_model_tuned_by_adapters_is_a_plain_one(
     adapters = 2 * 2 * ((192 + 3 * 192) + (192 + 192))  # blocks, rank, qkv and out
     summary = json.loads(Path("data/models/small/summary.json").read_text())
     assert summary["trained"] == decoder + adapters + model.task_prompt.numel()
+
+
+def test_a_model_with_more_than_sam_is_no_base(project: Path, tracking_uri: str) -> None:
+    config = settings(project, tracking_uri, arch="hq", method="human_only")
+    finetune.run(config, budget="small")
+    config = replace(
+        config, model=replace(config.model, checkpoint=str(Path("data/models/small") / "model.safetensors"))
+    )
+    for run in (
+        lambda: finetune.run(config, budget="small"),
+        lambda: pseudo_label.run(config),
+        lambda: refine.run(config),
+    ):
+        with pytest.raises(CheckpointError, match=r"'hq' and is no plain SAM.*Set model.checkpoint"):
+            run()
 
 
 def test_training_ends_early_by_photos_that_it_does_not_see(project: Path, tracking_uri: str) -> None:
