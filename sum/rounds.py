@@ -79,11 +79,7 @@ def train_rounds(
     with needs_room("the first prompts"):
         asked = batch if rounds.weigh_points else without_doubt(batch)
         seeds = seeds_of(batch, generator)
-        prompts: Prompts | OneShot = (
-            one_shot_prompts(asked, side=model.side, low_side=model.low_side, seeds=seeds)
-            if rounds.one_shot
-            else first_prompts(asked, side=model.side, rounds=rounds, seeds=seeds)
-        )
+        prompts = prompts_of(asked, model=model, rounds=rounds, seeds=seeds)
     chances = uniform(seeds, start=LATER, count=rounds.count - 1).unbind(1)
     share = image_shares(batch.image_index, images=len(batch.image))
 
@@ -237,6 +233,13 @@ def seeds_of(batch: TrainBatch, generator: torch.Generator) -> Tensor:
     if batch.seed is not None:
         return batch.seed
     return torch.randint(2**62, (len(batch.mask),), generator=generator).to(batch.mask.device, non_blocking=True)
+
+
+def prompts_of(batch: TrainBatch, *, model: Segmenter, rounds: Rounds, seeds: Tensor) -> Prompts | OneShot:
+    """What each mask is asked first, by its seed `[N]`."""
+    if rounds.one_shot:
+        return one_shot_prompts(batch, side=model.side, low_side=model.low_side, seeds=seeds)
+    return first_prompts(batch, side=model.side, rounds=rounds, seeds=seeds)
 
 
 def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, seeds: Tensor) -> Prompts:
