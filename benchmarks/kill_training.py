@@ -40,6 +40,7 @@ SETTINGS = {
     "finetune.rounds": "{rounds: 3}",
     "finetune.augment": "{flip: 0.5, scale: [0.5, 1.5]}",
     "finetune.accumulate": "2",
+    "finetune.arch": "lora",
     "finetune.lora": "{decoder: true}",
     "finetune.early_stop": "{patience: 12, held_out: 0.4}",
 }

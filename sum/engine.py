@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Step = Callable[["Loop", TrainBatch, torch.Generator], dict[str, Tensor]]
 Told = TypeVar("Told")
+DROP = 0.1  # what is left of the learning rate in the last steps, if they are to have less
 MACHINE = ("seconds", "peak_memory_mb")  # columns of the history that another run of the same training has otherwise
 
 
@@ -57,12 +58,15 @@ class LoopOptions:
     max_skipped: int = 10  # steps in a row whose loss or gradient is not finite; with so many the run stops
     mask_chunk: int | None = None  # masks at work at once to begin with; None: all
     device: str = "auto"
+    drop_last: int = 0  # steps
 
 
 def learning_rate(step: int, options: LoopOptions) -> float:
-    """Learning rate of `step` (0-based): linear warm-up, constant, linear to 0 over the last `decay_steps`."""
+    """Rate of `step` (0-based): linear warm-up, constant, and over the last steps linear to 0 (decay) or DROP of it."""
     rise = min(1.0, (step + 1) / (options.warmup_steps + 1))
     fall = min(1.0, (options.steps - step) / (options.decay_steps + 1))
+    if step >= options.steps - options.drop_last:
+        fall = DROP
     return options.lr * min(rise, fall)
 
 

@@ -22,6 +22,7 @@ from sum.core.prompts import correction_points, jitter_boxes, place_points
 from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
+from sum.one_shot import OneShot, ask, one_shot_prompts
 
 LESS_ENCODER = (
     "When fine-tuning, set finetune.recompute_encoder to true, with which it goes on from its last checkpoint, or "
@@ -45,7 +46,12 @@ class Rounds:
     weigh_points: bool = True  # points are drawn by certainty; False: evenly
     weigh_loss: bool = True  # losses count a pixel by its certainty; False: every pixel of the image the same
     iou_of_all: bool = False  # the IoU head learns from all three outputs, as SAM 2's
+    one_shot: bool = False  # one round, whose prompts are those of sum/one_shot.py
     weights: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        if self.one_shot and self.count != 1:
+            raise ValueError(f"one-shot prompts are of one round, got {self.count}")
 
 
 def train_rounds(
@@ -73,7 +79,7 @@ def train_rounds(
     with needs_room("the first prompts"):
         asked = batch if rounds.weigh_points else without_doubt(batch)
         seeds = seeds_of(batch, generator)
-        prompts = first_prompts(asked, side=model.side, rounds=rounds, seeds=seeds)
+        prompts = prompts_of(asked, model=model, rounds=rounds, seeds=seeds)
     chances = uniform(seeds, start=LATER, count=rounds.count - 1).unbind(1)
     share = image_shares(batch.image_index, images=len(batch.image))
 
@@ -103,7 +109,7 @@ class Turn:
     """Masks that are at work at once: `n` of the `N` of a batch."""
 
     batch: TrainBatch  # with these masks only, and all images
-    prompts: Prompts  # of the first round
+    prompts: Prompts | OneShot  # of the first round
     share: Tensor  # [n] float: what each counts in the loss of the batch
     chances: Sequence[Tensor]  # [n] float64 in [0, 1) a later round: where its point falls
 
@@ -123,9 +129,8 @@ def play(
     for number in range(rounds.count):
         with_task = rounds.task_prompt == "all" or (rounds.task_prompt == "first" and number == 0)
         with autocast():
-            prediction = model.decode(
-                embedding, batch.image_index, prompts, multimask=number == 0, task=batch.task if with_task else None
-            )
+            tasks = batch.task if with_task else None
+            prediction = ask(model, embedding, batch.image_index, prompts, multimask=number == 0, task=tasks)
         found = round_loss(prediction, judged, rounds=rounds, share=turn.share)
         backward(found.total / rounds.count)
         for name, value in found.parts(turn.share).items():
@@ -135,6 +140,7 @@ def play(
         if number + 1 == rounds.count:
             log["iou_last"] = found.iou.sum()
         else:
+            assert isinstance(prompts, Prompts)  # one-shot prompts have no second round
             idle = rounds.idle_last and number + 2 == rounds.count
             last = found.best.logits.detach().float()
             prompts = (
@@ -227,6 +233,13 @@ def seeds_of(batch: TrainBatch, generator: torch.Generator) -> Tensor:
     if batch.seed is not None:
         return batch.seed
     return torch.randint(2**62, (len(batch.mask),), generator=generator).to(batch.mask.device, non_blocking=True)
+
+
+def prompts_of(batch: TrainBatch, *, model: Segmenter, rounds: Rounds, seeds: Tensor) -> Prompts | OneShot:
+    """What each mask is asked first, by its seed `[N]`."""
+    if rounds.one_shot:
+        return one_shot_prompts(batch, side=model.side, low_side=model.low_side, seeds=seeds)
+    return first_prompts(batch, side=model.side, rounds=rounds, seeds=seeds)
 
 
 def first_prompts(batch: TrainBatch, *, side: int, rounds: Rounds, seeds: Tensor) -> Prompts:

@@ -23,6 +23,10 @@ Method = Literal[  # the keys of sum.methods.METHODS
     "sum_discrepancy",
 ]
 
+Arch = Literal[  # the keys of sum.models.archs.ARCHS
+    "full", "decoder", "decoder+prompt_encoder", "lora", "adapter", "hq"
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -38,6 +42,7 @@ class OptimConfig:
     weight_decay: float = 0.1
     warmup_steps: int = 0  # linear from 0
     decay_steps: int = 0  # linear to 0 over the last steps
+    drop_last: int = 0  # last steps at a tenth of the rate, instead; HQ-SAM's are 2 of 12 epochs
     clip_norm: float = 0.1  # of the gradient; 0 for none
     max_skipped: int = 10  # steps in a row, left out because loss or gradient is not finite, that end the run
     ema: float = 0.0  # decay of an average of the weights that is used in the end; 0 for none
@@ -47,7 +52,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "images_per_batch", "masks_per_image", "checkpoint_every", "max_skipped")
-        at_least(self, 0, "weight_decay", "warmup_steps", "decay_steps", "clip_norm", "workers")
+        at_least(self, 0, "weight_decay", "warmup_steps", "decay_steps", "drop_last", "clip_norm", "workers")
         if self.mask_chunk is not None:
             at_least(self, 1, "mask_chunk")
         require(self.lr > 0, f"lr must be above 0, got {self.lr}")
@@ -56,6 +61,12 @@ class OptimConfig:
         require(
             self.warmup_steps + self.decay_steps <= self.steps,
             f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}",
+        )
+        both = self.drop_last and self.decay_steps
+        require(not both, "drop_last and decay_steps are two ways to end: set one of them to 0")
+        require(
+            self.warmup_steps + self.drop_last <= self.steps,
+            f"warmup_steps {self.warmup_steps} + drop_last {self.drop_last} exceed steps {self.steps}",
         )
 
 
@@ -133,17 +144,31 @@ class RefineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters in the attention of a part, whose own weights freeze (Hu et al. 2021; SAMed)."""
+    """Low-rank adapters in the attention of a part, whose own weights freeze (Hu et al. 2021; SAMed): arch `lora`."""
 
     __pydantic_config__ = _STRICT
-    encoder: bool = False
+    encoder: bool = True
     decoder: bool = False
     rank: int = 4
     alpha: float = 4.0  # an adapter is scaled by alpha / rank
 
     def __post_init__(self) -> None:
+        require(self.encoder or self.decoder, "lora wants encoder or decoder to be true; finetune.arch switches it off")
         at_least(self, 1, "rank")
         require(self.alpha > 0, f"alpha must be above 0, got {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Bottlenecks in the blocks of the image encoder, whose own weights freeze (AIM; SAM-Adapter): arch `adapter`."""
+
+    __pydantic_config__ = _STRICT
+    ratio: float = 0.25  # width of the bottleneck, share of the layer's
+    scale: float = 0.5  # of the one beside the MLP
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= 1, f"ratio must be in (0, 1], got {self.ratio}")
+        require(self.scale > 0, f"scale must be above 0, got {self.scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +211,9 @@ class FinetuneConfig:
 
     __pydantic_config__ = _STRICT
     method: Method = "sum"
-    train: Literal["full", "decoder", "decoder+prompt_encoder"] = "full"  # the parts that learn; the others are frozen
+    arch: Arch = "full"  # what learns; the rest of SAM is frozen
     lora: LoraConfig = field(default_factory=LoraConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
     recompute_encoder: bool = False  # run the encoder's blocks again in the backward pass: less memory, same gradient

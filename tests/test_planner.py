@@ -28,10 +28,11 @@ from sum.config import load_config
 from sum.data.batches import TrainBatch, collate
 from sum.data.coarse import CoarseScenes
 from sum.engine import Loop, LoopOptions
+from sum.models.archs import ArchSpec
 from sum.models.backbones import BACKBONES, build_tiny
 from sum.models.checkpoint import load_segmenter
 from sum.models.mask_chunk import MaskChunk
-from sum.models.parts import Lora, select_parts
+from sum.models.parts import select_parts
 from sum.models.segmenter import Segmenter
 from sum.planner import (
     LiveBytes,
@@ -166,9 +167,9 @@ def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
     """Weights, gradients and moments counted by hand from the model that stage finetune would make."""
     found = {}
     for name, changes in {
-        "full": ["finetune.train=full"],
-        "decoder": ["finetune.train=decoder"],
-        "lora": ["finetune.lora.encoder=true"],
+        "full": ["finetune.arch=full"],
+        "decoder": ["finetune.arch=decoder"],
+        "lora": ["finetune.arch=lora"],
         "pieces": ["finetune.accumulate=6"],
     }.items():
         case = case_of(load_config([*changes, "finetune.rounds.rounds=1"]))
@@ -183,7 +184,7 @@ def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
 @apart
 def test_a_model_with_adapters_is_made_without_values() -> None:
     """Every tensor as in the model that trains, in the same place, but none of the machine's memory."""
-    case = case_of(load_config(["finetune.lora.encoder=true", "finetune.lora.decoder=true"]))
+    case = case_of(load_config(["finetune.arch=lora", "finetune.lora.decoder=true"]))
     with FakeTensorMode():
         made = make_without_values(case.build)
     real = case.build()
@@ -206,7 +207,7 @@ def facts(named: tuple[str, torch.Tensor]) -> tuple[object, ...]:
 def test_adapters_in_encoder_and_decoder_need_less_than_full_training() -> None:
     few = ["finetune.rounds.rounds=1", "finetune.optim.images_per_batch=1", "finetune.optim.masks_per_image=1"]
     found = []
-    for words in ([], ["finetune.lora.encoder=true", "finetune.lora.decoder=true"]):
+    for words in ([], ["finetune.arch=lora", "finetune.lora.decoder=true"]):
         case = case_of(load_config([*few, *words]))
         found.append(trace_memory(case.build, case.shape))
         trained = sum(value.numel() for value in case.build().parameters() if value.requires_grad)
@@ -273,7 +274,7 @@ def test_proposals_go_from_the_same_training_to_another() -> None:
     assert [family["finetune.accumulate"] for family in pieces] == [2, 4, 6]
     shape = case_of(changed(config, alone[-1])).shape
     assert (shape.chunk, shape.pieces, shape.precision) == (1, 6, "bf16")
-    assert changed(config, alone[-1]).finetune.train == "decoder"
+    assert changed(config, alone[-1]).finetune.arch == "decoder"
     small = changed(config, alone[-1])
     assert list(proposals(small)) == []  # nothing is left to be changed
     with pytest.raises(ValueError, match="accumulate"):
@@ -297,7 +298,7 @@ def test_a_device_that_is_too_small_is_told_the_first_change_that_fits() -> None
     assert case is not None
     assert case.shape.chunk == 16
     none = Device("none", torch.device("meta"), 1e6, 0.0)
-    least = {"finetune.optim.mask_chunk": 1, "finetune.accumulate": 2, "finetune.train": "decoder"}
+    least = {"finetune.optim.mask_chunk": 1, "finetune.accumulate": 2, "finetune.arch": "decoder"}
     said, case = plan(changed(config, {**least, "finetune.optim.precision": "bf16"}), none)
     assert "none; not even the decoder alone" in said[-1]
     assert case is None
@@ -309,16 +310,16 @@ def test_the_search_reaches_adapters() -> None:
     """On a card that holds neither full training, however small, nor less than adapters in the encoder."""
     few = ["finetune.rounds.rounds=1", "finetune.optim.images_per_batch=1", "finetune.optim.masks_per_image=1"]
     config = changed(load_config(few), {"finetune.optim.precision": "bf16", "finetune.recompute_encoder": True})
-    full, adapted = (case_of(changed(config, {"finetune.lora.encoder": on})) for on in (False, True))
+    full, adapted = (case_of(changed(config, {"finetune.arch": arch})) for arch in ("full", "lora"))
     most, least = (float(trace_memory(case.build, case.shape, grouped=True).peak) for case in (full, adapted))
     card = Device("card", torch.device("cuda"), (most + least) / 2 / ROOM, 0.0, here=False)
     said, case = plan(config, card)
-    assert "proposal (another training: adapters in the encoder): finetune.lora.encoder=true; " in said[-1]
+    assert "proposal (another training: adapters in the encoder): finetune.arch=lora; " in said[-1]
     assert case is not None
 
 
 def test_proposals_are_words_of_the_command_line() -> None:
-    changes = {"finetune.accumulate": 2, "finetune.recompute_encoder": True, "finetune.train": "decoder"}
+    changes = {"finetune.accumulate": 2, "finetune.recompute_encoder": True, "finetune.arch": "decoder"}
     config = load_config()
     assert load_config(words_of(changes)) == changed(config, changes) != config
 
@@ -422,14 +423,14 @@ def scenes(folder: Path) -> TrainBatch:
 def of_this_project() -> Segmenter:
     """The tiny backbone with its weights, all of it training."""
     model = load_segmenter("sum/models/weights/tiny.safetensors", backbone="tiny")
-    select_parts(model, train="full", lora=Lora(), task_prompt=True, seed=0)
+    select_parts(model, spec=ArchSpec("full"), task_prompt=True, seed=0)
     return model
 
 
 def smaller() -> Segmenter:
     """At 64 px; its decoder trains."""
     model = Segmenter(build_tiny(side=64), backbone="tiny")
-    select_parts(model, train="decoder", lora=Lora(), task_prompt=True, seed=0)
+    select_parts(model, spec=ArchSpec("decoder"), task_prompt=True, seed=0)
     return model
 
 

@@ -116,18 +116,17 @@ def case_of(config: Config, *, count: int = 1) -> Case:
     name, settings = config.model.backbone, config.finetune
     backbone = choose(BACKBONES, name, key="model.backbone")
     method = METHODS[settings.method]
-    if settings.lora.encoder or settings.lora.decoder:
+    if settings.arch == "lora":
         importlib.import_module("sum.models.lora")  # now: `build` is called where tensors have no values
 
     def build() -> Segmenter:
         model = Segmenter(backbone.build(), backbone=name)
-        choose_parts(config, model, method=method)
-        return model
+        return choose_parts(config, model, method=method)
 
     shape = StepShape(
         images=settings.optim.images_per_batch,
         masks=settings.optim.masks_per_image,
-        rounds=round_options(settings.rounds, task_prompt=method.task_prompt),
+        rounds=round_options(settings.rounds, task_prompt=method.task_prompt, arch=settings.arch),
         loss_side=settings.rounds.loss_side or backbone.side,
         chunk=settings.optim.mask_chunk,
         pieces=settings.accumulate,
@@ -140,16 +139,18 @@ def case_of(config: Config, *, count: int = 1) -> Case:
 
 def describe(config: Config) -> str:
     """The settings that the plan depends on, in a line."""
+    from sum.models.archs import ARCHS
     from sum.models.backbones import BACKBONES
 
     settings, optim = config.finetune, config.finetune.optim
+    rounds = "one-shot prompts" if ARCHS[settings.arch].one_shot else f"{settings.rounds.rounds} rounds"
     side = BACKBONES[config.model.backbone].side
     adapted = [name for name, on in (("encoder", settings.lora.encoder), ("decoder", settings.lora.decoder)) if on]
-    adapters = f" with LoRA of rank {settings.lora.rank} in the {' and '.join(adapted)}" if adapted else ""
+    adapters = f" of rank {settings.lora.rank} in the {' and '.join(adapted)}" if settings.arch == "lora" else ""
     return (
-        f"finetune: {config.model.backbone} at {side} px, method {settings.method}, trains {settings.train}"
+        f"finetune: {config.model.backbone} at {side} px, method {settings.method}, trains {settings.arch}"
         f"{adapters}, {optim.images_per_batch} images x {optim.masks_per_image} masks a step, "
-        f"{settings.rounds.rounds} rounds, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
+        f"{rounds}, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
         f"recompute_encoder {str(settings.recompute_encoder).lower()}, "
         f"mask_chunk {optim.mask_chunk or 'null'}, accumulate {settings.accumulate}, {optim.steps} steps"
     )
@@ -209,6 +210,8 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
 
     A family goes from the mildest to the one that needs least memory, and holds what the families before ended with.
     """
+    from sum.stages.common import arch_of
+
     settings, optim = config.finetune, config.finetune.optim
     tried = optim.mask_chunk or optim.images_per_batch * optim.masks_per_image
     chunks = sorted({max(1, tried // part) for part in (2, 4, 8, 32, tried)} - {tried}, reverse=True)
@@ -216,7 +219,8 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
     if chunks:
         yield "the same gradients", [{"finetune.optim.mask_chunk": chunk} for chunk in chunks]
         kept = {"finetune.optim.mask_chunk": 1}
-    if not settings.recompute_encoder and (settings.train == "full" or settings.lora.encoder):
+    encoder_learns = arch_of(settings).encoder_learns
+    if not settings.recompute_encoder and encoder_learns:
         kept = {**kept, "finetune.recompute_encoder": True}
         yield "the same gradients, more time", [kept]
     pieces = [size for size in _doubled(settings.accumulate, optim.images_per_batch) if size > settings.accumulate]
@@ -227,11 +231,10 @@ def proposals(config: Config) -> Iterator[tuple[str, list[Changes]]]:
     if optim.precision == "fp32":
         kept = {**kept, "finetune.optim.precision": "bf16"}
         yield "rounded otherwise", [kept]
-    if not settings.lora.encoder and settings.train == "full":
-        yield f"{ANOTHER}: adapters in the encoder", [{**kept, "finetune.lora.encoder": True}]
-    if settings.lora.encoder or settings.train == "full":
-        alone: Changes = {"finetune.lora.encoder": False, "finetune.train": "decoder"}
-        yield f"{ANOTHER}: of the decoder alone", [{**kept, **alone}]
+    if settings.arch == "full" and settings.lora.encoder:
+        yield f"{ANOTHER}: adapters in the encoder", [{**kept, "finetune.arch": "lora"}]
+    if encoder_learns:
+        yield f"{ANOTHER}: of the decoder alone", [{**kept, "finetune.arch": "decoder"}]
 
 
 def changed(config: Config, changes: Changes) -> Config:

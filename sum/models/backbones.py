@@ -99,7 +99,7 @@ class TinyEncoder(nn.Module):
     def __init__(self, *, img_size: int, widths: tuple[int, int, int] = (64, 128, 192), out_channels: int) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        self.img_size = img_size
+        self.img_size, self.widths = img_size, widths
         self.patch_embed = nn.Sequential(
             nn.Conv2d(3, fine // 2, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -128,10 +128,17 @@ class TinyEncoder(nn.Module):
 
     def forward(self, image: Tensor, *, recompute: bool = False) -> Tensor:
         """`[B, 3, S, S]`, zero mean and unit variance -> `[B, C, S/8, S/8]`. recompute: see sum.models.vit.encode."""
+        return self.join(*self.stages(image, recompute=recompute))
+
+    def stages(self, image: Tensor, *, recompute: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of stride 4, 8 and 16, as wide as `widths`."""
         first, second, third, last = (partial(through, block, recompute=recompute) for block in self.blocks)
         fine = first(self.patch_embed(image.contiguous(memory_format=torch.channels_last)))
         middle = second(fine)
-        coarse = last(third(middle))
+        return fine, middle, last(third(middle))
+
+    def join(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
+        """What `stages` made -> the embedding `[B, C, S/8, S/8]`."""
         wide = F.interpolate(self.neck["coarse"](coarse), scale_factor=2, mode="bilinear", align_corners=False)
         mixed = self.neck["mix"](self.neck["fine"](fine) + self.neck["middle"](middle) + wide)
         out: Tensor = self.neck["norm"](self.neck["out"](mixed).permute(0, 2, 3, 1))

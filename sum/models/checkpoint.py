@@ -11,7 +11,6 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sum.errors import CheckpointError, choose
+from sum.errors import CheckpointError, ConfigError, choose
+from sum.models.archs import ArchSpec
 from sum.models.backbones import BACKBONES
+from sum.models.extras import HEAD, with_extras
 from sum.models.segmenter import TASKS, Segmenter
 
 TASK_PROMPT = "task_prompt"
@@ -34,13 +35,50 @@ def load_segmenter(path: str | Path, *, backbone: str) -> Segmenter:
     that differ.
     """
     built = choose(BACKBONES, backbone, key="model.backbone").build()
-    model = Segmenter(built, backbone=backbone)
     tensors = read_tensors(Path(path))
-    stock = {name: value for name, value in tensors.items() if name != TASK_PROMPT}
-    fill(model.sam, stock, path=path, owner=f"backbone '{backbone}'")
-    if TASK_PROMPT in tensors:
-        fill(model, {TASK_PROMPT: tensors[TASK_PROMPT]}, path=path, owner="the task prompt", only={TASK_PROMPT})
+    spec = _arch_of(Path(path))
+    model = with_extras(Segmenter(built, backbone=backbone), spec)
+    beside = {name for name in tensors if name == TASK_PROMPT or name.startswith(HEAD)}
+    stock = {name: value for name, value in tensors.items() if name not in beside}
+    arch = "" if spec.arch.merges else f" with arch '{spec.name}'"
+    fill(model.sam, stock, path=path, owner=f"backbone '{backbone}'{arch}")
+    head = {name for name in model.state_dict() if name.startswith(HEAD)}
+    if beside or head:
+        more = {name: tensors[name] for name in beside}
+        wanted = head | (beside & {TASK_PROMPT})
+        fill(model, more, path=path, owner="the task prompt" if not head else f"arch '{spec.name}'", only=wanted)
     return model.eval()
+
+
+def load_base(path: str | Path, *, backbone: str) -> Segmenter:
+    """As `load_segmenter`, a plain SAM to train or label with; refuses by name one with something beside SAM."""
+    model = load_segmenter(path, backbone=backbone)
+    if not model.arch.arch.merges:
+        raise CheckpointError(
+            f"{path} was trained with finetune.arch '{model.arch.name}' and is no plain SAM: it is no "
+            "base to train or to label with. Set model.checkpoint to the weights that it was trained from"
+        )
+    return model
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file; none for another kind of file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _arch_of(path: Path) -> ArchSpec:
+    """What a weights file says it has beside SAM. Raises CheckpointError for what this version does not know."""
+    head = header_of(path)
+    if head.get("kind") == "delta":
+        raise CheckpointError(f"{path}: holds what a training changed only; the whole model is the file beside it")
+    try:
+        return ArchSpec.from_json(head["arch"]) if "arch" in head else ArchSpec()
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def backbone_of(path: Path) -> str:
@@ -48,10 +86,8 @@ def backbone_of(path: Path) -> str:
 
     Raises CheckpointError when it is neither.
     """
-    if path.suffix == ".safetensors" and path.is_file():
-        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
-            if named := (file.metadata() or {}).get("backbone"):
-                return str(named)
+    if path.suffix == ".safetensors" and (named := header_of(path).get("backbone")):
+        return named
     patches = _read(path).get("image_encoder.patch_embed.proj.weight")
     width = None if patches is None else len(patches)
     if width not in WIDTHS:
@@ -61,12 +97,13 @@ def backbone_of(path: Path) -> str:
 
 
 def save_segmenter(path: Path, model: Segmenter, *, about: Mapping[str, str]) -> str:
-    """Write stock SAM's keys and the task prompt to one safetensors file, atomically; returns its sha256.
+    """Write stock SAM's keys, the task prompt and what else the arch has to one safetensors file, atomically.
 
-    about: what the header tells a reader (recipe, data hash ...), beside the backbone's name.
+    about: what the header tells a reader (recipe, data hash ...), beside backbone and arch. Returns the file's sha256.
     """
-    tensors = dict(model.sam.state_dict()) | {TASK_PROMPT: model.task_prompt}
-    return save_tensors(path, tensors, about={"backbone": model.backbone, **about})
+    tensors = {name.removeprefix("sam."): value for name, value in model.state_dict().items()}
+    arch = {} if model.arch.arch.merges else {"arch": model.arch.to_json()}
+    return save_tensors(path, tensors, about={"backbone": model.backbone, **arch, **about})
 
 
 def describe(weights: str, model: Segmenter, *, fingerprint: str, about: Mapping[str, object]) -> dict[str, object]:
@@ -74,11 +111,13 @@ def describe(weights: str, model: Segmenter, *, fingerprint: str, about: Mapping
 
     weights: the file's name; fingerprint: its sha256; about: facts of the training.
     """
+    beside = "" if model.arch.arch.merges else f"; what arch '{model.arch.name}' adds: load_segmenter reads it"
     return {
         "weights": weights,
         "sha256": fingerprint,
-        "format": f"safetensors: the state dict of segment_anything's Sam, and '{TASK_PROMPT}' [tasks, C]",
+        "format": f"safetensors: the state dict of segment_anything's Sam, and '{TASK_PROMPT}' [tasks, C]{beside}",
         "backbone": model.backbone,
+        "arch": {"name": model.arch.name, **model.arch.options},
         "side": model.side,  # px of the model frame: the longest side is resized to it, the rest is padded
         "tasks": TASKS,  # name -> row of the task prompt
         **about,

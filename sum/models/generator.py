@@ -23,7 +23,7 @@ from sum.core.geometry import points_to_model, resized_hw, to_frame
 from sum.models.candidates import Candidates, GeneratedMask, halved
 from sum.models.crops import Crop, at_home, crops_of
 from sum.models.halving import Halving
-from sum.models.point_decoder import PointDecoder, runs_of
+from sum.models.point_decoder import OneOutputDecoder, PointDecoder, runs_of
 from sum.models.regions import tidy
 from sum.models.segmenter import Segmenter
 from sum.models.sieve import WINDOWED, GeneratorSettings, Precision, Sieve
@@ -88,11 +88,12 @@ def generate_all(
     batches = batches or Batches.of(settings)
     views = [view for number, image in enumerate(images) for view in _views(model, number, image, settings=settings)]
     found = [list[tuple[Crop, Candidates]]() for _ in images]
+    kind = OneOutputDecoder if model.single_output else PointDecoder
 
     def ask(part: slice) -> list[list[Candidates]]:
         group = views[part]
         encoded = _encode(model, group, images, embeddings, settings=settings, batch=batches.views)
-        decoder = PointDecoder(model, encoded, autocast=_autocast(encoded.device, settings.precision))
+        decoder = kind(model, encoded, autocast=_autocast(encoded.device, settings.precision))
         return _ask(model, decoder, group, batch=batches.prompts)
 
     for view, parts in zip(views, batches.views.over(len(views), ask), strict=True):
@@ -134,7 +135,9 @@ def _encode(
     return torch.cat([next(made) if (known := at_hand(view)) is None else known for view in views])
 
 
-def _ask(model: Segmenter, decoder: PointDecoder, views: Sequence[_View], *, batch: Halving) -> list[list[Candidates]]:
+def _ask(
+    model: Segmenter, decoder: PointDecoder | OneOutputDecoder, views: Sequence[_View], *, batch: Halving
+) -> list[list[Candidates]]:
     """What passes of the answers in each view, in the order of its points."""
     device = model.task_prompt.device
     where = [number for number, view in enumerate(views) for _ in view.points]

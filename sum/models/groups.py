@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 _BLOCK = re.compile(r"(?:^|\.)image_encoder\.blocks\.(\d+)\.")
-_TABLE = re.compile(r"pos_embed|rel_pos|point_embed|no_mask_embed|iou_token|mask_tokens|task_prompt|\.position$")
+_TABLE = re.compile(
+    r"pos_embed|rel_pos|point_embed|no_mask_embed|iou_token|mask_tokens|task_prompt|hq\.token|\.position$"
+)
 _EARLY = re.compile(r"(?:^|\.)image_encoder\.(?:patch_embed|pos_embed)")
 
 

@@ -1,56 +1,50 @@
 """Which parts of a Segmenter train, and which layers get low-rank adapters: those of the attention (SAMed).
 
-The adapters themselves: sum/models/lora.py.
+The adapters themselves: sum/models/lora.py; the table of architectures: sum/models/archs.py; what else they add:
+sum/models/extras.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torch import nn
 
+from sum.models.adapter import parameters_of
+from sum.models.archs import DECODER, ENCODER, ArchSpec
+from sum.models.extras import with_extras
 from sum.models.segmenter import Segmenter
 
-ENCODER, DECODER, PROMPT_ENCODER = "image_encoder", "mask_decoder", "prompt_encoder"
-TRAINED: dict[str, tuple[str, ...]] = {  # finetune.train -> parts of SAM
-    "full": (ENCODER, PROMPT_ENCODER, DECODER),
-    "decoder": (DECODER,),
-    "decoder+prompt_encoder": (PROMPT_ENCODER, DECODER),
-}
 ATTENTION = {  # the last name of the layers that get an adapter: those of an attention
     ENCODER: ("qkv", "proj", "out"),  # proj: SAM's ViT, out: tiny
     DECODER: ("q_proj", "k_proj", "v_proj", "out_proj"),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Adapters instead of a part's own weights, which freeze whatever `train` says."""
+def select_parts(model: Segmenter, *, spec: ArchSpec, task_prompt: bool, seed: int) -> Segmenter:
+    """The model as an arch trains it: what does not train is frozen, what is added stands in its place.
 
-    encoder: bool = False
-    decoder: bool = False
-    rank: int = 4
-    alpha: float = 4.0  # an adapter is scaled by alpha / rank
-
-
-def select_parts(model: Segmenter, *, train: str, lora: Lora, task_prompt: bool, seed: int) -> None:
-    """Freeze what does not train and give the parts that `lora` names their adapters.
-
-    train: a name of TRAINED; task_prompt: whether the task vectors train; seed: of the adapters' first values. To be
-    called before an optimizer is made.
+    task_prompt: whether the task vectors train; seed: of the first values of what is added. To be called before an
+    optimizer is made; the model given is part of the one returned.
     """
-    adapted = {part for part, wanted in ((ENCODER, lora.encoder), (DECODER, lora.decoder)) if wanted}
-    own = set(TRAINED[train]) - adapted
     for name, value in model.sam.named_parameters():
-        value.requires_grad_(name.split(".")[0] in own)
+        value.requires_grad_(name.split(".")[0] in spec.own)
     model.task_prompt.requires_grad_(task_prompt)
-    for number, part in enumerate(sorted(adapted)):
+    model = with_extras(model, spec, seed=seed)
+    for value in parameters_of(model.sam.image_encoder):
+        value.requires_grad_(True)
+    add_lora(model, spec, seed=seed)
+    return model
+
+
+def add_lora(model: Segmenter, spec: ArchSpec, *, seed: int) -> None:
+    """Give the parts that a spec names their low-rank adapters, if it names any."""
+    for number, part in enumerate(sorted(spec.adapted)):
         from sum.models.lora import adapt  # seconds: only where it is wanted
 
         within = model.sam.get_submodule(part)
         names = list(_attention(within, ATTENTION[part]))
-        adapt(within, names, rank=lora.rank, alpha=lora.alpha, seed=seed + number)
+        adapt(within, names, rank=int(spec.options["rank"]), alpha=float(spec.options["alpha"]), seed=seed + number)
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -155,6 +155,35 @@ class PointDecoder:
         return absorbed.in_order(fine.flatten(1, 3) @ planes.transpose(1, 2), self._grid)
 
 
+class OneOutputDecoder:
+    """The same for a model with one output a prompt (HQ-SAM), whose decoder is not SAM's alone: `model.decode`."""
+
+    def __init__(self, model: Segmenter, embedding: Tensor, *, autocast: Autocast = nullcontext) -> None:
+        """As PointDecoder's."""
+        self._model, self._embedding, self._autocast = model, embedding, autocast
+
+    @property
+    def near(self) -> int:
+        """How many points at once are fastest on a CPU."""
+        return absorbed.at_once(int(self._embedding[0].numel()))
+
+    def ask(
+        self, xy: Tensor, *, floor: float | None, chunk: int, views: Sequence[int] | None = None
+    ) -> Iterator[Outputs]:
+        """The output of each of the points whose predicted IoU is above `floor`; see PointDecoder.ask."""
+        where = torch.tensor(views or [0] * len(xy), device=xy.device)
+        for start in range(0, len(xy), chunk):
+            part = slice(start, start + chunk)
+            label = torch.full((len(xy[part]), 1), POSITIVE, device=xy.device)
+            with self._autocast():
+                prompts = Prompts.from_points(xy[part, None], label)
+                said = self._model.decode(self._embedding, where[part], prompts, multimask=True)
+            iou = said.iou[:, 0].float()
+            good = torch.ones_like(iou, dtype=torch.bool) if floor is None else iou > floor
+            points = torch.arange(start, start + len(iou), device=xy.device)
+            yield Outputs(said.logits[good, 0].float(), iou[good], points[good])
+
+
 def runs_of(views: Sequence[int]) -> Runs:
     """Where the points of each view begin and end."""
     runs, start = list[tuple[int, int, int]](), 0

@@ -11,13 +11,12 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from sum.core.uncertainty import OTHERS
 from sum.errors import CheckpointError
-from sum.models.checkpoint import fill, read_tensors, save_tensors
+from sum.models.checkpoint import fill, header_of, read_tensors, save_tensors
 from sum.models.segmenter import POSITIVE, Prompts, Segmenter
 
 KIND = "refiner"
@@ -92,7 +91,7 @@ def load_refiner(path: Path, *, base: Segmenter, origin: str) -> Refiner:
     Raises CheckpointError by name when the file is no refiner, is of another backbone, or was tuned from another SAM.
     """
     tensors = read_tensors(path)
-    about = _header(path)
+    about = header_of(path)
     if about.get("kind") != KIND:
         raise _refused(path, f"wants a refinement module, found {about.get('kind', 'a whole model')}")
     if about.get("backbone") != base.backbone:
@@ -129,12 +128,3 @@ def other_path(folder: Path, *, method: str) -> Path:
 
 def _refused(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: {why}. Run `dvc repro refine`.")
-
-
-def _header(path: Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file; none for another kind of file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}

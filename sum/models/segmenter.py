@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sum.core.geometry import valid_frame
 from sum.errors import ConfigError
 from sum.models import vit
+from sum.models.archs import ArchSpec
 from sum.models.training_decoder import answer
 
 TASKS: dict[str, int] = {
@@ -99,7 +100,11 @@ class _TaskEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, S, S]` -> `[B, C, h, w]`."""
         features: Tensor = self.encoder(image)
-        return features + self.vector[None, :, None, None]
+        asked = self.vector[None, :, None, None]
+        width = len(self.vector)
+        if features.shape[1] == width:
+            return features + asked
+        return torch.cat([features[:, :width] + asked, features[:, width:]], 1)  # behind them an arch's own
 
 
 class Segmenter(nn.Module):
@@ -108,10 +113,12 @@ class Segmenter(nn.Module):
     That holds for `encode` and `decode` without gradients; with them, and in `encode_fast`, up to rounding.
     Row 0 (unspecified) is never trained: unlabelled images must keep asking for SAM's own behaviour.
     recompute_encoder: with gradients, the encoder's blocks run again in the backward pass instead of keeping their
-    values.
+    values. arch: what of it trains or was trained, and what it has beside SAM.
     """
 
     recompute_encoder = False
+    arch = ArchSpec()
+    single_output = False  # whether it has one output even where three are asked for
 
     def __init__(self, sam: Sam, *, backbone: str) -> None:
         super().__init__()
@@ -130,13 +137,23 @@ class Segmenter(nn.Module):
             raise ConfigError(f"task: unknown '{task}'. Known: {', '.join(TASKS)}.")
         stock = self.sam
         sam = Sam(
-            image_encoder=_TaskEncoder(stock.image_encoder, self._task_rows()[TASKS[task]].detach()),
+            image_encoder=_TaskEncoder(self._sam_encoder(), self._task_rows()[TASKS[task]].detach()),
             prompt_encoder=stock.prompt_encoder,
-            mask_decoder=stock.mask_decoder,
+            mask_decoder=self._sam_decoder(),
             pixel_mean=stock.pixel_mean.flatten().tolist(),
             pixel_std=stock.pixel_std.flatten().tolist(),
         )
         return sam.to(self.task_prompt.device).train(self.training)
+
+    def _sam_encoder(self) -> nn.Module:
+        """What stands as image encoder in the Sam of `for_task`."""
+        encoder: nn.Module = self.sam.image_encoder
+        return encoder
+
+    def _sam_decoder(self) -> nn.Module:
+        """What stands as mask decoder in the Sam of `for_task`: of the embedding that `_sam_encoder` makes."""
+        decoder: nn.Module = self.sam.mask_decoder
+        return decoder
 
     @property
     def side(self) -> int:
@@ -192,11 +209,9 @@ class Segmenter(nn.Module):
         None.
         multimask: three outputs (after one prompt), else the single-mask output.
         """
-        decoder = self.sam.mask_decoder
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(image_index), -1, -1)
-        tokens = torch.cat([own, self.embed_points(prompts)], 1)
+        tokens = self._tokens(prompts)
         offset = None if task is None else self._task_rows()[task]
-        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
+        wanted = range(1, self.sam.mask_decoder.num_mask_tokens) if multimask else range(1)
         if torch.is_grad_enabled():
             logits, iou = answer(
                 self.sam,
@@ -210,17 +225,29 @@ class Segmenter(nn.Module):
             return Prediction(logits, iou)
         return self._decode_as_sam(embedding[image_index], tokens, offset, prompts.logits, wanted)
 
+    def _tokens(self, prompts: Prompts) -> Tensor:
+        """The decoder's own tokens and the prompts': `[N, T, C]`."""
+        decoder = self.sam.mask_decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(prompts.label), -1, -1)
+        return torch.cat([own, self.embed_points(prompts)], 1)
+
+    def _source(self, source: Tensor, offset: Tensor | None, feedback: Tensor | None) -> Tensor:
+        """The embedding `[N, C, h, w]` with the task's vector and the dense prompt, in SAM's order of arithmetic."""
+        encoder = self.sam.prompt_encoder
+        if offset is not None:
+            source = source + offset[:, :, None, None]
+        if feedback is None:
+            dense: Tensor = source + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        else:
+            dense = source + encoder.mask_downscaling(feedback)
+        return dense
+
     def _decode_as_sam(
         self, source: Tensor, tokens: Tensor, offset: Tensor | None, feedback: Tensor | None, wanted: range
     ) -> Prediction:
         """The decoder in SAM's own order of arithmetic: without gradients every bit is SAM's."""
         encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
-        if offset is not None:
-            source = source + offset[:, :, None, None]
-        if feedback is None:
-            source = source + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        else:
-            source = source + encoder.mask_downscaling(feedback)
+        source = self._source(source, offset, feedback)
         states, pixels = decoder.transformer(source, encoder.get_dense_pe().expand(len(source), -1, -1, -1), tokens)
         fine = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
         planes = torch.stack([decoder.output_hypernetworks_mlps[i](states[:, 1 + i]) for i in wanted], 1)

@@ -19,11 +19,12 @@ from sum.core.uncertainty import OF_SAM_ALONE, OTHERS
 from sum.data import verdicts
 from sum.engine import LoopOptions
 from sum.errors import ConfigError
+from sum.models.archs import ARCHS, ArchSpec
 from sum.models.refiner import other_path
 from sum.rounds import Rounds
 from sum.settings import PseudoLabelConfig, UncertaintyConfig
 from sum.storage import S3, fetch, sha256_file
-from sum.training_settings import OptimConfig, RoundsConfig
+from sum.training_settings import FinetuneConfig, OptimConfig, RoundsConfig
 
 PACKAGE = Path(__file__).parents[1]
 MANIFEST = Path("data/manifest")
@@ -129,6 +130,7 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
         weight_decay=optim.weight_decay,
         warmup_steps=optim.warmup_steps,
         decay_steps=optim.decay_steps,
+        drop_last=optim.drop_last,
         clip_norm=optim.clip_norm,
         ema=optim.ema,
         precision=optim.precision,
@@ -141,16 +143,28 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
     )
 
 
+def arch_of(settings: FinetuneConfig) -> ArchSpec:
+    """What `finetune.arch` names, with the options that are of it."""
+    options = {"lora": asdict(settings.lora), "adapter": asdict(settings.adapter)}
+    return ArchSpec(settings.arch, options.get(settings.arch, {}))
+
+
 def round_options(
     rounds: RoundsConfig,
     *,
     task_prompt: Literal["first", "all", "off"],
     weigh_points: bool = True,
     weigh_loss: bool = True,
+    arch: str = "full",
 ) -> Rounds:
-    """How batches are prompted, from a section's `rounds` and what a method switches."""
+    """How batches are prompted, from a section's `rounds`, what a method switches, and the arch that is trained.
+
+    An arch with one-shot prompts has one round, and its IoU head is frozen.
+    """
+    one_shot = ARCHS[arch].one_shot
     return Rounds(
-        count=rounds.rounds,
+        count=1 if one_shot else rounds.rounds,
+        one_shot=one_shot,
         idle_last=rounds.idle_last,
         box_odds=rounds.box_odds,
         box_noise=rounds.box_noise,
@@ -160,6 +174,9 @@ def round_options(
         weigh_loss=weigh_loss,
         iou_of_all=rounds.iou_of_all,
         weights=LossWeights(
-            focal=rounds.focal_weight, dice=rounds.dice_weight, iou=rounds.iou_weight, theta=rounds.theta
+            focal=rounds.focal_weight,
+            dice=rounds.dice_weight,
+            iou=0.0 if one_shot else rounds.iou_weight,
+            theta=rounds.theta,
         ),
     )

@@ -29,15 +29,17 @@ from sum.data.verdicts import require_valid
 from sum.engine import MACHINE, Loop, Row
 from sum.errors import DataError, choose
 from sum.methods import METHODS, MethodOptions, doubt_of
-from sum.models.checkpoint import describe, load_segmenter, save_segmenter
+from sum.models.checkpoint import describe, load_base
 from sum.models.checkpoint import fingerprint as file_fingerprint
+from sum.models.deltas import WEIGHTS, save_both
 from sum.models.groups import group_table, rate_curves
-from sum.models.parts import Lora, merge_adapters, select_parts
+from sum.models.parts import select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
 from sum.run_page import circumstances, home_of
 from sum.settings import BudgetConfig
 from sum.stages.common import (
+    arch_of,
     base_weights,
     code_hash,
     file_hashes,
@@ -72,12 +74,12 @@ def run(config: Config, *, budget: str, reproduces: str | None = None) -> Path:
         require_valid(CHECKED, reader="finetune", maker="check_labels")
     files = label_files(method)
     facts = facts_of(config, budget=budget, manifest=manifest, files=files)
-    model = load_segmenter(base_weights(config), backbone=config.model.backbone)
+    model = load_base(base_weights(config), backbone=config.model.backbone)
     name = f"{budget}-{fingerprint(config.finetune.of_weights(), entry, config.seed, config.model, facts)}"
     work = home_of(reproduces).work / name
     unlabelled = manifest.select(datasets=entry.unlabelled)
     sources = image_sources(config, entry, method=method, images=(human, unlabelled), model=model)
-    choose_parts(config, model, method=method)
+    model = choose_parts(config, model, method=method)
     loop = Loop(model, options=loop_options(config.finetune.optim, config), folder=work)
     if loop.rank == 0:
         log.info("%s trains:\n%s", budget, "\n".join(group_table(loop.optimizer.param_groups)))
@@ -146,16 +148,15 @@ def image_sources(
     return [human, pseudo]
 
 
-def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> None:
-    """Freeze what `finetune.train` and `finetune.lora` leave out, and task vectors that the method never adds.
+def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> Segmenter:
+    """The model that trains: what `finetune.arch` leaves out is frozen, and task vectors that the method never adds.
 
     And whatever else decides how the model trains; `python -m sum plan` makes its model here too.
     """
-    model.recompute_encoder = config.finetune.recompute_encoder
-    lora = Lora(**asdict(config.finetune.lora))
-    select_parts(
-        model, train=config.finetune.train, lora=lora, task_prompt=method.task_prompt != "off", seed=config.seed
-    )
+    tasks = method.task_prompt != "off"
+    found = select_parts(model, spec=arch_of(config.finetune), task_prompt=tasks, seed=config.seed)
+    found.recompute_encoder = config.finetune.recompute_encoder
+    return found
 
 
 def label_folders(method: MethodOptions) -> list[Path]:
@@ -185,6 +186,7 @@ def train(
         task_prompt=method.task_prompt,
         weigh_points=method.weigh_points,
         weigh_loss=method.weigh_loss,
+        arch=config.finetune.arch,
     )
 
     def batches(start: int) -> Iterator[TrainBatch]:
@@ -261,12 +263,11 @@ def publish(
         summary["early_stop"] = {"best_step": watch.best, "held_out_iou": round(watch.figures[watch.best], 6)}
         for step, figure in watch.figures.items():
             record.log_metrics({"held_out_iou": figure}, step=step)
-    merge_adapters(model)
     total = float(history["seconds"].sum())
     cost = {"seconds_this_session": seconds, "seconds": total, "peak_memory_mb": peak_memory()}
     with replace_folder(home_of(reproduces).models / budget) as folder:
-        weights = folder / "model.safetensors"
-        digest = save_segmenter(weights, model, about=about)
+        weights = folder / WEIGHTS
+        digest = save_both(folder, model, base=facts["base"], about=about)
         history.drop(columns=list(MACHINE), errors="ignore").to_csv(folder / "history.csv", index=False)
         write_json(folder / "summary.json", summary)
         entry = config.budgets[budget]

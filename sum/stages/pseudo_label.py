@@ -34,7 +34,7 @@ from sum.labelling import Labelled, label
 from sum.map_shards import MapShards
 from sum.mapping import MapMaker, ToMap
 from sum.models.checkpoint import fingerprint as weights_fingerprint
-from sum.models.checkpoint import load_segmenter
+from sum.models.checkpoint import load_base
 from sum.models.generator import Batches
 from sum.models.halving import is_out_of_memory
 from sum.models.refiner import load_other, load_refiner
@@ -65,7 +65,7 @@ def run(config: Config) -> Path:
     require_valid(reader=LABELS)
     parts = divide(images, size=config.pseudo_label.shard_images)
     weights = base_weights(config)
-    model = load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
+    model = load_base(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
     digest = weights_fingerprint(weights)
     share = open_share(WORK / fingerprint(_asked(config), config.model.backbone, digest))
     _label(parts, model, config, share=share, maps=_open_maps(config, model, weights))

@@ -43,7 +43,7 @@ from sum.data.splits import divide
 from sum.engine import Loop
 from sum.errors import DataError
 from sum.models.checkpoint import fingerprint as file_fingerprint
-from sum.models.checkpoint import load_segmenter
+from sum.models.checkpoint import load_base
 from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import TASKS, Segmenter
 from sum.refinements import Trial, images_of, mask_row, pairs_of, picture, pixel_rows, prompts_of, trials
@@ -71,7 +71,7 @@ def run(config: Config) -> Path:
     manifest = read_manifest(MANIFEST, reader="refine").select(split="train")
     learn, measure = divide(manifest, share=settings.holdout_share)
     base_path = base_weights(config)
-    base = load_segmenter(base_path, backbone=config.model.backbone).requires_grad_(False)
+    base = load_base(base_path, backbone=config.model.backbone).requires_grad_(False)
     base_hash = file_fingerprint(base_path)
     images = HumanImages(learn, side=base.side, loss_side=base.side, tasks=TASKS)
     if not len(images):

@@ -27,7 +27,7 @@ from sum.errors import DataError, MissingInput, SumError, choose
 from sum.labelling import embeddings_of
 from sum.map_shards import MapShards, map_name
 from sum.mapping import MapMaker, ToMap
-from sum.models.checkpoint import load_segmenter
+from sum.models.checkpoint import load_base
 from sum.models.halving import Halving
 from sum.models.refiner import load_other, load_refiner
 from sum.models.segmenter import Segmenter
@@ -110,7 +110,7 @@ class _Encoder:
 
 
 def _load(config: Config, weights: Path) -> _Encoder:
-    model = load_segmenter(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
+    model = load_base(weights, backbone=config.model.backbone).to(own_device(pick_device(config.device)))
     together = config.pseudo_label.images_per_batch
     return _Encoder(model, config.pseudo_label.precision, together, Halving(together, "images"))
 

@@ -347,7 +347,9 @@ def test_the_distance_of_two_files_of_weights(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> World:
     """A run with labels and maps, with options that draw something."""
-    options: dict[str, Any] = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "lora": {"decoder": True}}
+    options: dict[str, Any] = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "arch": "lora"} | {
+        "lora": {"decoder": True}
+    }
     return make_run(tmp_path_factory.mktemp("tuned"), empty_database, labelled=True, **options)
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from sum.data.batches import TrainBatch
 from sum.engine import Loop, LoopOptions
 from sum.models import absorbed
+from sum.models.archs import ArchSpec
 from sum.models.backbones import BACKBONES, build_tiny
 from sum.models.groups import group_table, parameter_groups
-from sum.models.parts import Lora, merge_adapters, select_parts
+from sum.models.parts import merge_adapters, select_parts
 from sum.models.segmenter import Prompts, Segmenter
 from sum.rounds import Rounds, train_rounds
 from tests.test_engine import OPTIONS
@@ -31,6 +32,10 @@ TRAIN = {
     "decoder": {"mask_decoder"},
     "decoder+prompt_encoder": {"prompt_encoder", "mask_decoder"},
 }
+
+
+def adapters(*, encoder: bool = False, decoder: bool = False, rank: int = 4, alpha: float = 4.0) -> ArchSpec:
+    return ArchSpec("lora", {"encoder": encoder, "decoder": decoder, "rank": rank, "alpha": alpha})
 
 
 def small() -> Segmenter:
@@ -94,7 +99,7 @@ def test_frozen_parts_have_no_gradient_no_moments_and_stay_bit_for_bit(
 ) -> None:
     model = small()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    select_parts(model, train=which, lora=Lora(), task_prompt=task_prompt, seed=0)
+    select_parts(model, spec=ArchSpec(which), task_prompt=task_prompt, seed=0)
     loop = train(model, tmp_path)
     moved = set()
     for name, value in model.named_parameters():
@@ -119,31 +124,31 @@ def _checkpoint(folder: Path) -> list[str]:
 
 FACTORS = (".lora_A.default.weight", ".lora_B.default.weight")
 LORA = [
-    Lora(encoder=True),
-    Lora(decoder=True, rank=2, alpha=8.0),
-    Lora(encoder=True, decoder=True),
+    adapters(encoder=True),
+    adapters(decoder=True, rank=2, alpha=8.0),
+    adapters(encoder=True, decoder=True),
 ]
 
 
 @pytest.mark.parametrize("build", [small, with_vit])
 @pytest.mark.parametrize("lora", LORA)
-@pytest.mark.parametrize("which", ["full", "decoder"])
 def test_adapters_begin_as_nothing_train_alone_and_merge_to_the_same_answers(
-    build, lora: Lora, which: str, tmp_path: Path
+    build, lora: ArchSpec, tmp_path: Path
 ) -> None:
     model = build()
     before, start = {name: value.clone() for name, value in model.state_dict().items()}, answer(model)
-    select_parts(model, train=which, lora=lora, task_prompt=True, seed=0)
+    select_parts(model, spec=lora, task_prompt=True, seed=0)
     assert torch.equal(answer(model), start)
     train(model, tmp_path)
-    adapted = {p for p, on in (("image_encoder", lora.encoder), ("mask_decoder", lora.decoder)) if on}
+    adapted = {*lora.adapted}
+    untouched = {"image_encoder", *adapted}  # an encoder without adapters is frozen
     factors = 0
     for name, value in model.named_parameters():
         if name.endswith(FACTORS):
             factors += 1
             assert value.requires_grad
             assert name.endswith(FACTORS[0]) or value.abs().max() > 0, name  # learnt something
-        elif name.split(".")[1:2] and name.split(".")[1] in adapted:
+        elif name.split(".")[1:2] and name.split(".")[1] in untouched:
             assert torch.equal(value, before[name.replace("base_layer.", "")]), name
     assert factors
     trained = answer(model)
@@ -159,9 +164,9 @@ def test_adapters_begin_as_nothing_train_alone_and_merge_to_the_same_answers(
     assert not any(hasattr(layer, "base_layer") for layer in model.modules())
 
 
-def learnt(model: Segmenter, *, lora: Lora) -> dict[str, nn.Module]:
+def learnt(model: Segmenter, *, lora: ArchSpec) -> dict[str, nn.Module]:
     """Give the model adapters that have learnt something; returns the adapted layers by their names."""
-    select_parts(model, train="decoder", lora=lora, task_prompt=True, seed=1)
+    select_parts(model, spec=lora, task_prompt=True, seed=1)
     torch.manual_seed(5)
     for name, value in model.named_parameters():
         if name.endswith(FACTORS[1]):
@@ -177,7 +182,7 @@ def factors_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
 def test_an_adapted_weight_is_that_of_the_paper() -> None:
     """W + alpha / r * B A, in float64, of all layers whose factors are known, before and after merging."""
     model = small()
-    layers = learnt(model, lora=Lora(decoder=True, rank=2, alpha=3.0))
+    layers = learnt(model, lora=adapters(decoder=True, rank=2, alpha=3.0))
     want, evenly = {}, []
     for name, layer in layers.items():
         down, up = (value.double() for value in factors_of(layer))
@@ -190,9 +195,9 @@ def test_an_adapted_weight_is_that_of_the_paper() -> None:
         torch.testing.assert_close(model.get_submodule(name).weight.double(), want[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lora", [Lora(encoder=True, alpha=6.0), Lora(decoder=True, rank=2)])
+@pytest.mark.parametrize("lora", [adapters(encoder=True, alpha=6.0), adapters(decoder=True, rank=2)])
 @pytest.mark.parametrize("rounds", ["first", "later", "first, one image"])
-def test_adapters_learn_what_merged_weights_of_stock_sam_would_tell_them(lora: Lora, rounds: str) -> None:
+def test_adapters_learn_what_merged_weights_of_stock_sam_would_tell_them(lora: ArchSpec, rounds: str) -> None:
     """The gradient of A is s B' G, of B it is s G A', G being that of the merged weight in SAM's own decoder."""
     model = with_vit(128)  # wide enough that the training decoder absorbs projections: it reads their weights
     attention = model.sam.mask_decoder.transformer.final_attn_token_to_image
@@ -201,7 +206,7 @@ def test_adapters_learn_what_merged_weights_of_stock_sam_would_tell_them(lora: L
     plain = copy.deepcopy(model)
     merge_adapters(plain)
     plain.requires_grad_(True)
-    part, scale = batch(3), lora.alpha / lora.rank
+    part, scale = batch(3), lora.options["alpha"] / lora.options["rank"]
     if "one" in rounds:  # masks of one image share what they see
         part = replace(part, image=part.image[:1], hw=part.hw[:1], image_index=torch.zeros_like(part.image_index))
     logits = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1)) if rounds == "later" else None
@@ -237,19 +242,19 @@ def _stock(model: Segmenter, embedding: Tensor, index: Tensor, prompts: Prompts,
 def test_a_model_is_adapted_the_same_way_twice_and_leaves_the_random_numbers_alone() -> None:
     models, state = [small(), small()], torch.get_rng_state()
     for model in models:
-        select_parts(model, train="full", lora=Lora(encoder=True, decoder=True), task_prompt=True, seed=3)
+        select_parts(model, spec=adapters(encoder=True, decoder=True), task_prompt=True, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = small()
-    select_parts(other, train="full", lora=Lora(encoder=True, decoder=True), task_prompt=True, seed=4)
+    select_parts(other, spec=adapters(encoder=True, decoder=True), task_prompt=True, seed=4)
     drawn = [name for name in first if name.endswith(FACTORS[0])]
     assert not any(torch.equal(first[name], other.state_dict()[name]) for name in drawn)
 
 
 def test_under_bfloat16_a_merged_model_answers_with_the_same_bits_too() -> None:
     model = with_vit()
-    learnt(model, lora=Lora(encoder=True, decoder=True))
+    learnt(model, lora=adapters(encoder=True, decoder=True))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = answer(model)
     merge_adapters(model)
@@ -263,7 +268,7 @@ def test_peft_is_imported_for_adapters_only_and_asks_nobody() -> None:
     code = """
 import sys
 import sum.stages.finetune
-from tests.models.test_parts import Lora, learnt, merge_adapters, small
+from tests.models.test_parts import adapters, learnt, merge_adapters, small
 
 def deny(event, arguments):
     assert event not in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"), event
@@ -272,7 +277,7 @@ sys.addaudithook(deny)
 model = small()
 merge_adapters(model)
 assert not {"peft", "transformers"} & set(sys.modules)
-learnt(model, lora=Lora(encoder=True, decoder=True))
+learnt(model, lora=adapters(encoder=True, decoder=True))
 merge_adapters(model)
 assert "peft" in sys.modules
 """
@@ -284,7 +289,7 @@ def test_a_stopped_training_of_adapters_goes_on_to_the_same_weights(tmp_path: Pa
     for name, stop in (("whole", None), ("stopped", 2)):
         for attempt in (stop, None) if stop else (None,):
             model = small()
-            select_parts(model, train="decoder", lora=Lora(encoder=True), task_prompt=True, seed=0)
+            select_parts(model, spec=adapters(encoder=True), task_prompt=True, seed=0)
             try:
                 train(model, tmp_path / name, steps=4, stop=attempt)
             except InterruptedError:
@@ -297,7 +302,7 @@ def test_a_stopped_training_of_adapters_goes_on_to_the_same_weights(tmp_path: Pa
 def test_adapters_of_sams_vit_are_in_every_attention_and_keep_their_layer() -> None:
     with torch.device("meta"):
         model = Segmenter(BACKBONES["vit_b"].build(), backbone="vit_b")
-    select_parts(model, train="decoder", lora=Lora(encoder=True), task_prompt=True, seed=0)
+    select_parts(model, spec=adapters(encoder=True), task_prompt=True, seed=0)
     names = [name for name, _ in model.named_parameters() if name.endswith(FACTORS)]
     assert len(names) == 12 * 2 * 2  # blocks, qkv and proj, two factors
     groups = parameter_groups(model, layer_decay=0.8, weight_decay=0.1)

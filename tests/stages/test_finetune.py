@@ -17,12 +17,12 @@ from sum import tracking
 from sum.data.labels import LabelStore
 from sum.data.records import read_manifest, write_manifest
 from sum.data.samples import PseudoImages, enlarge
-from sum.errors import ConfigError, DataError, MissingInput, TrackingError, ValidationFailed
+from sum.errors import CheckpointError, ConfigError, DataError, MissingInput, TrackingError, ValidationFailed
 from sum.methods import METHODS
 from sum.models.checkpoint import load_segmenter
 from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
-from sum.stages import check_labels, finetune, uncertainty
+from sum.stages import check_labels, finetune, pseudo_label, refine, uncertainty
 from sum.storage import sha256_file, write_json
 from sum.training_record import begin, skipped_items
 from tests.stages.label_world import WEIGHTS, contents, kill
@@ -76,7 +76,7 @@ def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, 
     used = sorted(found["task_prompt"].abs().amax(1).nonzero().flatten().tolist())
     assert used == ([] if options.task_prompt == "off" else [TASKS["part"]])  # row 0 is never trained
     names = sorted(path.name for path in Path("data/models/small").iterdir())
-    assert names == ["history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
+    assert names == ["delta.safetensors", "history.csv", "model.json", "model.safetensors", "run.json", "summary.json"]
     assert len(Path("data/models/small/history.csv").read_text().splitlines()) == 1 + OPTIM["steps"]
     about = json.loads(Path("data/models/small/run.json").read_text())
     assert about["model_id"]
@@ -104,20 +104,36 @@ def test_maps_of_another_method_are_refused(project: Path, tracking_uri: str) ->
 def test_a_model_tuned_by_adapters_is_a_plain_one(
     project: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = settings(project, tracking_uri, train="decoder", lora={"encoder": True, "rank": 2})
+    config = settings(project, tracking_uri, arch="lora", lora={"rank": 2})
     with caplog.at_level("INFO"):
         finetune.run(config, budget="small")
     (table,) = [record.getMessage() for record in caplog.records if "small trains:" in record.getMessage()]
     assert "layer  5: learning rate x 1.0000, weight decay 0.1" in table  # tiny has four blocks; no decay by layer here
     base, model = load_file(WEIGHTS), load_segmenter("data/models/small/model.safetensors", backbone="tiny")
     changed = {name for name, value in model.sam.state_dict().items() if not torch.equal(value, base[name])}
-    assert {name.split(".")[0] for name in changed} == {"image_encoder", "mask_decoder"}
+    assert {name.split(".")[0] for name in changed} == {"image_encoder", "prompt_encoder", "mask_decoder"}
     encoder = {name for name in changed if name.startswith("image_encoder")}
     assert encoder == {f"image_encoder.blocks.3.{k}.{layer}.weight" for k in (0, 2) for layer in ("qkv", "out")}
-    decoder = sum(value.numel() for value in model.sam.mask_decoder.parameters())
+    own = [*model.sam.mask_decoder.parameters(), *model.sam.prompt_encoder.parameters()]
+    decoder = sum(value.numel() for value in own)
     adapters = 2 * 2 * ((192 + 3 * 192) + (192 + 192))  # blocks, rank, qkv and out
     summary = json.loads(Path("data/models/small/summary.json").read_text())
     assert summary["trained"] == decoder + adapters + model.task_prompt.numel()
+
+
+def test_a_model_with_more_than_sam_is_no_base(project: Path, tracking_uri: str) -> None:
+    config = settings(project, tracking_uri, arch="hq", method="human_only")
+    finetune.run(config, budget="small")
+    config = replace(
+        config, model=replace(config.model, checkpoint=str(Path("data/models/small") / "model.safetensors"))
+    )
+    for run in (
+        lambda: finetune.run(config, budget="small"),
+        lambda: pseudo_label.run(config),
+        lambda: refine.run(config),
+    ):
+        with pytest.raises(CheckpointError, match=r"'hq' and is no plain SAM.*Set model.checkpoint"):
+            run()
 
 
 def test_training_ends_early_by_photos_that_it_does_not_see(project: Path, tracking_uri: str) -> None:
@@ -179,7 +195,12 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     project: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     """With every option that draws or keeps something of its own."""
-    options = {"augment": {"flip": 0.5, "scale": [0.5, 1.5]}, "accumulate": 2, "lora": {"decoder": True}}
+    options = {
+        "augment": {"flip": 0.5, "scale": [0.5, 1.5]},
+        "accumulate": 2,
+        "arch": "lora",
+        "lora": {"decoder": True},
+    }
     config = settings(project, tracking_uri, **options)
     whole = tmp_path / "whole"
     shutil.copytree(project, whole)

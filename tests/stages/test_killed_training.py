@@ -28,6 +28,7 @@ FINETUNE = {
     "rounds": {"rounds": 3},
     "augment": {"flip": 0.5, "scale": [0.5, 1.5]},
     "accumulate": 2,
+    "arch": "lora",
     "lora": {"decoder": True},
     "early_stop": {"patience": 6, "held_out": 0.5},
 }
