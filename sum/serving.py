@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from sum.data.images import decode_image, frame_sizes
+from sum.data.images import decode_image, open_picture
 from sum.data.records import encode_mask
 from sum.errors import DataError
 from sum.limits import PILLOW_LIMIT
@@ -133,7 +133,8 @@ def _image(text: object, *, max_pixels: int) -> np.ndarray:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise DataError(f"image: not base64 ({error})") from error
-    height, width = frame_sizes(data, name="image", max_pixels=NO_LIMIT)[0]
+    with open_picture(data, name="image", what="image", max_pixels=NO_LIMIT) as opened:  # its header alone
+        width, height = opened.size
     if height * width > max_pixels:
         raise DataError(
             f"image: {width} x {height} pixels, more than the {max_pixels:,} that are taken; send it smaller"
