@@ -98,7 +98,8 @@ def base_of(weights: Path) -> str:
     """The sha256 of the base that a delta wants; '' for any other file."""
     if weights.suffix == ".safetensors":
         with suppress(SafetensorError, OSError), safe_open(weights, framework="pt") as file:
-            return str((file.metadata() or {}).get("base", ""))
+            header = file.metadata() or {}
+            return str(header.get("base", "")) if header.get("kind") == "delta" else ""
     return ""
 
 

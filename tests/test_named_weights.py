@@ -141,7 +141,8 @@ def delta(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(named_weights, "SHIPPED", Path("nowhere"))
     path = Path("data/models/large/delta.safetensors")
     path.parent.mkdir(parents=True)
-    save_file({"task_prompt": torch.zeros(4, 64)}, path, metadata={"backbone": "tiny", "base": fingerprint(TINY)})
+    header = {"kind": "delta", "backbone": "tiny", "base": fingerprint(TINY)}
+    save_file({"task_prompt": torch.zeros(4, 64)}, path, metadata=header)
     return path
 
 
