@@ -79,6 +79,7 @@ COMMANDS: Mapping[str, Command] = {
     "export-labels": Command(
         "export-labels FOLDER [--images N]", "write pseudo-labels as COCO JSON, and their uncertainty as PNGs"
     ),
+    "export": Command("export MODEL FILE [--task TASK]", "write a model as a plain SAM checkpoint"),
     "plan": Command(
         "plan [finetune | evaluate] [key=value ...] [--no-time]",
         "memory and time of fine-tuning, and settings that fit; time of evaluation, and what bounds it",

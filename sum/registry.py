@@ -188,8 +188,8 @@ def _versions_by_run(client: Any) -> dict[str, list[str]]:
 
 
 def download(uri: str, name: str, *, folder: Path, alias: str = "", number: str = "") -> Path:
-    """Fetch `models:/NAME@ALIAS` or `models:/NAME/NUMBER` (its weights and model.json) into `folder`; returns the path
-    of the weights.
+    """Fetch `models:/NAME@ALIAS` or `models:/NAME/NUMBER` (weights, model.json, MLmodel) into `folder`; returns the
+    path of the weights.
 
     Nothing is put there unless the weights have the fingerprint they were registered with. Raises TrackingError when
     there is no such version, or when its files are not what was logged.

@@ -1,4 +1,4 @@
-"""MLflow: runs and logged models. Only this module and sum.mlflow_client import it.
+"""MLflow: runs and logged models. Only this module, sum.mlflow_client and sum.mlflow_model import it.
 
 A run is one finetune (or one base model). Its weights are a *logged model* of plain files, nothing pickled. The figures
 of the benchmark are metrics of that logged model on the benchmark as data set, and of the run under `dataset/metric`:
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sum.errors import TrackingError
 from sum.mlflow_client import as_default, connect, or_none, refusals
+from sum.mlflow_model import FILE, describe_model
 from sum.provenance import UNKNOWN, environment, flatten, provenance
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ class Run:
     ) -> str:
         """Log a weights file as model `name`; returns (and keeps) its id. Of the same fingerprint it is logged once.
 
-        The file goes as it is, never as a pickle, and with it the CARD beside it, where there is one.
+        The file goes as it is, never as a pickle, with it the CARD beside it, where there is one, and what MLflow needs
+        to load and serve it (sum.mlflow_model).
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -121,6 +123,10 @@ class Run:
                 model = self.client.create_logged_model(experiment, name, self.id, about, flatten(params), "SAM")
                 for path in filter(Path.is_file, (weights, weights.with_name(CARD))):
                     self.client.log_model_artifact(model.model_id, str(path))
+                with TemporaryDirectory(prefix="sum-model-") as place:
+                    about_it = Path(place) / FILE
+                    describe_model(about_it, weights=weights.name, run_id=self.id, model_id=str(model.model_id))
+                    self.client.log_model_artifact(model.model_id, str(about_it))
                 self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, 0)])
                 self.client.finalize_logged_model(model.model_id, "READY")
         self.model_id = str(model.model_id)

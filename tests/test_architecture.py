@@ -62,6 +62,6 @@ def test_help_imports_nothing_heavy():
 
 def test_stages_are_found_without_heavy_tools():
     """Torch may load with a stage; what only some paths need may not."""
-    code = "import sys\nfrom sum.stages import ingest, register\nprint(*sys.modules)"
+    code = "import sys\nfrom sum.stages import ingest, register\nfrom sum import predict, serving\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert not {"prefect", "great_expectations", "mlflow", "matplotlib", "accelerate"} & set(done.stdout.split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,13 @@ from pathlib import Path
 from sum.config import Config
 from sum.errors import ConfigError, MissingInput
 from sum.models.checkpoint import backbone_of
-from sum.registry import download, download_run
+from sum.named_weights import FORMS as OF_WEIGHTS
+from sum.named_weights import find
 from sum.stages.common import base_weights
 from sum.stages.evaluate import BASE, Subject
-from sum.storage import S3, fetch
 
 MODELS = Path("data/models")
-WEIGHTS = (".safetensors", ".pth", ".pt")
-RUN = re.compile(r"[0-9a-f]{32}")
-VERSION = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
-FORMS = (
-    "base, a budget, NAME@ALIAS or NAME/VERSION of MLflow's registry, the id of an MLflow run, a file of weights "
-    "(.safetensors, .pth) or a folder that evaluate wrote"
-)
+FORMS = f"base, a budget, {OF_WEIGHTS}, or a folder that evaluate wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +92,24 @@ def _told_apart(groups: Sequence[tuple[str, list[Named]]]) -> list[tuple[str, li
     ]
 
 
-def resolve(word: str, *, config: Config, work: Path) -> Named:
-    """What one word names. Raises as `groups_of`."""
-    path, place = Path(word), work / "weights" / re.sub(r"[^A-Za-z0-9.-]", "_", word)
-    uri = config.tracking.uri
+def resolve(word: str, *, config: Config, work: Path, reader: str = "compare") -> Named:
+    """What one word names; reader: the command, for messages. Raises as `groups_of`."""
+    path = Path(word)
     if word == BASE:
         return _of_weights(BASE, base_weights(config))
     if word in config.budgets:
         weights = MODELS / word / "model.safetensors"
         if not weights.is_file():
-            raise MissingInput(weights, reader="compare", maker=f"finetune@{word}")
+            raise MissingInput(weights, reader=reader, maker=f"finetune@{word}")
         return _of_weights(word, weights)
-    if word.startswith(S3):
-        return _of_weights(path.stem, fetch(word, work / "weights"))
-    if path.suffix in WEIGHTS:
-        return _of_weights(path.stem if path.stem != "model" else path.parent.name, path)
-    if path.is_dir():
-        if not (path / "protocol.json").is_file():
-            raise ConfigError(f"{path} is a folder, but not one that evaluate wrote: it has no protocol.json")
+    if (path / "protocol.json").is_file():
         return Named(path.name, evaluation=path)
-    if RUN.fullmatch(word):
-        return _of_weights(word[:8], download_run(uri, word, folder=place))
-    version = VERSION.fullmatch(word)
-    if version:
-        name, alias, number = (version[part] or "" for part in ("name", "alias", "number"))
-        label = word.removeprefix("models:/")
-        return _of_weights(label, download(uri, name, alias=alias, number=number, folder=place))
-    raise ConfigError(f"compare: '{word}' names no model. Known: {FORMS}; budgets: {', '.join(config.budgets)}")
+    found = find(word, uri=config.tracking.uri, cache=work / "weights")
+    if found is not None:
+        return _of_weights(found.label, found.weights)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, but not one that evaluate wrote: it has no protocol.json, nor weights")
+    raise ConfigError(f"{reader}: '{word}' names no model. Known: {FORMS}; budgets: {', '.join(config.budgets)}")
 
 
 def _of_weights(label: str, weights: Path) -> Named:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor, nn
 
 from sum.core.geometry import valid_frame
@@ -87,24 +87,23 @@ class Prediction:
         return Prediction(self.logits[rows, index][:, None], self.iou[rows, index][:, None])
 
 
-class _TaskEncoder(nn.Module):
-    """An image encoder whose embedding asks for one task."""
+def asking(encoder: PromptEncoder, vector: Tensor) -> PromptEncoder:
+    """A prompt encoder that adds `vector` `[C]` wherever no mask is given: in the first round, where the paper asks.
 
-    vector: Tensor
-
-    def __init__(self, encoder: nn.Module, vector: Tensor) -> None:
-        super().__init__()
-        self.encoder, self.img_size = encoder, encoder.img_size
-        self.register_buffer("vector", vector, persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`[B, 3, S, S]` -> `[B, C, h, w]`."""
-        features: Tensor = self.encoder(image)
-        asked = self.vector[None, :, None, None]
-        width = len(self.vector)
-        if features.shape[1] == width:
-            return features + asked
-        return torch.cat([features[:, :width] + asked, features[:, width:]], 1)  # behind them an arch's own
+    Every part but `no_mask_embed` is shared with `encoder`, not copied. It is a stock PromptEncoder with stock keys.
+    """
+    with torch.device("meta"):  # no memory, and no number of the generator that others draw from
+        view = PromptEncoder(
+            embed_dim=encoder.embed_dim,
+            image_embedding_size=encoder.image_embedding_size,
+            input_image_size=encoder.input_image_size,
+            mask_in_chans=4,
+        )
+    for name, part in encoder.named_children():
+        setattr(view, name, part)
+    stock = encoder.no_mask_embed.weight.detach()
+    view.no_mask_embed = nn.Embedding.from_pretrained(stock + vector.detach().to(stock))  # type: ignore[no-untyped-call]
+    return view
 
 
 class Segmenter(nn.Module):
@@ -127,23 +126,26 @@ class Segmenter(nn.Module):
         self.task_prompt = nn.Parameter(torch.zeros(len(TASKS), sam.prompt_encoder.embed_dim))
 
     def for_task(self, task: str) -> Sam:
-        """A Sam for SamPredictor and SamAutomaticMaskGenerator that is always asked for masks of `task`.
+        """A Sam for SamPredictor and SamAutomaticMaskGenerator that is asked for masks of `task`.
 
-        The vector is part of every image embedding, so unlike in the benchmark it also acts on later clicks (the
-        paper's "continuous", Table 2: 72.8 against 73.4 mIoU at one point, 81.0 against 82.1 at three). Weights are
-        shared with this model, not copied. Raises ConfigError for a task that is none of TASKS.
+        The vector stands in `no_mask_embed`, so it acts where no mask is given: on the first click or box, not on later
+        ones, as in training and in the benchmark (paper 3.2.4; "continuous" is worse, Table 2). The image embedding
+        is the same for all tasks. Weights are shared with this model, not copied; `unspecified` is SAM bit for bit.
+        Raises ConfigError for a task that is none of TASKS.
         """
         if task not in TASKS:
             raise ConfigError(f"task: unknown '{task}'. Known: {', '.join(TASKS)}.")
         stock = self.sam
+        row = TASKS[task]
         sam = Sam(
-            image_encoder=_TaskEncoder(self._sam_encoder(), self._task_rows()[TASKS[task]].detach()),
-            prompt_encoder=stock.prompt_encoder,
+            image_encoder=self._sam_encoder(),
+            prompt_encoder=asking(stock.prompt_encoder, self.task_prompt[row]) if row else stock.prompt_encoder,
             mask_decoder=self._sam_decoder(),
             pixel_mean=stock.pixel_mean.flatten().tolist(),
             pixel_std=stock.pixel_std.flatten().tolist(),
         )
-        return sam.to(self.task_prompt.device).train(self.training)
+        # Of what is shared nothing moves; task_prompt stays behind where a user moves only a Sam that this gave.
+        return sam.to(next(stock.image_encoder.parameters()).device).train(self.training)
 
     def _sam_encoder(self) -> nn.Module:
         """What stands as image encoder in the Sam of `for_task`."""

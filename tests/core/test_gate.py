@@ -70,8 +70,8 @@ def test_better_and_nowhere_worse_is_promoted():
             "part, box: 50.00 -> 48.98: falls by 1.02 [0.92, 1.12], at most 1.00 is tolerated",
         ),
         (
-            change("point", "1 point", "part", 0.5, 0.496, spread=0.00604),  # as would its bound, also with two digits
-            "part, 1 point: 50.000 -> 49.600: falls by 0.400 [-0.204, 1.004], a fall of more than 1.000 is not ruled out",
+            change("point", "box", "part", 0.5, 0.496, spread=0.00604),  # as would its bound, also with two digits
+            "part, box: 50.000 -> 49.600: falls by 0.400 [-0.204, 1.004], a fall of more than 1.000 is not ruled out",
         ),
         (
             change("everything", "everything", "part", 0.5, 0.51, spread=0.03),

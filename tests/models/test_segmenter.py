@@ -137,6 +137,38 @@ def test_a_predictor_for_a_task_answers_as_the_benchmark_asks(model: Segmenter, 
     torch.testing.assert_close(torch.from_numpy(low), want.logits[0].detach(), atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_a_task_acts_where_no_mask_is_given_and_the_image_embedding_is_the_same_for_all(model: Segmenter) -> None:
+    tuned = Segmenter(model.sam, backbone="tiny").eval()
+    tuned.task_prompt.normal_()
+    image = np.random.default_rng(0).integers(0, 256, (90, 128, 3), dtype=np.uint8)
+    click = {"point_coords": np.array([[40.0, 30.0]]), "point_labels": np.array([1]), "multimask_output": False}
+    first, later, embedded = [], [], []
+    for task in TASKS:
+        predictor = SamPredictor(tuned.for_task(task))
+        predictor.set_image(image)
+        embedded.append(predictor.get_image_embedding())
+        first.append(predictor.predict(**click)[2])
+        later.append(predictor.predict(**click, mask_input=first[0])[2])
+    assert all(torch.equal(embedding, embedded[0]) for embedding in embedded)
+    assert all(np.array_equal(logits, later[0]) for logits in later)
+    assert not any(np.allclose(logits, first[0]) for logits in first[1:])
+
+
+def test_a_sam_for_a_task_shares_weights_has_stock_keys_and_draws_no_random_number(model: Segmenter) -> None:
+    tuned = Segmenter(model.sam, backbone="tiny").eval()
+    with torch.no_grad():
+        tuned.task_prompt.fill_(0.5)
+    before = torch.get_rng_state()
+    found = tuned.for_task("part").state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    stock = model.sam.state_dict()
+    assert list(found) == list(stock)
+    moved = "prompt_encoder.no_mask_embed.weight"
+    assert torch.equal(found[moved], stock[moved] + 0.5)
+    assert all(found[name].data_ptr() == stock[name].data_ptr() for name in stock if name != moved)
+
+
 def test_a_predictor_for_an_unknown_task_is_refused(model: Segmenter) -> None:
     with pytest.raises(ConfigError, match=r"unknown 'parts'\. Known: unspecified, salient, entity, part"):
         model.for_task("parts")
