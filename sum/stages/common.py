@@ -145,10 +145,8 @@ def round_options(
     rounds: RoundsConfig,
     *,
     task_prompt: Literal["first", "all", "off"],
-    weigh_points: bool = True,
-    weigh_loss: bool = True,
 ) -> Rounds:
-    """How batches are prompted, from a section's `rounds` and what a method switches."""
+    """How batches are prompted, from a section's `rounds`; what a method switches beside: sum/semi_supervised.py."""
     return Rounds(
         count=rounds.rounds,
         idle_last=rounds.idle_last,
@@ -156,8 +154,6 @@ def round_options(
         box_noise=rounds.box_noise,
         box_noise_limit=rounds.box_noise_limit,
         task_prompt=task_prompt,
-        weigh_points=weigh_points,
-        weigh_loss=weigh_loss,
         iou_of_all=rounds.iou_of_all,
         weights=LossWeights(
             focal=rounds.focal_weight, dice=rounds.dice_weight, iou=rounds.iou_weight, theta=rounds.theta
