@@ -28,6 +28,13 @@ class MethodOptions:
     contrast: float = 0.0  # weight of the contrastive loss of the image embedding; 0: none
 
     @property
+    def unplanned(self) -> str:
+        """What `python -m sum plan` does not count of a step, in words; empty where it counts all."""
+        teacher = "; not counted: the teacher's pass without gradients, over two photos for each unlabelled image"
+        contrast = "; not counted: the contrastive loss, 5 MB for each mask at work and 4 MB of keys at 1024 px"
+        return teacher * (self.consistency != "off") + contrast * (self.contrast > 0)
+
+    @property
     def reads_maps(self) -> bool:
         """Whether data/uncertainty is looked at: its maps, its refined masks, or which masks have a map at all."""
         return self.pseudo_labels and (self.doubt != "none" or self.labels == "refined")
