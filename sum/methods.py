@@ -31,7 +31,7 @@ class MethodOptions:
     def unplanned(self) -> str:
         """What `python -m sum plan` does not count of a step, in words; empty where it counts all."""
         teacher = "; not counted: the teacher's pass without gradients, over two photos for each unlabelled image"
-        contrast = "; not counted: the contrastive loss, 5 MB for each mask at work and 4 MB of keys at 1024 px"
+        contrast = "; not counted: the contrastive loss and its bank of keys"
         return teacher * (self.consistency != "off") + contrast * (self.contrast > 0)
 
     @property
