@@ -1,8 +1,12 @@
-"""One step over a batch that is too large for the device's memory: image by image or a few at a time, one gradient."""
+"""One step over a batch that is gone through in pieces, with one gradient in the end.
+
+Pieces are for memory, image by image or a few at a time; and for students' views, which are trained otherwise than
+other images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -15,26 +19,25 @@ from sum.models.segmenter import Segmenter
 from sum.rounds import Autocast, Backward, Rounds, train_rounds
 
 
-def split_images(batch: TrainBatch, parts: int) -> Iterator[tuple[list[int], TrainBatch]]:
-    """The batch in at most `parts` pieces of whole images, as even as can be; with each piece, which masks it has."""
+def even_groups(images: int, parts: int) -> list[list[int]]:
+    """Rows of `images` in their order, in at most `parts` groups, as even as can be."""
+    return [rows.tolist() for rows in torch.arange(images).tensor_split(min(parts, images))]
+
+
+def apart(groups: Sequence[Sequence[int]], views: Sequence[int]) -> list[list[int]]:
+    """The same groups, each in two: the rows that are not in `views`, and those that are."""
+    own = set(views)
+    halves = [[row for row in group if (row in own) is kind] for group in groups for kind in (False, True)]
+    return [half for half in halves if half]
+
+
+def split_images(batch: TrainBatch, groups: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], TrainBatch]]:
+    """A piece of the batch for each group of its images; with each piece, which masks it has."""
     where = batch.image_index.tolist()
-    for rows in torch.arange(len(batch.image)).tensor_split(min(parts, len(batch.image))):
-        low, high = int(rows[0]), int(rows[-1]) + 1
-        masks = [mask for mask, image in enumerate(where) if low <= image < high]
-        yield masks, _piece(batch, slice(low, high), masks)
-
-
-def _piece(batch: TrainBatch, images: slice, masks: list[int]) -> TrainBatch:
-    of_masks = {name: getattr(batch, name)[masks] for name in ("mask", "certainty", "point", "task")}
-    return TrainBatch(
-        image=batch.image[images],
-        hw=batch.hw[images],
-        image_index=batch.image_index[masks] - images.start,
-        **of_masks,
-        image_ids=batch.image_ids[images],
-        seed=None if batch.seed is None else batch.seed[masks],
-        mask_ids=tuple(batch.mask_ids[mask] for mask in masks if batch.mask_ids),
-    )
+    for group in groups:
+        own = set(group)
+        masks = [mask for mask, image in enumerate(where) if image in own]
+        yield masks, batch.of_images(list(group), masks)
 
 
 def train_in_parts(
@@ -50,23 +53,50 @@ def train_in_parts(
 ) -> dict[str, Tensor]:
     """`train_rounds` over a batch in `parts` pieces: the gradient of the whole batch, the memory of one piece.
 
-    An image counts the same as in the whole batch, and where the batch has seeds its points are the same.
+    An image counts the same as in the whole batch, and where the batch has seeds its points are the same. Students'
+    views are pieces of their own where `rounds.views` says how they are trained; `loss_consistency` is their part of
+    the loss.
     """
-    play = partial(train_rounds, model, rounds=rounds, generator=generator, autocast=autocast, chunk=chunk)
-    if parts == 1:
-        return play(batch, backward=backward)
+    play = partial(train_rounds, model, generator=generator, autocast=autocast, chunk=chunk)
+    groups = even_groups(len(batch.image), parts)
+    if rounds.views is not None:
+        groups = apart(groups, batch.views.rows if batch.views else ())
+    if parts == 1 and rounds.views is None:
+        log = play(batch, rounds=rounds, backward=backward)
+    else:
+        log = _add_up(play, batch, groups, rounds=rounds, backward=backward)
+    for term in rounds.terms:
+        term.end_step()
+    return log
+
+
+def _add_up(
+    play: partial[dict[str, Tensor]],
+    batch: TrainBatch,
+    groups: Sequence[Sequence[int]],
+    *,
+    rounds: Rounds,
+    backward: Backward,
+) -> dict[str, Tensor]:
+    """The figures of the batch of those of its pieces, each of them played with its share of the loss."""
     log: dict[str, Tensor] = {}
     losses = torch.zeros(len(batch.mask), device=batch.mask.device)
-    for rows, piece in split_images(batch, parts):
+    if rounds.views is not None:
+        log["loss_consistency"] = torch.zeros((), device=batch.mask.device)
+    of_images = ("loss", "loss_mask", "loss_iou", "loss_consistency", *(f"loss_{term.name}" for term in rounds.terms))
+    for rows, piece in split_images(batch, groups):
         images, masks = len(piece.image) / len(batch.image), len(piece.mask) / len(batch.mask)
 
         def scaled(loss: Tensor, share: float = images) -> None:
             backward(loss * share)
 
-        shares = dict.fromkeys(("loss", "loss_mask", "loss_iou"), images)  # of the IoUs: a mask's
-        shares |= {"out_of_memory": 1, "mask_chunk": 1 / min(parts, len(batch.image))}
-        found = play(piece, backward=scaled)
+        shares = dict.fromkeys(of_images, images)  # of the IoUs: a mask's
+        shares |= {"out_of_memory": 1, "mask_chunk": 1 / len(groups)}
+        viewed = rounds.views if piece.views else None
+        found = play(piece, rounds=viewed or rounds, backward=scaled)
         losses[rows] = found.pop("mask_losses")
+        if viewed:
+            found["loss_consistency"] = found["loss"]
         for name, value in found.items():
             log[name] = log.get(name, torch.zeros(())) + value * shares.get(name, masks)
     return log | {"mask_losses": losses}

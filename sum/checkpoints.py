@@ -1,7 +1,8 @@
 """What a stopped training goes on from: the two newest states of a folder, the newest good one of which counts.
 
-A state is model, AdamW's moments, averaged weights, the history so far, and how many masks fitted at once. The batch,
-the random numbers and the learning rate of step t are functions of t, so nothing else has to be remembered.
+A state is model, AdamW's moments, averaged weights, what else steps keep, the history so far, and how many masks fitted
+at once. The batch, the random numbers and the learning rate of step t are functions of t, so nothing else has to be
+remembered.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor]  # parameter's name -> averaged value; empty without an average
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # by name, what else the steps change and read
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def trouble_with(folder: Path, chosen: Checkpoint) -> str:
 
 
 def put_back(folder: Path, chosen: Checkpoint, state: State) -> Position:
-    """Give model, optimizer and average the values of a checkpoint; returns where it stood.
+    """Give model, optimizer, average and what else is kept the values of a checkpoint; returns where it stood.
 
     Raises CheckpointError when it is of another model.
     """
@@ -129,10 +131,11 @@ def put_back(folder: Path, chosen: Checkpoint, state: State) -> Position:
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:
-    """All tensors of a state by their names in a checkpoint, not copied: model.N, average.N, adam.MOMENT.N."""
+    """All tensors of a state by their names in a checkpoint, not copied: model.N, average.N, more.N, adam.MOMENT.N."""
     names = {id(value): name for name, value in state.model.named_parameters()}
     found = {f"model.{name}": value for name, value in state.model.state_dict().items()}  # buffers, too
     found |= {f"average.{name}": value for name, value in state.average.items()}
+    found |= {f"more.{name}": value for name, value in state.more.items()}
     kept: Mapping[Any, Mapping[str, Tensor]] = state.optimizer.state
     for value, moments in kept.items():
         found |= {f"adam.{key}.{names[id(value)]}": moment for key, moment in moments.items()}

@@ -86,6 +86,7 @@ class Loop:
         self.average = (
             {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if options.ema else {}
         )
+        self.more: dict[str, Tensor] = {}  # what else steps change and read, in place: kept in checkpoints
         self.chunk = MaskChunk(options.mask_chunk)
         self.exchange = Exchange(self.accelerator.gather, ranks=self.ranks, device=self.accelerator.device)
         self.culprits = Culprits()
@@ -297,4 +298,4 @@ class Loop:
         return told[0]
 
     def _state(self) -> State:
-        return State(self.model, self.optimizer, self.average)
+        return State(self.model, self.optimizer, self.average, self.more)

@@ -24,6 +24,15 @@ class MethodOptions:
     weigh_points: bool = True  # points are drawn by certainty; else evenly
     weigh_loss: bool = True  # losses count a pixel as much as it is certain; else every pixel of the image
     task_prompt: Literal["first", "all", "off"] = "first"  # the rounds in which the task prompt is added
+    consistency: Literal["off", "mixed", "box"] = "off"  # a teacher's masks are learnt: of boxes and points, or boxes
+    contrast: float = 0.0  # weight of the contrastive loss of the image embedding; 0: none
+
+    @property
+    def unplanned(self) -> str:
+        """What `python -m sum plan` does not count of a step, in words; empty where it counts all."""
+        teacher = "; not counted: the teacher's pass without gradients, over two photos for each unlabelled image"
+        contrast = "; not counted: the contrastive loss and its bank of keys"
+        return teacher * (self.consistency != "off") + contrast * (self.contrast > 0)
 
     @property
     def reads_maps(self) -> bool:
@@ -44,6 +53,9 @@ METHODS: Mapping[str, MethodOptions] = {
     "sum_without_uncertainty_loss": MethodOptions(weigh_loss=False),
     "sum_confidence": MethodOptions(doubt="confidence"),
     "sum_discrepancy": MethodOptions(maps=frozenset(OTHERS)),
+    "augseg": MethodOptions(doubt="none", task_prompt="off", consistency="mixed"),
+    "augseg_box": MethodOptions(doubt="none", task_prompt="off", consistency="box"),
+    "u2pl": MethodOptions(weigh_points=False, weigh_loss=False, contrast=1.0),
 }
 
 

@@ -23,6 +23,7 @@ from sum.data.batches import TrainBatch
 from sum.models.mask_chunk import MaskChunk, needs_room
 from sum.models.segmenter import BOX_FIRST, BOX_SECOND, PAD, POSITIVE, Prediction, Prompts, Segmenter
 from sum.one_shot import OneShot, ask, one_shot_prompts
+from sum.terms import Term, add_terms
 
 LESS_ENCODER = (
     "When fine-tuning, set finetune.recompute_encoder to true, with which it goes on from its last checkpoint, or "
@@ -30,6 +31,7 @@ LESS_ENCODER = (
 )
 Backward = Callable[[Tensor], None]
 Autocast = Callable[[], AbstractContextManager[object]]
+Relabel = Callable[[TrainBatch, Prompts], TrainBatch]
 NOISE, FIRST, LATER = 0, 8, 10  # places in a mask's stream of random numbers: box's noise; point, box or not; rounds
 
 
@@ -48,6 +50,9 @@ class Rounds:
     iou_of_all: bool = False  # the IoU head learns from all three outputs, as SAM 2's
     one_shot: bool = False  # one round, whose prompts are those of sum/one_shot.py
     weights: LossWeights = field(default_factory=LossWeights)
+    terms: tuple[Term, ...] = ()  # further losses, of the image embedding
+    relabel: Relabel | None = None  # gives the masks of a batch, whose first prompts it knows, other labels
+    views: Rounds | None = None  # how images that are students' views are trained; None: as all others
 
     def __post_init__(self) -> None:
         if self.one_shot and self.count != 1:
@@ -68,9 +73,9 @@ def train_rounds(
 
     backward takes a scalar loss; the losses of all rounds and masks add up to the mean over images and rounds. chunk:
     how many masks are at work at once (default: all). What chance decides for a mask hangs on its seed alone.
-    Returns scalars: loss, and of it the mask losses (focal and Dice) and the IoU head's; the IoU with the label after
-    the first and the last round, how many masks were at work at once, and how often the memory did not suffice for
-    more; and `mask_losses` `[N]`, what each mask loses in a round. Raises OutOfMemory.
+    Returns scalars: loss, and of it the mask losses (focal and Dice), the IoU head's and each term's; the IoU after the
+    first and the last round, how many masks were at work at once, and how often memory did not suffice for more; and
+    `mask_losses` `[N]`, what each mask loses in a round. Raises OutOfMemory.
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures
@@ -80,6 +85,9 @@ def train_rounds(
         asked = batch if rounds.weigh_points else without_doubt(batch)
         seeds = seeds_of(batch, generator)
         prompts = prompts_of(asked, model=model, rounds=rounds, seeds=seeds)
+    if rounds.relabel is not None:
+        assert isinstance(prompts, Prompts)  # rounds_of refuses one-shot prompts here
+        batch = rounds.relabel(batch, prompts)
     chances = uniform(seeds, start=LATER, count=rounds.count - 1).unbind(1)
     share = image_shares(batch.image_index, images=len(batch.image))
 
@@ -95,11 +103,12 @@ def train_rounds(
         return embedding, log | {"mask_losses": torch.cat(losses)}
 
     embedding, log = chunk.over(len(batch.mask), model.parameters(), attempt)
+    parts = chunk.parts(len(batch.mask))
+    log |= add_terms(rounds.terms, embedding, batch, parts=parts, seeds=seeds, share=share, backward=backward, log=log)
     if embedding.grad is not None:
         with needs_room("the image encoder", mend=LESS_ENCODER):
             features.backward(embedding.grad)  # type: ignore[no-untyped-call]
-    for name in ("iou_first", "iou_last"):
-        log[name] = log[name] / len(batch.mask)
+    log |= {name: log[name] / len(batch.mask) for name in ("iou_first", "iou_last")}
     at_once = min(chunk.size, len(batch.mask))
     return {**log, "mask_chunk": torch.tensor(at_once), "out_of_memory": torch.tensor(chunk.failures - failures)}
 

@@ -21,6 +21,9 @@ Method = Literal[  # the keys of sum.methods.METHODS
     "sum_without_uncertainty_loss",
     "sum_confidence",
     "sum_discrepancy",
+    "augseg",
+    "augseg_box",
+    "u2pl",
 ]
 
 Arch = Literal[  # the keys of sum.models.archs.ARCHS
@@ -226,6 +229,8 @@ class FinetuneConfig:
             1 <= self.accumulate <= self.optim.images_per_batch,
             f"accumulate must lie in 1..{self.optim.images_per_batch} (optim.images_per_batch), got {self.accumulate}",
         )
+        taught = not self.method.startswith("augseg") or self.optim.ema > 0
+        require(taught, f"method {self.method}: its teacher is the average of the weights; set optim.ema, 0.99 say")
 
     def of_weights(self) -> dict[str, Any]:
         """The settings without those that change no bit of the weights: a training goes on when one of them changes.

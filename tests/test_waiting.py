@@ -5,6 +5,7 @@ On tensors without values, on a device that is not the CPU, so that the paths of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sum.data.batches import TrainBatch
+from sum.contrast import ContrastOptions, KeyBank, PixelContrast
+from sum.data.batches import TrainBatch, Views
 from sum.engine import Loop, LoopOptions
 from sum.models import training_decoder
 from sum.models.backbones import BACKBONES
@@ -22,6 +24,7 @@ from sum.models.mask_chunk import MaskChunk
 from sum.models.segmenter import Segmenter
 from sum.planner import StepShape, make_batch
 from sum.rounds import Rounds, train_rounds
+from sum.teacher import Teacher
 from tests.forks import apart
 from tests.models.test_parts import with_vit
 from tests.test_engine import OPTIONS
@@ -95,12 +98,12 @@ def without_values(model: nn.Module) -> nn.Module:
     return model
 
 
-def steps(model: Segmenter, batch: TrainBatch, *, chunk: MaskChunk | None = None) -> None:
+def steps(model: Segmenter, batch: TrainBatch, *, chunk: MaskChunk | None = None, rounds: Rounds = ROUNDS) -> None:
     """All rounds."""
     train_rounds(
         model,
         batch,
-        rounds=ROUNDS,
+        rounds=rounds,
         generator=torch.Generator().manual_seed(0),
         backward=lambda loss: loss.backward(),
         chunk=chunk,
@@ -141,6 +144,33 @@ def test_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch, build, images: i
         steps(model, batch, chunk=MaskChunk(3 - images))  # in turns where they are of one image
     assert not found
     assert all(value.grad is not None for value in model.sam.parameters())
+
+
+@apart
+def test_a_teacher_and_a_contrastive_loss_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_decoder, "_autocast", lambda x: False)
+    device = torch.device(DEVICE)
+    model = without_values(tiny())
+    assert isinstance(model, Segmenter)
+    plain = make_batch(StepShape(images=2, masks=2, rounds=ROUNDS, loss_side=64), side=model.side)
+    photos = Views(
+        rows=(0, 1),
+        image=plain.image.repeat(2, 1, 1, 1),
+        hw=plain.hw.repeat(2, 1),
+        index=torch.tensor([0, 1, 2, 2]),
+        visible=torch.ones_like(plain.mask),
+    )
+    batch = replace(plain, seed=torch.arange(4), views=photos).to(device)
+    average = {name: value.detach().clone() for name, value in model.named_parameters()}
+    teacher = Teacher(model, average, weights=ROUNDS.weights)
+    bank = KeyBank(4, size=32, channels=model.sam.prompt_encoder.embed_dim, device=device)
+    term = PixelContrast(bank, options=ContrastOptions(bank=32))
+    found: list[str] = []
+    with Lists(found), Waits(found):
+        for rounds in (Rounds(count=1, relabel=teacher.relabel), Rounds(count=2, terms=(term,))):
+            steps(model, batch, rounds=rounds)
+        term.end_step()
+    assert not found
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def case_of(config: Config, *, count: int = 1) -> Case:
 
 def describe(config: Config) -> str:
     """The settings that the plan depends on, in a line."""
+    from sum.methods import METHODS
     from sum.models.archs import ARCHS
     from sum.models.backbones import BACKBONES
 
@@ -153,6 +154,7 @@ def describe(config: Config) -> str:
         f"{rounds}, losses at {settings.rounds.loss_side or side} px, {optim.precision}, "
         f"recompute_encoder {str(settings.recompute_encoder).lower()}, "
         f"mask_chunk {optim.mask_chunk or 'null'}, accumulate {settings.accumulate}, {optim.steps} steps"
+        f"{METHODS[settings.method].unplanned}"
     )
 
 

@@ -21,6 +21,42 @@ from sum.core.geometry import resize_mask, resized_hw, to_frame
 from sum.errors import SumError
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Views:
+    """The photos from which V images of a batch, students' views, were mixed, as they are; for a teacher."""
+
+    rows: tuple[int, ...]  # V: which images of the batch
+    image: Tensor  # [2 V, 3, S, S] uint8: of each the photo itself, and the one of which it shows a rectangle
+    hw: Tensor  # [2 V, 2] int64, the part of the frame that is image
+    index: Tensor  # [N] int64: which of these photos a mask is of; 0 for masks of other images
+    visible: Tensor  # [N, 1, L, L] bool: where the student's view shows that photo
+
+    def masks(self, part: slice) -> Views:
+        """The same photos with some of the masks."""
+        return replace(self, index=self.index[part], visible=self.visible[part])
+
+    def of_images(self, images: Sequence[int], masks: Sequence[int]) -> Views | None:
+        """What is left with some of the batch's images and masks; None without a student's view among them."""
+        kept = [number for number, row in enumerate(self.rows) if row in images]
+        if not kept:
+            return None
+        photos = [2 * number + which for number in kept for which in range(2)]
+        place = torch.zeros(len(self.image), dtype=torch.int64)
+        place[photos] = torch.arange(len(photos))
+        return Views(
+            rows=tuple(images.index(self.rows[number]) for number in kept),
+            image=self.image[photos],
+            hw=self.hw[photos],
+            index=place.to(self.index.device)[self.index[masks]],
+            visible=self.visible[masks],
+        )
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Views:
+        """The same on another device."""
+        found = {name: getattr(self, name) for name in ("image", "hw", "index", "visible")}
+        return Views(self.rows, **{name: value.to(device, non_blocking=non_blocking) for name, value in found.items()})
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One image and the K masks of it that are trained in this step; S: model side, L: loss side."""
@@ -33,6 +69,7 @@ class Sample:
     task: int  # row of the task prompt
     image_id: str = ""
     mask_ids: tuple[str, ...] = ()  # K names, or none
+    views: Views | None = None  # of this one image, where it is a student's view
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +86,7 @@ class TrainBatch:
     seed: Tensor | None = None  # [N] int64, of what is drawn for a mask in its rounds; None: the step decides
     image_ids: tuple[str, ...] = ()  # B names, or none: what messages call an image
     mask_ids: tuple[str, ...] = ()  # N names, or none
+    views: Views | None = None  # where some of the images are students' views
 
     def __post_init__(self) -> None:
         count, loss_side = len(self.image_index), self.mask.shape[-1]
@@ -73,12 +111,29 @@ class TrainBatch:
         """The same images with some of the masks."""
         kept = ("image_index", "mask", "certainty", "point", "task", "mask_ids")
         seed = None if self.seed is None else self.seed[part]
-        return replace(self, seed=seed, **{name: getattr(self, name)[part] for name in kept})
+        views = None if self.views is None else self.views.masks(part)
+        return replace(self, seed=seed, views=views, **{name: getattr(self, name)[part] for name in kept})
+
+    def of_images(self, images: Sequence[int], masks: Sequence[int]) -> TrainBatch:
+        """Some of the images, in this order; masks: the rows of all their masks."""
+        place = torch.zeros(len(self.image), dtype=torch.int64)
+        place[list(images)] = torch.arange(len(images))
+        of_masks = {name: getattr(self, name)[masks] for name in ("mask", "certainty", "point", "task")}
+        return TrainBatch(
+            image=self.image[images],
+            hw=self.hw[images],
+            image_index=place.to(self.image_index.device)[self.image_index[masks]],
+            **of_masks,
+            seed=None if self.seed is None else self.seed[masks],
+            image_ids=tuple(self.image_ids[row] for row in images if self.image_ids),
+            mask_ids=tuple(self.mask_ids[row] for row in masks if self.mask_ids),
+            views=None if self.views is None else self.views.of_images(images, masks),
+        )
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on another device."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor | Views)}
         return TrainBatch(**values | {name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
@@ -105,6 +160,27 @@ def collate(samples: Sequence[Sample]) -> TrainBatch:
         task=torch.repeat_interleave(torch.tensor([s.task for s in samples]), counts),
         image_ids=tuple(s.image_id for s in samples),
         mask_ids=tuple(name for s in samples for name in s.mask_ids or ("",) * len(s.mask)),
+        views=_collate_views(samples),
+    )
+
+
+def _collate_views(samples: Sequence[Sample]) -> Views | None:
+    """The views of those samples that have them; a mask of another image is visible everywhere."""
+    found = [(row, sample.views) for row, sample in enumerate(samples) if sample.views is not None]
+    if not found:
+        return None
+    before = {row: 2 * number for number, (row, _) in enumerate(found)}
+    return Views(
+        rows=tuple(before),
+        image=torch.cat([views.image for _, views in found]),
+        hw=torch.cat([views.hw for _, views in found]),
+        index=torch.cat(
+            [
+                torch.zeros(len(s.mask), dtype=torch.int64) if s.views is None else s.views.index + before[row]
+                for row, s in enumerate(samples)
+            ]
+        ),
+        visible=torch.cat([torch.ones_like(s.mask)[:, None] if s.views is None else s.views.visible for s in samples]),
     )
 
 

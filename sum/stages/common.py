@@ -153,11 +153,10 @@ def round_options(
     rounds: RoundsConfig,
     *,
     task_prompt: Literal["first", "all", "off"],
-    weigh_points: bool = True,
-    weigh_loss: bool = True,
     arch: str = "full",
 ) -> Rounds:
-    """How batches are prompted, from a section's `rounds`, what a method switches, and the arch that is trained.
+    """How batches are prompted, from a section's `rounds` and the arch that is trained; what a method switches beside:
+    sum/semi_supervised.py.
 
     An arch with one-shot prompts has one round, and its IoU head is frozen.
     """
@@ -170,8 +169,6 @@ def round_options(
         box_noise=rounds.box_noise,
         box_noise_limit=rounds.box_noise_limit,
         task_prompt=task_prompt,
-        weigh_points=weigh_points,
-        weigh_loss=weigh_loss,
         iou_of_all=rounds.iou_of_all,
         weights=LossWeights(
             focal=rounds.focal_weight,

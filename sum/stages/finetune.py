@@ -37,6 +37,7 @@ from sum.models.parts import select_parts
 from sum.models.segmenter import TASKS, Segmenter
 from sum.provenance import peak_memory
 from sum.run_page import circumstances, home_of
+from sum.semi_supervised import rounds_of, sources_of
 from sum.settings import BudgetConfig
 from sum.stages.common import (
     arch_of,
@@ -177,17 +178,12 @@ def train(
     """Bring the loop to its last step, or to the checkpoint at which `watch` has seen enough."""
     optim, change = config.finetune.optim, config.finetune.augment
     shares = [entry.human_per_unlabelled, 1][: len(sources)]
-    changed = augmented(sources, flip=change.flip, scale=(change.scale[0], change.scale[1]))
+    changed = sources_of(method, augmented(sources, flip=change.flip, scale=(change.scale[0], change.scale[1])))
     mixture = Mixture(
         changed, shares, optim.images_per_batch, optim.masks_per_image, config.seed, loop.rank, loop.ranks
     )
-    rounds = round_options(
-        config.finetune.rounds,
-        task_prompt=method.task_prompt,
-        weigh_points=method.weigh_points,
-        weigh_loss=method.weigh_loss,
-        arch=config.finetune.arch,
-    )
+    options = round_options(config.finetune.rounds, task_prompt=method.task_prompt, arch=config.finetune.arch)
+    rounds = rounds_of(method, options, loop)
 
     def batches(start: int) -> Iterator[TrainBatch]:
         return mixture.batches(start=start, stop=optim.steps, workers=optim.workers)

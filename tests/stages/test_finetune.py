@@ -61,8 +61,9 @@ QUICK = {"sum", "human_only", "mask_refinement"}  # the others differ in options
 )
 def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, method: str) -> None:
     options = METHODS[method]
+    more = {} if options.consistency == "off" else {"optim": OPTIM | {"ema": 0.9}}
     config = settings(
-        project, tracking_uri, method=method, maps="discrepancy_teacher" if options.maps else "confidence"
+        project, tracking_uri, method=method, maps="discrepancy_teacher" if options.maps else "confidence", **more
     )
     if options.maps:  # not the template's
         uncertainty.run(config)
@@ -85,8 +86,8 @@ def test_every_method_trains_and_is_published(project: Path, tracking_uri: str, 
 
 
 DOUBT = {  # where u comes from when the maps are made by confidence, or by discrepancy_teacher where they must be
-    **dict.fromkeys(("vanilla", "human_only", "mask_refinement"), "none"),
-    **dict.fromkeys((name for name in METHODS if name.startswith("sum")), "confidence"),
+    **dict.fromkeys(("vanilla", "human_only", "mask_refinement", "augseg", "augseg_box"), "none"),
+    **dict.fromkeys((name for name in METHODS if name.startswith(("sum", "u2pl"))), "confidence"),
     "sum_discrepancy": "discrepancy_teacher",
 }
 
