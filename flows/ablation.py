@@ -1,4 +1,4 @@
-"""The Prefect flow `sum`, deployment `ablation`: labels by DVC, then the grid of `python -m sum ablate` with a live log.
+"""The Prefect flow `sum`, deployment `ablation`: labels by DVC, then `python -m sum ablate` with a live log.
 
 The grid is no stage of DVC: its runs are many, resume by themselves and change with every edit of the grid, and a stage
 has fixed outputs that one change makes anew. See docs/ablation.md.
@@ -64,5 +64,6 @@ def show(folder: Path) -> None:
         page = f"Page: {(folder / 'index.html').as_uri()}\n\n{told.read_text(encoding='utf-8')}"
         create_markdown_artifact(page, key="ablation-tables", description="Methods and architectures side by side")
     if costs.is_file():
-        table = pd.read_csv(costs).astype(str).to_dict("list")
+        lines = pd.read_csv(costs, dtype=str, keep_default_na=False)
+        table = [dict(zip(lines.columns, line, strict=True)) for line in lines.to_numpy().tolist()]
         create_table_artifact(table, key="ablation-cost", description="What each run of the ablation cost")

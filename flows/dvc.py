@@ -1,4 +1,5 @@
-"""Run one DVC stage, or a command of this package, as a child: its lines as they come, how it ended, and no orphan; ask which stages are out of date.
+"""Run one DVC stage, or a command of this package, as a child: its lines as they come, how it ended, and no orphan; ask
+which stages are out of date.
 
 Knows nothing of Prefect.
 """
@@ -92,7 +93,7 @@ def out_of_date(stages: Iterable[str], *, project: Path) -> list[str]:
 
 @contextmanager
 def _guarded(words: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
-    """`python -m WORDS` as a child whose lines come through one pipe; told to stop when the block ends before it does."""
+    """`python -m WORDS` as a child whose lines come through one pipe; told to stop when the block ends first."""
     with subprocess.Popen(
         [sys.executable, "-m", "sum.guard", sys.executable, "-m", *words],
         cwd=project,

@@ -94,14 +94,20 @@ def overrides(run: Run, words: Sequence[str], settings: Mapping[str, Mapping[str
     words: of the command line, without those of section `ablation`, which runs do not read; settings: of params.yaml's
     `ablation`: of a method or arch. What a row sets for itself wins, an arch over a method.
     """
-    own: dict[str, str] = {}
-    if run.row is not None:
-        own = {"finetune.method": run.row.method, "seed": str(run.seed)}
-        own |= {"finetune.arch": run.row.arch} if run.row.arch != FULL else {}
-        for name in (run.row.method, run.row.arch):
-            own |= {f"finetune.{key}": _word(value) for key, value in settings.get(name, {}).items()}
+    own = own_settings(run, settings)
     shared = [word for word in words if not word.lstrip("+").startswith("ablation.") and _key(word) not in own]
-    return [*shared, *(f"{key}={value}" for key, value in own.items())]
+    return [*shared, *(f"{key}={_word(value)}" for key, value in own.items())]
+
+
+def own_settings(run: Run, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Dotted key of params.yaml -> value of what a run has for itself; {} for the base."""
+    if run.row is None:
+        return {}
+    own: dict[str, Any] = {"finetune.method": run.row.method, "seed": run.seed}
+    own |= {"finetune.arch": run.row.arch} if run.row.arch != FULL else {}
+    for name in (run.row.method, run.row.arch):
+        own |= {f"finetune.{key}": value for key, value in settings.get(name, {}).items()}
+    return own
 
 
 def _key(word: str) -> str:

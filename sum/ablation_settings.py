@@ -13,9 +13,9 @@ from sum.limits import require
 from sum.training_settings import FinetuneConfig, Method
 
 _STRICT = ConfigDict(extra="forbid")
-RowMethod = Method | Literal["augseg", "augseg_box", "u2pl"]
+RowMethod = Literal[Method, "augseg", "augseg_box", "u2pl"]
 RowArch = Literal["full", "decoder", "decoder+prompt_encoder", "lora", "adapter", "hq"]
-METHOD_NAMES = tuple(dict.fromkeys(name for part in get_args(RowMethod) for name in get_args(part) or (part,)))
+METHOD_NAMES: tuple[str, ...] = get_args(RowMethod)
 ARCH_NAMES: tuple[str, ...] = get_args(RowArch)
 EQUAL = {  # keys of `finetune` that no row may set for itself: rows are compared at equal data, steps and protocol
     "method": "the row's own name",

@@ -49,19 +49,20 @@ def run(options: argparse.Namespace) -> str:
     """
     from sum.ablation import Run, chosen, rows_of, runs_of
     from sum.commands.ablate_inputs import make_plans, refuse_others, require_inputs
-    from sum.config import load_config
+    from sum.config import check_config, compose
     from sum.errors import ConfigError
 
     strange = [word for word in options.words if "=" not in word]
     if strange:
         raise ConfigError(f"ablate: '{strange[0]}' is no key=value; rows are chosen by --only")
-    config = load_config(options.words)
+    tree = compose(options.words, folder=Path.cwd())
+    config = check_config(tree, source=PARAMS.name)
     rows = rows_of(config.ablation.budgets, config.ablation.pairs())
     wanted = chosen(rows, options.only)
     require_inputs()
     words = [*options.words, f"tracking.experiment={config.tracking.experiment}{SUFFIX}"]
     out = options.out.resolve()
-    plans = make_plans([Run(None), *runs_of(rows, config.ablation.seeds)], words, config, out=out)
+    plans = make_plans([Run(None), *runs_of(rows, config.ablation.seeds)], words, tree, out=out)
     todo = [plan for plan in plans if plan.run.row is None or plan.run.row in wanted]
     if options.dry_run:
         return _told(plans, todo, out)
@@ -83,7 +84,7 @@ def _told(plans: Sequence[Plan], todo: Sequence[Plan], out: Path) -> str:
 def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: int | None, out: Path) -> str:
     from sum.claims import FolderClaims
     from sum.commands import ablate_results, ablate_runner
-    from sum.commands.ablate_inputs import prepare
+    from sum.commands.ablate_inputs import prepare, shared_paths
     from sum.errors import InUse, RunsFailed
     from sum.stages.common import training_device
 
@@ -93,8 +94,9 @@ def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: 
             raise InUse(f"{out}: another `python -m sum ablate` works here. Wait for it, or give another --out")
         waiting = [plan for plan in todo if plan.state != "done"]
         params, project = PARAMS.read_bytes(), Path.cwd()
+        shared = shared_paths(config, project=project) if waiting else []
         for plan in waiting:
-            prepare(plan, params=params, project=project, out=out)
+            prepare(plan, params=params, shared=shared, project=project, out=out)
         uri = _tracking(config) if waiting else ""
 
         def environment(plan: Plan) -> dict[str, str]:

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sum.ablation import Row, Run, differing, overrides, run_code
-from sum.config import Config, load_config
+from sum.ablation import Row, Run, differing, overrides, own_settings, run_code
+from sum.config import Config, check_config
 from sum.data.records import read_manifest
 from sum.data.verdicts import require_valid
 from sum.errors import ConfigError, MissingInput, choose
@@ -96,21 +97,43 @@ def require_inputs() -> None:
     require_valid(CHECKED, reader=READER, maker="check_labels")
 
 
-def make_plans(runs: Sequence[Run], words: Sequence[str], config: Config, *, out: Path) -> list[Plan]:
-    """All runs, each with the settings it would get, which are checked. Raises ConfigError for one that cannot be."""
+def make_plans(runs: Sequence[Run], words: Sequence[str], tree: Mapping[str, Any], *, out: Path) -> list[Plan]:
+    """All runs, each with the settings it would get, which are checked. Raises ConfigError for one that cannot be.
+
+    words: key=value of the command line; tree: what it made of params.yaml.
+    """
+    config = check_config(dict(tree), source="params.yaml")
     files = {str(path): sha256_file(path) for path in sorted(MANIFEST.glob("*.parquet"))}
     files["base"] = sha256_file(base_weights(config))
-    return [_plan(run, words, config, out=out, files=files) for run in runs]
+    shared, rows = overrides(Run(None), words, {}), config.ablation.settings
+    return [
+        Plan(
+            run,
+            out / "runs" / run.name,
+            overrides(run, words, rows),
+            shared,
+            _stamp(run.row, settings_of(run, tree, rows), files),
+        )
+        for run in runs
+    ]
 
 
-def _plan(run: Run, words: Sequence[str], config: Config, *, out: Path, files: Mapping[str, str]) -> Plan:
-    own = overrides(run, words, config.ablation.settings)
+def settings_of(run: Run, tree: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The settings that a run's training gets, checked; tree: params.yaml, rows: `ablation.settings`.
+
+    Raises ConfigError for a row that cannot be trained so.
+    """
+    own = deepcopy(dict(tree))
+    for key, value in own_settings(run, rows).items():
+        *above, name = key.split(".")
+        branch = own
+        for part in above:
+            branch = branch.setdefault(part, {})
+        branch[name] = value
     try:
-        settings = load_config(own)
+        return check_config(own, source="params.yaml")
     except ConfigError as error:
         raise ConfigError(f"row {run.row.name if run.row else run.name}: {error}") from error
-    shared = overrides(Run(None), words, {})
-    return Plan(run, out / "runs" / run.name, own, shared, _stamp(run.row, settings, files))
 
 
 def _stamp(row: Row | None, config: Config, files: Mapping[str, str]) -> dict[str, str]:
@@ -132,16 +155,16 @@ def _stamp(row: Row | None, config: Config, files: Mapping[str, str]) -> dict[st
     return {**flatten(tree), **files, **found, "code": run_code(), "device": pick_device(config.device).type}
 
 
-def prepare(plan: Plan, *, params: bytes, project: Path, out: Path) -> None:
+def prepare(plan: Plan, *, params: bytes, shared: Sequence[str], project: Path, out: Path) -> None:
     """Make the folder of a run: its params.yaml, its stamp, and links to what it shares with the project.
 
-    params: params.yaml as it was read, so that an edit does not reach runs that begin later. Raises ConfigError for
-    photos whose link would lie outside of `out`.
+    params: params.yaml as it was read, so that an edit does not reach runs that begin later; shared: of `shared_paths`.
+    Raises ConfigError for photos whose link would lie outside of `out`.
     """
     folder = plan.folder
     (folder / "data").mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "params.yaml", params)
-    for name in shared_paths(load_config(plan.words), project=project):
+    for name in shared:
         place = Path(os.path.normpath(folder / name))
         if not place.is_relative_to(out):
             raise ConfigError(
