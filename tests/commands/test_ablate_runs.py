@@ -1,4 +1,4 @@
-"""`python -m sum ablate` with real trainings: killed hard in the middle it goes on, and its tables are the same (slow)."""
+"""`python -m sum ablate` with real trainings: killed in the middle it goes on, and its tables are the same (slow)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of an ablation against means and differences worked out plainly on made-up rows; what is published; the page."""
+"""Tables of an ablation against means and differences worked out plainly on made-up rows; published; the page."""
 
 from __future__ import annotations
 
