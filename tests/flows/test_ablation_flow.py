@@ -17,6 +17,7 @@ def test_the_stages_before_are_those_that_all_runs_share():
     assert stages_before() == wanted
 
 
+@pytest.mark.slow
 def test_a_command_that_refuses_is_told_from_one_that_fails(tmp_path: Path):
     lines: list[str] = []
     with pytest.raises(StageRefused, match="`python -m sum ablate` ended with 2"):
