@@ -17,7 +17,7 @@ from tests.ablation_world import make_project
 from tests.flows.project import processes_with
 
 PROJECT = Path(__file__).parents[2]
-LONG = 600  # seconds on a busy machine; 60 s on two idle cores
+LONG = 600  # seconds that a call may take on a busy machine
 
 
 def start(out: str, *words: str) -> subprocess.Popen[bytes]:
@@ -40,7 +40,7 @@ def wait_for(folder: Path, pattern: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_in_the_middle_it_goes_on_to_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     project.mkdir()
@@ -91,6 +91,6 @@ def check_tracking(uri: str) -> None:
     ]
     found = [entry for entry in tags if entry["row"] != "base"]
     assert sorted(found, key=str) == sorted(wanted, key=str)
-    assert all("all/iou@1" in run.data.metrics for run in runs)
+    assert all("all/iou_at_1" in run.data.metrics for run in runs)
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert not client.search_registered_models()
