@@ -1,4 +1,5 @@
-"""Run one DVC stage as a child: its lines as they come, how it ended, and no orphan; ask which stages are out of date.
+"""Run one DVC stage, or a command of this package, as a child: its lines as they come, how it ended, and no orphan; ask
+which stages are out of date.
 
 Knows nothing of Prefect.
 """
@@ -11,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -40,19 +41,38 @@ def run_stage(stage: str, *, project: Path, tell: Callable[[str], None]) -> Outc
     lines: deque[str] = deque(maxlen=TAIL)
     outcome: Outcome = "ran"
     faults: list[str] = []
-    with _dvc(["repro", "--single-item", stage], project) as child:
-        assert child.stdout is not None
-        for line in map(str.rstrip, child.stdout):
-            if line:
-                tell(line)
-                lines.append(line)
-                outcome = _outcome(line) or outcome
-                faults += [line] if line.startswith("error: ") else []
+    with _guarded(["dvc", "repro", "--single-item", stage], project) as child:
+        for line in _lines(child):
+            tell(line)
+            lines.append(line)
+            outcome = _outcome(line) or outcome
+            faults += [line] if line.startswith("error: ") else []
         code = child.wait()
     if code:
         kind = StageRefused if faults and _stage_code(lines) in MENDABLE else StageFailed
         raise kind(f"stage '{stage}' failed:\n" + "\n".join(faults or lines))
     return outcome
+
+
+def run_command(words: Sequence[str], *, project: Path, tell: Callable[[str], None]) -> None:
+    """`python -m sum WORDS` in `project`; tell: gets every line as it comes.
+
+    Raises as `run_stage`. When this process dies, by any signal, the command is stopped as well.
+    """
+    lines: deque[str] = deque(maxlen=TAIL)
+    with _guarded(["sum", *words], project) as child:
+        for line in _lines(child):
+            tell(line)
+            lines.append(line)
+        code = child.wait()
+    if code:
+        kind = StageRefused if code in MENDABLE else StageFailed
+        raise kind(f"`python -m sum {words[0]}` ended with {code}:\n" + "\n".join(lines))
+
+
+def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
+    assert child.stdout is not None
+    yield from filter(None, map(str.rstrip, child.stdout))
 
 
 def out_of_date(stages: Iterable[str], *, project: Path) -> list[str]:
@@ -63,7 +83,7 @@ def out_of_date(stages: Iterable[str], *, project: Path) -> list[str]:
     wanted = list(stages)
     if not wanted:  # to DVC no name means all of them
         return []
-    with _dvc(["status", "--json", *wanted], project) as child:
+    with _guarded(["dvc", "status", "--json", *wanted], project) as child:
         said, _ = child.communicate()
     answer = next((line for line in said.splitlines() if line.startswith("{")), None)
     if child.returncode or answer is None:
@@ -72,10 +92,10 @@ def out_of_date(stages: Iterable[str], *, project: Path) -> list[str]:
 
 
 @contextmanager
-def _dvc(words: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
-    """DVC as a child whose words come through one pipe; it is told to stop when the block ends before it does."""
+def _guarded(words: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
+    """`python -m WORDS` as a child whose lines come through one pipe; told to stop when the block ends first."""
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.guard", sys.executable, "-m", "dvc", *words],
+        [sys.executable, "-m", "sum.guard", sys.executable, "-m", *words],
         cwd=project,
         env=environment(),
         stdin=subprocess.DEVNULL,

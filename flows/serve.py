@@ -77,6 +77,7 @@ def serve(*, port: int, project: Path) -> None:
             sys.stdout.write(
                 f"\nServing. In another terminal, any of small, medium, large:\n"
                 f"  PREFECT_API_URL={env['PREFECT_API_URL']} prefect deployment run sum/ft-large --watch\n"
+                f"The grid of params.yaml's ablation, compared: sum/ablation instead.\n"
                 f"Pages: http://{HOST}:{port}   Ctrl-C stops server and worker.\n\n"
             )
             sys.stdout.flush()

@@ -66,6 +66,10 @@ COMMANDS: Mapping[str, Command] = {
         "compare MODEL MODEL ... [key=value ...] [--seeds LABEL MODEL MODEL ...]",
         "any models on the test sets side by side, the first as the base",
     ),
+    "ablate": Command(
+        "ablate [key=value ...] [--out FOLDER] [--jobs N] [--dry-run] [--only ROW ...]",
+        "train and compare the grid of params.yaml's `ablation`: methods, architectures, budgets, seeds",
+    ),
     "dry_run": Command("ingest --dry-run PATH", "say what a folder, export or bucket holds"),
     "add": Command("add NAME PATH", "put a folder, export or bucket under DVC and into params.yaml"),
     "remove": Command("remove NAME", "undo `add NAME`"),

@@ -6,11 +6,15 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sum.errors import ConfigError, MissingInput
 from sum.settings import Config
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def load_config(overrides: Sequence[str] = (), *, root: Path | None = None) -> Config:
@@ -75,12 +79,20 @@ def _with_default(kind: Any, above: str = "") -> Iterator[str]:
 _OPTIONAL = frozenset(_with_default(Config))
 
 
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    """Made once: it takes longer than all that it is asked."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Config)
+
+
 def check_config(tree: dict[str, Any], *, source: str, overridden: Sequence[str] = ()) -> Config:
     """A raw tree -> Config; source: the file named in the message; overridden: keys that the command line gave."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(Config).validate_python(tree)
+        return _adapter().validate_python(tree)
     except ValidationError as error:
         rows = []
         for item in error.errors():

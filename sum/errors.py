@@ -12,6 +12,7 @@
     |-- TrackingError      the MLflow server does not answer or refuses
     |-- NotReproduced      a run that was trained again gave other weights
     |-- InUse              the same training runs already
+    |-- RunsFailed         some trainings of a comparison failed, the others are made
     |-- TrainingDiverged   no loss or gradient was finite for too many steps in a row
     `-- OutOfMemory        a training step does not fit the device, however few masks it takes at once
 
@@ -83,6 +84,10 @@ class NotReproduced(SumError, ValueError):
 
 class InUse(SumError, RuntimeError):
     """Another process does the same work; when it has ended, a second try will do."""
+
+
+class RunsFailed(SumError, RuntimeError):
+    """Some of the trainings of a comparison failed; the others were made."""
 
 
 class TrainingDiverged(SumError, ArithmeticError):

@@ -6,6 +6,7 @@ Facts that cannot be had read 'unknown'; nothing raises.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import resource
@@ -17,7 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sum.errors import ConfigError
+
 UNKNOWN = "unknown"
+TAGS = "SUM_TAGS"  # of the environment: a JSON object of further tags for the MLflow runs that begin
 LARGEST = 2_000_000  # characters kept of a difference
 LONGEST = 6000  # characters MLflow keeps of a parameter
 COMPUTING = ("torch", "torchvision", "segment-anything", "peft", "accelerate", "safetensors")
@@ -40,6 +44,18 @@ def provenance(root: Path | None = None) -> dict[str, str]:
         **{f"version.{name}": _version(name) for name in SHOWN},
         "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", "none"),
     }
+
+
+def tags_asked(environment: Mapping[str, str]) -> dict[str, str]:
+    """The tags that TAGS asks for; {} without it. Raises ConfigError when it is no JSON object."""
+    text = environment.get(TAGS) or "{}"
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'{TAGS} is \'{text}\', wants a JSON object of tags such as {{"why": "a test"}}')
+    return {str(key): str(value) for key, value in found.items()}
 
 
 def environment() -> str:

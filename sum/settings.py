@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from sum.ablation_settings import AblationConfig
 from sum.data_settings import DatasetConfig, IngestConfig
 from sum.limits import at_least, names, require, share
 from sum.training_settings import FinetuneConfig, PretrainConfig, RefineConfig
@@ -249,6 +250,7 @@ class Config:
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     register: RegisterConfig
+    ablation: AblationConfig = field(default_factory=AblationConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
@@ -276,6 +278,8 @@ class Config:
         ):
             good = all(1 <= number <= self.evaluate.rounds for number in rounds)
             require(good, f"{where} must lie in 1..{self.evaluate.rounds} (evaluate.rounds), got {rounds}")
+        strange = [name for name in self.ablation.budgets if name not in self.budgets]
+        require(not strange, f"ablation.budgets: no budget '{', '.join(strange)}'; budgets: {', '.join(self.budgets)}")
         for budget, entry in self.budgets.items():
             for role, wanted in (("human", "train"), ("unlabelled", "unlabelled")):
                 for name in getattr(entry, role):

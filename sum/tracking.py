@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from sum.errors import TrackingError
 from sum.mlflow_client import as_default, connect, or_none, refusals
 from sum.mlflow_model import FILE, describe_model
-from sum.provenance import UNKNOWN, environment, flatten, provenance
+from sum.provenance import UNKNOWN, environment, flatten, provenance, tags_asked
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +167,10 @@ class Run:
 def start_run(*, uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
     """Open a new run with its parameters, tags and where it comes from (commit, lock, versions).
 
-    params: may be nested, keys are joined by dots. Raises TrackingError within about ten seconds without a server.
+    params: may be nested, keys are joined by dots. Tags of the environment (SUM_TAGS) come to those of the caller.
+    Raises TrackingError within about ten seconds without a server.
     """
+    tags = {**tags_asked(os.environ), **tags}
     client = connect(uri)
     facts = provenance()
     if facts["git.commit"] != UNKNOWN:

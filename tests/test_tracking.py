@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from sum import mlflow_client, tracking
-from sum.errors import TrackingError
-from sum.provenance import environment, flatten, provenance, uncommitted
+from sum.errors import ConfigError, TrackingError
+from sum.mlflow_client import connect
+from sum.provenance import environment, flatten, provenance, tags_asked, uncommitted
 from sum.registry import Registry, compare_link, download, run_of_weights
 from sum.storage import sha256_file
 
@@ -51,6 +52,19 @@ def test_a_finished_run_holds_everything(tracking_uri, weights, tmp_path):
     assert {"model.safetensors", "environment.txt", "0001.png"} <= {path.name for path in kept}
     assert not [path for path in kept if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
     assert not [path for path in kept if path.read_bytes().startswith(b"\x80")]  # nor one under another name
+
+
+def test_tags_of_the_environment_come_to_a_runs_own(tracking_uri, monkeypatch):
+    monkeypatch.setenv("SUM_TAGS", '{"row": "small-sum-hq", "seed": 3, "budget": "another"}')
+    tags = connect(tracking_uri).get_run(start(tracking_uri).id).data.tags
+    assert (tags["row"], tags["seed"], tags["budget"]) == ("small-sum-hq", "3", "small")
+
+
+@pytest.mark.parametrize("text", ["[]", "row", "{"])
+def test_tags_that_are_none_are_one_error(text):
+    assert tags_asked({}) == tags_asked({"SUM_TAGS": ""}) == {}
+    with pytest.raises(ConfigError, match="SUM_TAGS is '"):
+        tags_asked({"SUM_TAGS": text})
 
 
 def test_an_interrupted_run_is_killed_and_resumes_without_doubled_steps(tracking_uri, weights):

@@ -22,6 +22,8 @@ COLOURS = (
     "#56b4e9",
 )  # Okabe and Ito: safe for colour-blind readers
 MARKERS = "osD^vPX"
+DASHES = ("-", "--", ":")  # when colours and markers are used up
+LEGEND = 7  # names beside each other above the charts
 
 
 def curves(table: pd.DataFrame, *, unit: str = "points", of: str = "") -> bytes:
@@ -53,9 +55,10 @@ def curves(table: pd.DataFrame, *, unit: str = "points", of: str = "") -> bytes:
         place.set_title(name)
     for place in axes[-1]:
         place.set_xlabel(unit)
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=0.87, bottom=0.09, wspace=0.06, hspace=0.08)
+    top = 0.87 - 0.04 * ((len(models) - 1) // LEGEND)  # each further line of names takes its place
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=top, bottom=0.09, wspace=0.06, hspace=0.08)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(models), frameon=False)
+    figure.legend(handles, labels, loc="upper center", ncols=min(len(models), LEGEND), frameon=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()
@@ -64,7 +67,7 @@ def curves(table: pd.DataFrame, *, unit: str = "points", of: str = "") -> bytes:
 def _line(place: Axes, part: pd.DataFrame, *, model: str, number: int) -> None:
     part = part.sort_values("round")
     style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)]}
-    place.plot(
-        part["round"], 100 * part["mean"], marker=MARKERS[number % len(MARKERS)], label=model, markersize=4, **style
-    )
+    shape: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+    place.plot(part["round"], 100 * part["mean"], label=model, linestyle=dashes, **shape, **style)
     place.fill_between(part["round"], 100 * part["low"], 100 * part["high"], alpha=0.15, linewidth=0, **style)

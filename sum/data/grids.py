@@ -148,11 +148,11 @@ def to_markdown(grid: Grid, *, unit: str = "points") -> str:
         for line in grid.lines
         if any(cell.change != "–" for cell in line.cells if cell)
     ]
-    parts = [_markdown(head, values), "Per cent; ± is half the width of the 95 % interval (bootstrap over images)."]
+    parts = [markdown(head, values), "Per cent; ± is half the width of the 95 % interval (bootstrap over images)."]
     if changes:
         parts += [
             "Difference to the base on the same masks; ▲ better, ▼ worse: the 95 % interval leaves out 0.",
-            _markdown(head, changes),
+            markdown(head, changes),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -186,7 +186,7 @@ def to_cell(row: Mapping[Hashable, Any]) -> Cell:
     return Cell(mean, low, high, None if pd.isna(gain) else gain, gain_low, gain_high)
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose columns are also aligned in a terminal."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]

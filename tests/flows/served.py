@@ -82,7 +82,7 @@ def flow_processes(served: Served) -> list[int]:
     """The process that runs the flow: the parent of the guard."""
     import psutil
 
-    guards = [pid for pid in processes_with("flows.guard") if str(served.project) in environ_of(pid)]
+    guards = [pid for pid in processes_with("sum.guard") if str(served.project) in environ_of(pid)]
     return sorted({psutil.Process(pid).ppid() for pid in guards})
 
 

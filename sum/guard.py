@@ -1,7 +1,8 @@
-"""`python -m flows.guard COMMAND ...`: run a command in a process group of its own that never outlives its parent.
+"""`python -m sum.guard COMMAND ...`: run a command in a process group of its own that never outlives its parent.
 
-DVC starts the stage as a child; a flow that is killed hard (-9, out of memory) could not tell either of them to stop,
-and a silent orphan would go on writing. The guard watches its parent and ends the whole group, gently first.
+A flow starts DVC, which starts a stage; `python -m sum ablate` starts trainings. Killed hard (-9, out of memory), it
+could not tell them to stop, and a silent orphan would go on writing. The guard watches its parent and ends the whole
+group, gently first.
 """
 
 from __future__ import annotations

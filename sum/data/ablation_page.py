@@ -1,0 +1,78 @@
+"""An ablation as one HTML file without scripts: what is sure, tables, curves, cost, and what was held equal."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from importlib.resources import files
+
+import pandas as pd
+
+from sum.ablation import BASE, FULL, Row
+from sum.data import published
+from sum.data.ablation_scores import REFERENCE
+from sum.data.ablation_tables import Table
+from sum.data.charts import curves
+
+Chart = tuple[str, str, bytes]  # file name without its ending, words, PNG
+
+
+def charts(long: pd.DataFrame, rows: Sequence[Row]) -> list[Chart]:
+    """A chart a budget of the full rows (as Figure 5), and one of the light-weight ones beside SUM (as Figure 12)."""
+    unit = "prompts" if long["prompt"].iloc[0] == "box" else "points"
+    found = list[Chart]()
+    for budget in dict.fromkeys(row.budget for row in rows):
+        own = [row for row in rows if row.budget == budget]
+        full = [row for row in own if row.arch == FULL]
+        light = [row for row in own if row.arch != FULL]
+        if full:
+            words = f"{budget}: methods over the rounds, all parameters trained (as Figure 5)"
+            found.append((f"curves-{budget}", words, curves(_lines(long, full), unit=unit)))
+        if light:
+            beside = [row for row in full if row.method == REFERENCE]
+            words = f"{budget}: light-weight architectures over the rounds (as Figure 12)"
+            found.append((f"curves-{budget}-light", words, curves(_lines(long, [*beside, *light]), unit=unit)))
+    return found
+
+
+def _lines(long: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
+    """The table as `curves` wants it: base and rows, called as in the tables."""
+    labels = {BASE: BASE} | {row.name: row.label for row in rows}
+    parts = [long[long["row"] == name].assign(model=label) for name, label in labels.items()]
+    table = pd.concat(parts, ignore_index=True).rename(columns={"task": "name"})
+    return table.assign(scope=table["name"].map(lambda name: "overall" if name == "all" else "task"))
+
+
+def render(
+    tables: Sequence[Table],
+    drawn: Sequence[Chart],
+    *,
+    sure: Sequence[str],
+    facts: Sequence[tuple[str, str]],
+    warnings: Sequence[str],
+) -> str:
+    """The page. sure: sentences on what differs surely; facts: what was held equal; warnings: what was not."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folder = files("sum.data").joinpath("page")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+    )
+    pictures = [(words, base64.b64encode(png).decode()) for _, words, png in drawn]
+    return environment.get_template("ablation.html.j2").render(
+        tables=tables, pictures=pictures, sure=sure, facts=facts, warnings=warnings, source=published.source()
+    )
+
+
+def markdown(
+    tables: Sequence[Table], *, sure: Sequence[str], facts: Sequence[tuple[str, str]], warnings: Sequence[str]
+) -> str:
+    """tables.md."""
+    head = ["# Ablation", *([f"**Mind:** {'; '.join(warnings)}."] if warnings else [])]
+    said = "\n".join(f"- {line}" for line in sure)
+    equal = "\n".join(f"- {name}: {value}" for name, value in facts)
+    parts = [*head, "## What is sure", said, *(table.to_markdown() for table in tables), "## What is compared", equal]
+    return "\n\n".join(parts) + f"\n\nPublished figures: {published.source()}.\n"

@@ -1,0 +1,288 @@
+"""`python -m sum ablate` with a stand-in for its children: what is made, skipped, refused, told. No training here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sum.claims import FolderClaims
+from sum.cli import main
+from sum.commands import ablate, ablate_inputs, ablate_runner
+from sum.commands.ablate_inputs import shared_paths
+from sum.config import load_config
+from sum.data import ablation_page
+from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
+from sum.storage import write_json
+from tests.ablation_world import make_project
+
+GRID = "ablation.grid=[{methods:[human_only,vanilla],archs:[full]}]"
+CALL = ["ablate", GRID, "ablation.budgets=[small]"]
+NAMES = {f"small-{method}-full-{seed}" for method in ("human_only", "vanilla") for seed in (0, 1)}
+
+
+class Children:
+    """In place of processes: writes the files that the two stages would, figures made up of the run's name."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.environments: dict[str, Mapping[str, str]] = {}
+        self.codes: dict[tuple[str, str], list[int]] = {}
+
+    def __call__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str], told: Path) -> int:
+        command, model, *_ = words
+        self.calls.append((folder.name, command))
+        self.environments[folder.name] = environment
+        codes = self.codes.get((folder.name, command), [])
+        code = codes.pop(0) if codes else 0
+        if code:
+            told.write_text(f"starting\nerror: made to fail with {code}\n")
+        elif command == "finetune":
+            write_json(folder / f"data/models/{model}/summary.json", {"steps": 3, "trained": 1000})
+            write_json(folder / f"data/models/{model}/run.json", {"seconds": 6.0, "peak_memory_mb": 100.0})
+        else:
+            evaluate(folder / "data/evaluation" / model)
+        return code
+
+
+def evaluate(folder: Path) -> None:
+    """Rows of three images with two masks each, two rounds; of the base and of every run others."""
+    chance = np.random.default_rng(sum_of(folder.parts[-4]))
+    rows = [
+        {
+            "model": folder.name,
+            "dataset": "test",
+            "task": "entity",
+            "prompt": "point",
+            "task_prompt": "entity",
+            "image_id": f"test/{image}",
+            "mask_id": f"test/{image}#{mask}",
+            "area": 9,
+            "output": "oracle",
+            "round": number,
+            "iou": chance.uniform(),
+            "boundary_iou": chance.uniform(),
+            "predicted_iou": 0.5,
+        }
+        for image in range(3)
+        for mask in range(2)
+        for number in (1, 2)
+    ]
+    folder.mkdir(parents=True)
+    write_table(folder / ROWS, rows, ROW_SCHEMA)
+    rules = {"prompts": ["point"], "rounds": 2, "boundary_ratio": 0.02, "unspecified": False}
+    write_json(folder / "protocol.json", {"model": folder.name, **rules})
+
+
+def sum_of(name: str) -> int:
+    """A seed from a name."""
+    return int.from_bytes(name.encode(), "little") % 2**32
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project; tests copy it."""
+    folder = tmp_path_factory.mktemp("template") / "project"
+    folder.mkdir()
+    before = Path.cwd()
+    os.chdir(folder)
+    make_project(folder)
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def children(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Children:
+    """A project that runs nothing: what would run is noted. Without MLflow, and the curves are not drawn."""
+    monkeypatch.chdir(shutil.copytree(template, tmp_path / "project"))
+    made = Children()
+    monkeypatch.setattr(ablate_runner.Children, "call", lambda self, *words: made(*words))
+    monkeypatch.setattr(ablate_runner, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(ablate, "_tracking", lambda config: "sqlite:////nowhere/mlflow.db")
+    monkeypatch.setattr(ablation_page, "curves", lambda table, unit: b"PNG")
+    return made
+
+
+def rows_of(out: Path = Path("work/ablation")) -> set[str]:
+    return set(pd.read_csv(out / "cost.csv")["row"])
+
+
+def test_runs_are_made_once_and_a_changed_number_is_refused(children: Children, capsys) -> None:
+    assert main([*CALL, "finetune.optim.lr=0.01"]) == 0
+    both = ("finetune", "evaluate")
+    assert sorted(children.calls) == sorted(
+        [("base", "evaluate"), *((name, stage) for name in NAMES for stage in both)]
+    )
+    assert rows_of() == {"small-human_only-full", "small-vanilla-full"}
+    children.calls.clear()
+    assert main([*CALL, "finetune.optim.lr=0.01"]) == 0  # done
+    assert main([*CALL, "finetune.optim.lr=0.01", "finetune.optim.workers=1", "register.tolerance=0.5"]) == 0
+    assert not children.calls
+    capsys.readouterr()
+    before = Path("work/ablation/tables.csv").read_bytes()
+    assert main([*CALL, "finetune.optim.lr=0.02"]) == 2
+    told = capsys.readouterr().err
+    assert "4 runs in" in told
+    assert "small-human_only-full-0: finetune.optim.lr: 0.01, now 0.02" in told
+    assert "Give another --out" in told
+    assert main([*CALL, "finetune.optim.lr=0.02", "--out", "elsewhere"]) == 0
+    assert len(children.calls) == 9
+    assert Path("work/ablation/tables.csv").read_bytes() == before
+
+
+def test_other_labels_concern_only_rows_that_learn_from_them(children: Children, capsys) -> None:
+    assert main(CALL) == 0
+    Path("data/pseudo_labels/summary.json").write_text('{"content": "others"}')
+    assert main([*CALL, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "small-vanilla-full-1: begun with something else: data/pseudo_labels/summary.json: 44136fa355b3..." in told
+    assert "small-human_only-full-1: done" in told
+    assert main([*CALL, "--only", "human_only"]) == 0  # nothing to make; the tables say what is left out
+    assert rows_of() == {"small-human_only-full"}
+    assert "not in the tables, begun with something else: small-vanilla-full-0" in capsys.readouterr().out
+    assert main(CALL) == 2
+
+
+def test_rows_are_added_without_making_others_again(children: Children) -> None:
+    assert main([*CALL, "--only", "human_only"]) == 0
+    assert {name for name, _ in children.calls} == {"base", "small-human_only-full-0", "small-human_only-full-1"}
+    children.calls.clear()
+    assert main([*CALL, "ablation.budgets=[small,medium]", "ablation.seeds=[0]", "--only", "vanilla"]) == 0
+    assert {name for name, _ in children.calls} == {"small-vanilla-full-0", "medium-vanilla-full-0"}
+    assert rows_of() == {"small-human_only-full", "small-vanilla-full", "medium-vanilla-full"}
+
+
+def test_a_failing_run_is_listed_and_does_not_stop_the_others(children: Children, capsys) -> None:
+    children.codes[("small-vanilla-full-0", "finetune")] = [1]
+    assert main(CALL) == 1
+    told = capsys.readouterr()
+    assert "1 of 5 runs failed" in told.err
+    assert "small-vanilla-full-0: finetune ended with 1: made to fail with 1" in told.err
+    assert "failed: small-vanilla-full-0" in told.out
+    assert rows_of() == {"small-human_only-full", "small-vanilla-full"}  # by its other seed
+    seeds = pd.read_csv("work/ablation/tables.csv").groupby("row")["seeds"].first()
+    assert seeds.to_dict() == {"base": 1, "small-human_only-full": 2, "small-vanilla-full": 1}
+    children.calls.clear()
+    assert main(CALL) == 0
+    assert children.calls == [("small-vanilla-full-0", "finetune"), ("small-vanilla-full-0", "evaluate")]
+
+
+def test_what_may_pass_is_tried_again_and_what_is_trained_is_not_trained_again(children: Children, capsys) -> None:
+    children.codes[("small-vanilla-full-0", "finetune")] = [75, 75]
+    children.codes[("small-vanilla-full-1", "evaluate")] = [75, 75, 75]
+    children.codes[("small-human_only-full-1", "evaluate")] = [2]
+    assert main(CALL) == 1
+    assert "2 of 5 runs failed" in capsys.readouterr().err
+    assert children.calls.count(("small-vanilla-full-0", "finetune")) == 3
+    children.calls.clear()
+    assert main(CALL) == 0
+    assert sorted(children.calls) == [("small-human_only-full-1", "evaluate"), ("small-vanilla-full-1", "evaluate")]
+
+
+def test_without_the_base_there_is_no_table(children: Children, capsys) -> None:
+    children.codes[("base", "evaluate")] = [1]
+    assert main(CALL) == 1
+    assert "no row is done yet" in capsys.readouterr().out
+    assert not Path("work/ablation/tables.md").exists()
+    assert main(CALL) == 0
+
+
+def test_a_second_one_in_the_folder_is_refused(children: Children, capsys) -> None:
+    with FolderClaims(Path("work/ablation")).take(".running") as mine:
+        assert mine
+        assert main(CALL) == 75
+    assert "another `python -m sum ablate` works here" in capsys.readouterr().err
+    assert not children.calls
+
+
+def test_mlflow_is_one_place_for_all_folders(template: Path, tracking_uri: str, tmp_path: Path, monkeypatch) -> None:
+    from sum.tracking import connect
+
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["tracking.uri=sqlite:///mlflow.db"], root=template)
+    assert ablate._tracking(config) == tracking_uri
+    assert connect(tracking_uri).get_experiment_by_name("sum-ablation") is not None
+
+
+def test_children_get_one_mlflow_their_tags_and_cores(children: Children, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.setenv("SUM_SHARE", "1/2")
+    assert main([*CALL, "--jobs", "2", "--out", "mine"]) == 0
+    found = children.environments["small-vanilla-full-1"]
+    assert found["OMP_NUM_THREADS"] == "3"
+    assert found["MLFLOW_TRACKING_URI"] == "sqlite:////nowhere/mlflow.db"
+    assert found["SUM_CACHE"] == str(Path.cwd() / "work/cache")
+    assert "SUM_SHARE" not in found
+    own = {"budget": "small", "method": "vanilla", "arch": "full", "seed": "1"}
+    assert json.loads(found["SUM_TAGS"]) == {"ablation": "mine", "row": "small-vanilla-full", **own}
+
+
+def test_a_dry_run_writes_nothing(children: Children, capsys) -> None:
+    assert main([*CALL, "--dry-run", "--only", "vanilla"]) == 0
+    told = capsys.readouterr().out
+    assert "small-human_only-full-0: to do, not asked for" in told
+    assert "  finetune small tracking.experiment=sum-ablation finetune.method=vanilla seed=1\n" in told
+    assert "3 of 5 runs to make" in told
+    assert not Path("work").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "maker"),
+    [
+        ("data/manifest/images.parquet", "ingest"),
+        ("data/validation/report.json", "validate"),
+        ("data/refiner/model.safetensors", "refine"),
+        ("data/pseudo_labels/summary.json", "pseudo_label"),
+        ("data/uncertainty/summary.json", "uncertainty"),
+        ("data/checks/labels.json", "check_labels"),
+    ],
+)
+def test_a_missing_stage_is_named(children: Children, capsys, path: str, maker: str) -> None:
+    Path(path).unlink()
+    assert main(CALL) == 1
+    assert f"Run `dvc repro {maker}`" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_method_that_cannot_learn_here_is_refused_before_anything_runs(children: Children, capsys) -> None:
+    assert main(["ablate", "ablation.grid=[{methods:[human_only,sum_discrepancy]}]"]) == 2
+    assert "row small-sum_discrepancy-full: " in capsys.readouterr().err
+    assert not Path("work").exists()
+
+
+def test_photos_beside_the_project_are_linked_and_nothing_outside(children: Children, monkeypatch, capsys) -> None:
+    photos = Path("../photos")
+    photos.mkdir()
+    (photos / "one.png").write_bytes(b"1")
+    found = list[str]()
+
+    def also(config: Any, *, project: Path) -> list[str]:
+        return [*shared_paths(config, project=project), *found]
+
+    monkeypatch.setattr(ablate_inputs, "shared_paths", also)
+    found.append("../photos")
+    assert main(CALL) == 0
+    for name in NAMES:
+        assert Path("work/ablation/runs", name, "../photos/one.png").read_bytes() == b"1"
+    found.append("../../../photos")
+    assert main([*CALL, "--out", "other"]) == 2
+    assert "are outside of" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_checkpoints_go_and_nothing_of_the_project_is_written(children: Children) -> None:
+    def now() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+
+    files, kept = now(), Path("work/ablation/runs/small-vanilla-full-0/work")
+    for name in ("finetune", "evaluate", "weights"):
+        (kept / name).mkdir(parents=True)
+    assert main(CALL) == 0
+    assert [path.name for path in kept.iterdir()] == ["weights"]
+    assert now() == files
+    assert {path.name for path in Path("data").iterdir()} == {name.split("/")[1] for name in files}

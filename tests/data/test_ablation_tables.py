@@ -1,0 +1,246 @@
+"""Tables of an ablation against means and differences worked out plainly on made-up rows; published; the page."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sum.ablation import BASE, Row
+from sum.data import published
+from sum.data.ablation_costs import COLUMNS, cost_table
+from sum.data.ablation_page import charts, markdown, render
+from sum.data.ablation_scores import Board, Draws, Scored, difference, long_table, pair_table
+from sum.data.ablation_tables import Table, tables
+from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
+from sum.errors import DataError
+from sum.storage import write_json
+
+SETS = {"a": ("salient", 4, 1), "b": ("salient", 2, 3), "c": ("part", 3, 2)}  # set -> task, images, masks an image
+ROUNDS = (1, 2, 3)
+GAINS = {"sum": 0.2, "vanilla": 0.1, "human_only": 0.0}  # added to the base's IoU of every mask
+LABELS = [Row("small", method, "full") for method in GAINS] + [Row("small", "vanilla", "hq"), Row("small", "sum", "hq")]
+DRAWS = Draws(resamples=200, seed=0)
+
+
+def evaluation(folder: Path, gain: float, *, seed: int, sets: dict[str, tuple[str, int, int]] = SETS) -> Path:
+    """Rows whose IoU is the base's and a gain, with a noise that is the seed's."""
+    base, noise = np.random.default_rng(0), np.random.default_rng(1000 + seed)
+    rows = []
+    for name, (task, images, masks) in sets.items():
+        for image, mask, number in itertools.product(range(images), range(masks), ROUNDS):
+            start = base.uniform(0.2, 0.6)
+            iou = start + gain + (noise.normal(0, 0.01) if seed >= 0 else 0.0)
+            place = {"dataset": name, "task": task, "image_id": f"{name}/{image}", "mask_id": f"{name}/{image}#{mask}"}
+            game = {
+                "model": "m",
+                "prompt": "point",
+                "task_prompt": task,
+                "area": 9,
+                "round": number,
+                "output": "oracle",
+            }
+            rows.append({**place, **game, "iou": iou, "boundary_iou": iou / 2, "predicted_iou": 0.5})
+    folder.mkdir(parents=True)
+    write_table(folder / ROWS, rows, ROW_SCHEMA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    folder = tmp_path_factory.mktemp("board")
+    base = evaluation(folder / "base/data/evaluation/base", 0.0, seed=-1)
+    scored = []
+    for at, row in enumerate(LABELS):
+        seeds = (0, 1, 2) if row.method != "human_only" else (0, 2)
+        found = {
+            seed: evaluation(
+                folder / f"{row.name}-{seed}/data/evaluation/small", GAINS[row.method], seed=10 * at + seed
+            )
+            for seed in seeds
+        }
+        scored.append(Scored(row, found))
+    return Board(base, scored, ("point", False))
+
+
+@pytest.fixture(scope="module")
+def long(board: Board) -> pd.DataFrame:
+    return long_table(board, DRAWS, same_data=frozenset())
+
+
+@pytest.fixture(scope="module")
+def pairs(board: Board) -> pd.DataFrame:
+    return pair_table(board, DRAWS, rounds=[1, 3])
+
+
+@functools.cache
+def read(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / ROWS)
+
+
+def plain_mean(folder: Path, name: str, metric: str, number: int) -> float:
+    """Over the masks of a set, then over sets: loops, no table."""
+    rows = read(folder)
+    means = []
+    for dataset, (task, _, _) in SETS.items():
+        if name in ("all", task):
+            values = rows[(rows["dataset"] == dataset) & (rows["round"] == number)][metric].tolist()
+            means.append(sum(values) / len(values))
+    return sum(means) / len(means)
+
+
+def test_means_and_gains_are_those_worked_out_by_hand(board: Board, long: pd.DataFrame) -> None:
+    assert len(long) == (1 + len(LABELS)) * 3 * 2 * len(ROUNDS)
+    base = next(iter(board.scored[0].seeds.values())).parents[3] / "base/data/evaluation/base"
+    for entry in board.scored:
+        own = long[long["row"] == entry.row.name]
+        for line in own.to_dict("records"):
+            place = (line["task"], line["metric"], line["round"])
+            reached = [plain_mean(folder, *place) for folder in entry.seeds.values()]
+            assert line["mean"] == pytest.approx(sum(reached) / len(reached))
+            assert line["gain"] == pytest.approx(sum(reached) / len(reached) - plain_mean(base, *place))
+            assert line["seeds"] == len(reached)
+            assert line["low"] < line["mean"] < line["high"]
+            assert line["gain_low"] < line["gain"] < line["gain_high"]
+    assert long.loc[long["row"] == BASE, "gain"].isna().all()
+
+
+def test_pairs_are_differences_of_common_seeds_and_sure_where_the_truth_differs(
+    board: Board, pairs: pd.DataFrame
+) -> None:
+    rows = len(LABELS)
+    assert len(pairs) == (rows + rows * (rows - 1) // 2) * 3 * 2
+    by_name = {entry.row.name: entry for entry in board.scored}
+    shown = pairs[(pairs["task"] == "all") & (pairs["metric"] == "iou") & (pairs["second"] != BASE)]
+    for line in shown.to_dict("records"):
+        one, two = by_name[line["first"]], by_name[line["second"]]
+        common = one.seeds.keys() & two.seeds.keys()
+        assert line["seeds"] == len(common)
+        wanted = [
+            np.mean([plain_mean(entry.seeds[seed], "all", "iou", number) for seed in common for number in (1, 3)])
+            for entry in (one, two)
+        ]
+        assert line["difference"] == pytest.approx(wanted[0] - wanted[1])
+        assert line["low"] <= line["difference"] <= line["high"]
+        assert line["sure"] == (one.row.method != two.row.method)
+    back = difference(pairs, Row("small", "vanilla", "full"), "small-sum-full")
+    there = difference(pairs, Row("small", "sum", "full"), "small-vanilla-full")
+    assert back is not None
+    assert there is not None
+    assert back["difference"] == -there["difference"] < 0
+    assert (back["low"], back["high"]) == (-there["high"], -there["low"])
+    assert difference(pairs, Row("small", "sum", "full"), "small-u2pl-full") is None
+
+
+def test_an_evaluation_of_other_masks_is_refused(tmp_path: Path) -> None:
+    base = evaluation(tmp_path / "base", 0.0, seed=-1)
+    other = evaluation(tmp_path / "other", 0.1, seed=0, sets={"a": SETS["a"]})
+    with pytest.raises(DataError, match=r"row small-sum-full, seed 0 was evaluated on other masks"):
+        Board(base, [Scored(Row("small", "sum", "full"), {0: other})], ("point", False))
+
+
+def made(board: Board, long: pd.DataFrame, pairs: pd.DataFrame) -> list[Table]:
+    return tables(long, pairs, cost_table(board.scored, {}), rows=LABELS, told=[1, 3])
+
+
+def test_tables_have_every_row_with_intervals_and_claim_only_what_is_sure(board, long, pairs) -> None:
+    found = {table.title: table for table in made(board, long, pairs)}
+    assert list(found) == [
+        "small: all tasks (as Table 1)",
+        "small: methods (as Table 2)",
+        "small: salient",
+        "small: part",
+        "What it costs",
+        "Published",
+    ]
+    first = found["small: all tasks (as Table 1)"]
+    assert [name for name, _ in first.lines] == ["base", "sum", "vanilla", "human_only", "vanilla, hq", "sum, hq"]
+    line = long[(long["row"] == "small-sum-full") & (long["task"] == "all")].set_index(["metric", "round"])
+    cell = dict(first.lines)["sum"][1]
+    assert cell.value.startswith(f"{100 * line.loc[('iou', 3), 'mean']:.1f} ±")
+    assert cell.change.startswith(f"{100 * line.loc[('iou', 3), 'gain']:+.1f} ±")
+    assert cell.change.endswith("▲")
+    variants = dict(found["small: methods (as Table 2)"].lines)
+    assert [cell.value[-1] for cell in variants["vanilla"][2:4]] == ["▲", "▼"]  # on the base; below sum
+    assert variants["human_only"][2].value[-1] == "]"  # nothing was added to it
+    assert variants["human_only"][4].value == "2"
+    assert variants["sum"][3].value == variants["base"][2].value == "-"
+    assert variants["vanilla, hq"][3].value[-1] == "▼"  # below sum in hq
+
+
+def test_published_figures_stand_where_budget_method_metric_and_round_are_the_same(board, long, pairs) -> None:
+    told = long[long["published"].notna() & (long["task"] == "all")]
+    shown = {(row, f"{metric}@{number}") for row, metric, number in told[["row", "metric", "round"]].to_numpy()}
+    assert shown == {  # Tables 1 and 2; nothing of the small budget at 1 point, nothing of light-weight rows
+        *((BASE, key) for key in ("iou@1", "iou@3", "boundary_iou@3")),
+        *(("small-sum-full", key) for key in ("iou@3", "boundary_iou@3")),
+        *(("small-vanilla-full", key) for key in ("iou@3", "boundary_iou@3")),
+    }
+    assert not long["published_same_data"].any()
+    lines = dict(made(board, long, pairs)[-1].lines)
+    assert [cell.value for cell in lines["small: sum: all mIoU, 3"][:2]] == ["81.0", "+3.8"]  # Table 1: 81.0 - 77.2
+
+
+def test_published_lines_stand_among_ones_own_on_the_papers_data_only(board, pairs) -> None:
+    same = long_table(board, DRAWS, same_data=frozenset({"all"}))
+    first = next(iter(made(board, same, pairs)))
+    lines = dict(first.lines)
+    assert [cell.value for cell in lines["base, published"]] == ["69.0", "77.2", "-", "70.6"]
+    assert [cell.value for cell in lines["sum, published"]] == ["-", "81.0", "-", "74.8"]
+    assert "vanilla, hq, published" not in lines
+    assert published.SAM not in first.to_markdown()
+
+
+def test_costs_are_read_and_what_is_not_there_is_a_dash(tmp_path: Path, board, long, pairs) -> None:
+    row, data = Row("small", "sum", "full"), tmp_path / "data"
+    folder = evaluation(data / "evaluation/small", 0.0, seed=0)
+    write_json(data / "models/small/summary.json", {"steps": 4, "trained": 1234567})
+    write_json(data / "models/small/run.json", {"seconds": 6.0, "peak_memory_mb": 1500.0})
+    (data / "models/small/delta.safetensors").write_bytes(b"0" * 2_500_000)
+    write_json(data / "timing/small.json", {"device": "cpu", "threads": 2})
+    costs = cost_table([Scored(row, {0: folder})], {(row, 0): 30.0})
+    assert list(costs.columns) == list(COLUMNS)
+    assert costs.iloc[0].to_dict() == {
+        "row": row.name,
+        "budget": "small",
+        "method": "sum",
+        "arch": "full",
+        "seed": 0,
+        "steps": 4,
+        "trained": 1234567,
+        "delta_mb": 2.5,
+        "seconds_a_step": 1.5,
+        "peak_memory_mb": 1500.0,
+        "training_seconds": 6.0,
+        "total_seconds": 36.0,
+        "device": "cpu",
+        "threads": 2,
+    }
+    own = long[long["row"].isin([BASE, row.name])]
+    shown = next(table for table in tables(own, pairs, costs, rows=[row], told=[1, 3]) if "costs" in table.title)
+    assert [cell.value for cell in shown.lines[0][1]] == ["1,234,567", "2.50", "1.50", "1,500", "0.1", "0.6"]
+    bare = next(table for table in made(board, long, pairs) if "costs" in table.title)
+    assert {cell.value for _, cells in bare.lines for cell in cells} == {"-"}
+
+
+def test_the_page_is_one_file_without_scripts(board, long, pairs) -> None:
+    shown, drawn = made(board, long, pairs), charts(long, LABELS)
+    assert [name for name, _, _ in drawn] == ["curves-small", "curves-small-light"]
+    assert all(png.startswith(b"\x89PNG") for _, _, png in drawn)
+    words = {"sure": ["a is <b>"], "facts": [("steps", "3")], "warnings": ["failed: x"]}
+    page = render(shown, drawn, **words)
+    assert "<script" not in page
+    assert "javascript:" not in page
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert {link[1:] for link in links if link.startswith("#")} <= set(re.findall(r'id="([^"]*)"', page))
+    assert "url(" not in page
+    assert "a is &lt;b&gt;" in page
+    text = markdown(shown, **words)
+    assert "**Mind:** failed: x." in text
+    assert all(f"## {table.title}" in text for table in shown)
