@@ -103,8 +103,7 @@ def own_settings(run: Run, settings: Mapping[str, Mapping[str, Any]]) -> dict[st
     """Dotted key of params.yaml -> value of what a run has for itself; {} for the base."""
     if run.row is None:
         return {}
-    own: dict[str, Any] = {"finetune.method": run.row.method, "seed": run.seed}
-    own |= {"finetune.arch": run.row.arch} if run.row.arch != FULL else {}
+    own: dict[str, Any] = {"finetune.method": run.row.method, "finetune.arch": run.row.arch, "seed": run.seed}
     for name in (run.row.method, run.row.arch):
         own |= {f"finetune.{key}": value for key, value in settings.get(name, {}).items()}
     return own

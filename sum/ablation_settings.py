@@ -5,18 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict
 
 from sum.limits import require
-from sum.training_settings import FinetuneConfig, Method
+from sum.training_settings import Arch, FinetuneConfig, Method
 
 _STRICT = ConfigDict(extra="forbid")
-RowMethod = Literal[Method, "augseg", "augseg_box", "u2pl"]
-RowArch = Literal["full", "decoder", "decoder+prompt_encoder", "lora", "adapter", "hq"]
-METHOD_NAMES: tuple[str, ...] = get_args(RowMethod)
-ARCH_NAMES: tuple[str, ...] = get_args(RowArch)
+METHOD_NAMES: tuple[str, ...] = get_args(Method)
+ARCH_NAMES: tuple[str, ...] = get_args(Arch)
 EQUAL = {  # keys of `finetune` that no row may set for itself: rows are compared at equal data, steps and protocol
     "method": "the row's own name",
     "arch": "the row's own name",
@@ -38,8 +36,8 @@ class GridConfig:
     """An entry of the grid: all pairs of its methods and archs."""
 
     __pydantic_config__ = _STRICT
-    methods: list[RowMethod]
-    archs: list[RowArch] = field(default_factory=lambda: ["full"])
+    methods: list[Method]
+    archs: list[Arch] = field(default_factory=lambda: ["full"])
 
     def __post_init__(self) -> None:
         for name in ("methods", "archs"):

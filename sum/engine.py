@@ -65,9 +65,7 @@ def learning_rate(step: int, options: LoopOptions) -> float:
     """Rate of `step` (0-based): linear warm-up, constant, and over the last steps linear to 0 (decay) or DROP of it."""
     rise = min(1.0, (step + 1) / (options.warmup_steps + 1))
     fall = min(1.0, (options.steps - step) / (options.decay_steps + 1))
-    if step >= options.steps - options.drop_last:
-        fall = DROP
-    return options.lr * min(rise, fall)
+    return options.lr * min(rise, DROP if step >= options.steps - options.drop_last else fall)
 
 
 class Loop:

@@ -5,18 +5,15 @@ Nothing here falls back to other weights: what cannot be found or read is one er
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from sum.errors import CheckpointError
 from sum.models.backbones import BACKBONES
-from sum.models.checkpoint import backbone_of, fingerprint, load_segmenter
+from sum.models.checkpoint import backbone_of, fingerprint, header_of, load_segmenter
+from sum.models.deltas import is_delta, load_delta
 from sum.models.segmenter import Segmenter
 from sum.registry import download, download_run
 from sum.storage import S3, fetch
@@ -85,7 +82,7 @@ def load(word: str | Path, *, base: str | Path | None = None, uri: str = URI, ca
     weights = _existing(word, uri=uri, cache=cache)
     if wanted := base_of(weights):
         found = _existing(base, uri=uri, cache=cache) if base is not None else _base(weights, wanted)
-        return Loaded(_delta(weights, found), weights, fingerprint(weights))
+        return Loaded(load_delta(weights, base=found), weights, fingerprint(weights))
     if base is not None:
         raise CheckpointError(f"{weights} is a whole model: base={base} belongs to a delta. Leave it out")
     backbone = backbone_of(weights)
@@ -96,11 +93,7 @@ def load(word: str | Path, *, base: str | Path | None = None, uri: str = URI, ca
 
 def base_of(weights: Path) -> str:
     """The sha256 of the base that a delta wants; '' for any other file."""
-    if weights.suffix == ".safetensors":
-        with suppress(SafetensorError, OSError), safe_open(weights, framework="pt") as file:
-            header = file.metadata() or {}
-            return str(header.get("base", "")) if header.get("kind") == "delta" else ""
-    return ""
+    return header_of(weights).get("base", "") if is_delta(weights) else ""
 
 
 def _existing(word: str | Path, *, uri: str, cache: Path) -> Path:
@@ -112,12 +105,6 @@ def _existing(word: str | Path, *, uri: str, cache: Path) -> Path:
     if not found.weights.is_file():
         raise CheckpointError(f"{found.weights}: no such weights file. Known: {FORMS}")
     return found.weights
-
-
-def _delta(weights: Path, base: Path) -> Segmenter:
-    deltas = importlib.import_module("sum.models.deltas")
-    model: Segmenter = deltas.load_delta(weights, base=base)
-    return model.eval()
 
 
 def _base(delta: Path, wanted: str) -> Path:

@@ -57,6 +57,8 @@ class Rounds:
     def __post_init__(self) -> None:
         if self.one_shot and self.count != 1:
             raise ValueError(f"one-shot prompts are of one round, got {self.count}")
+        if self.one_shot and self.relabel is not None:
+            raise ValueError("one-shot prompts go without relabel: a teacher answers boxes and points")
 
 
 def train_rounds(
@@ -82,11 +84,10 @@ def train_rounds(
     with needs_room("the image encoder", mend=LESS_ENCODER), autocast():
         features = model.encode(batch.image, batch.hw)
     with needs_room("the first prompts"):
-        asked = batch if rounds.weigh_points else without_doubt(batch)
         seeds = seeds_of(batch, generator)
+        asked = batch if rounds.weigh_points else without_doubt(batch)
         prompts = prompts_of(asked, model=model, rounds=rounds, seeds=seeds)
-    if rounds.relabel is not None:
-        assert isinstance(prompts, Prompts)  # rounds_of refuses one-shot prompts here
+    if rounds.relabel is not None and isinstance(prompts, Prompts):  # never one-shot prompts, see Rounds
         batch = rounds.relabel(batch, prompts)
     chances = uniform(seeds, start=LATER, count=rounds.count - 1).unbind(1)
     share = image_shares(batch.image_index, images=len(batch.image))
@@ -109,8 +110,8 @@ def train_rounds(
         with needs_room("the image encoder", mend=LESS_ENCODER):
             features.backward(embedding.grad)  # type: ignore[no-untyped-call]
     log |= {name: log[name] / len(batch.mask) for name in ("iou_first", "iou_last")}
-    at_once = min(chunk.size, len(batch.mask))
-    return {**log, "mask_chunk": torch.tensor(at_once), "out_of_memory": torch.tensor(chunk.failures - failures)}
+    at_once = torch.tensor(min(chunk.size, len(batch.mask)))
+    return {**log, "mask_chunk": at_once, "out_of_memory": torch.tensor(chunk.failures - failures)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from sum.commands.ablate_runner import slots
 from sum.config import compose, load_config
 from sum.errors import ConfigError
 from sum.methods import METHODS
+from sum.models.archs import ARCHS
 
 PROJECT = Path(__file__).parents[1]
 PAIRS = [("human_only", "full"), ("sum", "full"), ("human_only", "hq"), ("sum", "decoder+prompt_encoder")]
@@ -36,8 +37,9 @@ def test_a_grid_is_all_pairs_of_each_entry_at_each_budget_with_each_seed() -> No
 
 
 def test_every_method_can_be_a_row() -> None:
-    assert set(METHODS) <= set(METHOD_NAMES)
-    assert ARCH_NAMES[0] == ablation.FULL
+    assert set(METHODS) == set(METHOD_NAMES)
+    assert set(ARCHS) == set(ARCH_NAMES)
+    assert ablation.FULL in ARCHS
 
 
 SECTION = TypeAdapter(AblationConfig)
@@ -124,14 +126,20 @@ def test_a_run_gets_the_words_of_the_call_then_its_own() -> None:
     assert own == [
         "finetune.optim.steps=7",
         "finetune.method=sum",
-        "seed=3",
         "finetune.arch=hq",
+        "seed=3",
         "finetune.optim.lr=0.001",  # of the arch, over the method's
         "finetune.optim.ema=0.9",
         "finetune.augment.scale=[0.5, 2.0]",
     ]
     full = overrides(Run(Row("small", "vanilla", "full"), 0), words, settings)
-    assert full == ["finetune.optim.lr=1", "finetune.optim.steps=7", "finetune.method=vanilla", "seed=0"]
+    assert full == [
+        "finetune.optim.lr=1",
+        "finetune.optim.steps=7",
+        "finetune.method=vanilla",
+        "finetune.arch=full",
+        "seed=0",
+    ]
     assert overrides(Run(None), words, settings) == ["finetune.optim.lr=1", "finetune.optim.steps=7", "seed=5"]
 
 

@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from sum import named_weights
 from sum.errors import CheckpointError, TrackingError
-from sum.models.checkpoint import fingerprint
-from sum.models.segmenter import Segmenter
-from sum.named_weights import base_of, find, load
+from sum.models.archs import ArchSpec
+from sum.models.checkpoint import fingerprint, load_segmenter
+from sum.models.deltas import save_delta
+from sum.models.parts import select_parts
+from sum.named_weights import find, load
 from sum.registry import Registry
 from sum.tracking import start_run
 
@@ -123,26 +124,16 @@ def test_what_cannot_be_loaded_is_one_error(kind: str) -> None:
     assert not Path("ran").exists()
 
 
-class Deltas:
-    """Stands in for sum.models.deltas: what a delta wants is told apart here, how it is applied is tested there."""
-
-    def load_delta(self, path: Path, *, base: Path) -> Segmenter:
-        if fingerprint(base) != base_of(path):
-            raise CheckpointError(f"{path} wants another base than {base}")
-        return load(base).model
-
-
 @pytest.fixture
 def delta(monkeypatch: pytest.MonkeyPatch) -> Path:
-    real: Any = named_weights.importlib.import_module
-    monkeypatch.setattr(
-        named_weights.importlib, "import_module", lambda name: Deltas() if name.endswith("deltas") else real(name)
-    )
+    """Of the decoder, in a folder; its base is in no known place."""
     monkeypatch.setattr(named_weights, "SHIPPED", Path("nowhere"))
     path = Path("data/models/large/delta.safetensors")
     path.parent.mkdir(parents=True)
-    header = {"kind": "delta", "backbone": "tiny", "base": fingerprint(TINY)}
-    save_file({"task_prompt": torch.zeros(4, 64)}, path, metadata=header)
+    model = load_segmenter(TINY, backbone="tiny")
+    model = select_parts(model, spec=ArchSpec("decoder"), task_prompt=True, seed=0)
+    torch.nn.init.ones_(model.task_prompt)
+    save_delta(path, model, base=fingerprint(TINY), about={})
     return path
 
 
@@ -163,7 +154,7 @@ def test_a_delta_without_its_base_says_what_is_missing(delta: Path) -> None:
         load(delta)
     other = Path("other.safetensors")
     save_file(load_file(TINY), other, metadata={"backbone": "tiny", "note": "other bytes"})
-    with pytest.raises(CheckpointError, match="wants another base"):
+    with pytest.raises(CheckpointError, match="trained from weights of sha256"):
         load(delta, base=other)
     with pytest.raises(CheckpointError, match=r"gone\.pth: no such weights file"):
         load(delta, base="gone.pth")

@@ -143,9 +143,8 @@ def describe(config: Config) -> str:
     from sum.models.archs import ARCHS
     from sum.models.backbones import BACKBONES
 
-    settings, optim = config.finetune, config.finetune.optim
+    settings, optim, side = config.finetune, config.finetune.optim, BACKBONES[config.model.backbone].side
     rounds = "one-shot prompts" if ARCHS[settings.arch].one_shot else f"{settings.rounds.rounds} rounds"
-    side = BACKBONES[config.model.backbone].side
     adapted = [name for name, on in (("encoder", settings.lora.encoder), ("decoder", settings.lora.decoder)) if on]
     adapters = f" of rank {settings.lora.rank} in the {' and '.join(adapted)}" if settings.arch == "lora" else ""
     return (
