@@ -5,7 +5,7 @@
 A step is what stage finetune runs with method sum and defaults: one image, its masks, 7 rounds of prompts (hq: one-shot
 prompts), then AdamW; random weights and pixels, fp32, one thread. Each arch has a process of its own. Memory: the
 highest resident size beyond that before the model was made (Linux). Seconds: processor time of the fastest step after
-the first. Sizes: files as they are published, MB of 10^6 bytes.
+the first. Sizes: files as they are published, MB of 10^6 bytes. --steps 0: numbers and files only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -68,7 +69,13 @@ def measure(name: str, *, backbone: str, masks: int, steps: int) -> dict[str, fl
     with tempfile.TemporaryDirectory() as folder:
         save_both(Path(folder), model, base="0" * 64, about={})
         sizes = [(Path(folder) / file).stat().st_size for file in (DELTA, WEIGHTS)]
-    return {"trained": trained, "peak": peak, "seconds": min(times[1:]), "delta": sizes[0], "whole": sizes[1]}
+    return {
+        "trained": trained,
+        "peak": peak,
+        "seconds": min(times[1:], default=math.nan),
+        "delta": sizes[0],
+        "whole": sizes[1],
+    }
 
 
 def resident() -> int:
@@ -92,6 +99,8 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--arch", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
+        if not asked.steps:
+            found["peak"] = math.nan
         megabytes = [f"{found[key] / 1e6:,.1f} MB" for key in ("peak", "delta", "whole")]
         table.add_row(name, f"{found['trained']:,}", megabytes[0], f"{found['seconds']:.2f}", *megabytes[1:])
     Console(width=120).print(table)

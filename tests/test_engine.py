@@ -104,6 +104,12 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert [round(learning_rate(t, options), 3) for t in range(10)] == [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
 
 
+def test_learning_rate_drops_to_a_tenth_for_the_last_steps() -> None:
+    changes = {"steps": 6, "lr": 1.0, "warmup_steps": 1, "decay_steps": 0, "drop_last": 2}
+    options = LoopOptions(**{**OPTIONS, **changes})  # type: ignore[arg-type]
+    assert [learning_rate(t, options) for t in range(6)] == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1])
+
+
 @pytest.mark.parametrize("backbone", ["tiny", "vit_b"])
 def test_layer_decay_groups(backbone: str) -> None:
     with torch.device("meta"):

@@ -28,7 +28,7 @@ from sum.config import load_config
 from sum.data.batches import TrainBatch, collate
 from sum.data.coarse import CoarseScenes
 from sum.engine import Loop, LoopOptions
-from sum.models.archs import ArchSpec
+from sum.models.archs import ARCHS, ArchSpec
 from sum.models.backbones import BACKBONES, build_tiny
 from sum.models.checkpoint import load_segmenter
 from sum.models.mask_chunk import MaskChunk
@@ -170,6 +170,8 @@ def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
         "full": ["finetune.arch=full"],
         "decoder": ["finetune.arch=decoder"],
         "lora": ["finetune.arch=lora"],
+        "adapter": ["finetune.arch=adapter"],
+        "hq": ["finetune.arch=hq"],
         "pieces": ["finetune.accumulate=6"],
     }.items():
         case = case_of(load_config([*changes, "finetune.rounds.rounds=1"]))
@@ -177,14 +179,25 @@ def test_parts_that_do_not_train_and_adapters_are_in_the_plan() -> None:
         trained = sum(value.numel() for value in case.build().parameters() if value.requires_grad)
         assert found[name].training == 3 * 4 * trained, name
     assert found["decoder"].training < found["lora"].training < found["full"].training
+    assert found["hq"].training < found["decoder"].training < found["adapter"].training
+    assert max(found["decoder"].peak, found["hq"].peak) < found["adapter"].peak
     assert found["decoder"].peak < found["lora"].peak  # the encoder's activations are not kept
     assert max(found["lora"].peak, found["pieces"].peak) < found["full"].peak
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lora", "finetune.lora.decoder=true"],
+        pytest.param(["adapter"], marks=pytest.mark.slow),
+        pytest.param(["hq"], marks=pytest.mark.slow),
+    ],
+)
 @apart
-def test_a_model_with_adapters_is_made_without_values() -> None:
+def test_a_model_with_more_than_sam_is_made_without_values(words: list[str]) -> None:
     """Every tensor as in the model that trains, in the same place, but none of the machine's memory."""
-    case = case_of(load_config(["finetune.arch=lora", "finetune.lora.decoder=true"]))
+    arch, *more = words
+    case = case_of(load_config([f"finetune.arch={arch}", *more]))
     with FakeTensorMode():
         made = make_without_values(case.build)
     real = case.build()
@@ -260,6 +273,25 @@ def test_the_plan_of_this_project_says_what_fits(capsys: pytest.CaptureFixture[s
     assert "finetune: tiny at 128 px, method sum, trains full, 6 images x 4 masks a step, 2 rounds" in said
     assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
     assert "time:" not in said
+
+
+@pytest.mark.slow
+@apart
+def test_one_shot_prompts_are_planned_as_one_round(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--no-time", "device=cpu", "finetune.arch=hq"]) == 0
+    said = capsys.readouterr().out
+    assert "trains hq, 6 images x 4 masks a step, one-shot prompts, losses" in said
+    assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
+
+
+def test_proposals_of_other_archs_are_those_that_can_help() -> None:
+    words = {arch: [said for said, _ in proposals(load_config([f"finetune.arch={arch}"]))] for arch in ARCHS}
+    assert {arch for arch, said in words.items() if "another training: of the decoder alone" in said} == {
+        "full", "lora", "adapter",
+    }  # fmt: skip
+    assert [arch for arch, said in words.items() if "another training: adapters in the encoder" in said] == ["full"]
+    recompute = {arch for arch, said in words.items() if "the same gradients, more time" in said}
+    assert recompute == {"full", "lora", "adapter"}
 
 
 def test_proposals_go_from_the_same_training_to_another() -> None:
