@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +18,6 @@ from torch import Tensor
 
 from sum.errors import ConfigError
 from sum.named_weights import CACHE, URI, load
-
-log = logging.getLogger(__name__)
 
 PARTS = (
     "image_encoder", "prompt_encoder", "mask_decoder", "preprocess", "postprocess_masks", "mask_threshold",
@@ -46,9 +44,10 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         base: str | Path | None = None,
         uri: str = URI,
         cache: Path = CACHE,
+        quiet: bool = False,
     ) -> None:
         """weights, base, uri, cache: as sum.named_weights.load; task: of calls that name none; device: auto, cpu,
-        cuda, cuda:1, mps.
+        cuda, cuda:1, mps; quiet: do not print what was loaded, with its fingerprint, to stderr.
 
         Raises CheckpointError when the weights are missing, cut or foreign (never are others taken instead),
         TrackingError when MLflow does not give them, ConfigError for an unknown task or device.
@@ -59,7 +58,8 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         self._asked: dict[str, Sam] = {}
         self._task = task
         super().__init__(self.for_task(task))
-        log.info("loaded %r", self)
+        if not quiet:  # not by logging, which a notebook does not show
+            print(f"loaded {self!r}", file=sys.stderr)  # noqa: T201
 
     def __repr__(self) -> str:
         what = f"{self.segmenter.backbone}, task {self._task}, {self.device}"

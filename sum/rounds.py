@@ -75,9 +75,8 @@ def train_rounds(
 
     backward takes a scalar loss; the losses of all rounds and masks add up to the mean over images and rounds. chunk:
     how many masks are at work at once (default: all). What chance decides for a mask hangs on its seed alone.
-    Returns scalars: loss, and of it the mask losses (focal and Dice), the IoU head's and each term's; the IoU after the
-    first and the last round, how many masks were at work at once, and how often memory did not suffice for more; and
-    `mask_losses` `[N]`, what each mask loses in a round. Raises OutOfMemory.
+    Returns scalars: loss and its parts (masks, IoU head, terms), the IoU after the first and the last round, how many
+    masks were at work at once, how often memory did not suffice; and `mask_losses` `[N]` a round. Raises OutOfMemory.
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures

@@ -231,6 +231,8 @@ class FinetuneConfig:
         )
         taught = not self.method.startswith("augseg") or self.optim.ema > 0
         require(taught, f"method {self.method}: its teacher is the average of the weights; set optim.ema, 0.99 say")
+        three = not self.method.startswith("augseg") or self.arch != "hq"
+        require(three, f"method {self.method} chooses among three outputs, and arch hq has one: use another of the two")
 
     def of_weights(self) -> dict[str, Any]:
         """The settings without those that change no bit of the weights: a training goes on when one of them changes.

@@ -230,14 +230,15 @@ def test_images_are_held_a_batch_at_a_time_and_a_missing_prompt_is_told(tuned: P
         list(ours.predict_images(photos(1), [CLICK], image_format="HSV"))
 
 
-def test_what_is_loaded_is_told(tuned: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="sum")
+def test_what_is_loaded_is_told(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = Predictor(tuned, task="part", device="cpu")
     assert ours.fingerprint == fingerprint(tuned)
     assert ours.weights == tuned
     assert isinstance(ours.segmenter, Segmenter)
     assert repr(ours) == f"<Predictor {tuned} (tiny, task part, cpu), sha256 {ours.fingerprint}>"
-    assert f"loaded {ours!r}" in caplog.text
+    assert capsys.readouterr().err == f"loaded {ours!r}\n"
+    Predictor(tuned, quiet=True)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,9 +16,11 @@ from sum.models.archs import ARCHS, ArchSpec
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import backbone_of, fingerprint, load_base, load_segmenter, save_segmenter, save_tensors
 from sum.models.deltas import DELTA, WEIGHTS, is_delta, load_delta, save_both
+from sum.models.exports import plain_sam
 from sum.models.hq import HqSegmenter
 from sum.models.parts import select_parts
 from sum.models.segmenter import Prompts, Segmenter
+from sum.predict import Predictor
 
 SPECS = {
     **{name: ArchSpec(name) for name in ARCHS},
@@ -98,6 +101,30 @@ def test_a_delta_holds_what_trained_and_the_whole_has_sam_s_names(base: Path, na
         head = file.metadata()
     assert (head["base"], head["backbone"], head["budget"]) == (fingerprint(base), "tiny", "small")
     assert ArchSpec.from_json(head["arch"]) == spec
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_predictor_of_either_file_says_the_same_and_exports_what_merges(
+    base: Path, name: str, tmp_path: Path
+) -> None:
+    trained(base, SPECS[name], tmp_path / "mine")
+    whole = Predictor(tmp_path / "mine", quiet=True)
+    alone = Predictor(tmp_path / "mine" / DELTA, base=base, quiet=True)
+    photo = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    click = {"point_coords": np.array([[40.0, 50.0]]), "point_labels": np.array([1])}
+    said = []
+    for predictor in (whole, alone):
+        predictor.set_image(photo)
+        first = predictor.predict(**click, task="salient")
+        said.append((*first, *predictor.predict(**click, mask_input=first[2][:1], multimask_output=False)))
+        assert len(first[0]) == (1 if SPECS[name].name == "hq" else 3)
+    for ours, theirs in zip(*said, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    if SPECS[name].arch.merges:
+        assert plain_sam(alone.segmenter, task="salient").keys() == BACKBONES["tiny"].build().state_dict().keys()
+    else:
+        with pytest.raises(CheckpointError, match="no plain SAM can hold this model"):
+            plain_sam(alone.segmenter, task="salient")
 
 
 def test_a_method_without_task_prompt_has_the_base_s_in_its_delta(base: Path, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ EMA = OPTIM | {"ema": 0.9, "steps": 4}
 def test_a_teacher_wants_an_average_and_the_plan_says_what_it_leaves_out(tmp_path: Path, tracking_uri: str) -> None:
     with pytest.raises(ConfigError, match=r"augseg_box: its teacher is the average of the weights; set optim\.ema"):
         settings(tmp_path, tracking_uri, method="augseg_box")
+    with pytest.raises(ConfigError, match=r"method augseg chooses among three outputs, and arch hq has one"):
+        settings(tmp_path, tracking_uri, method="augseg", optim=EMA, arch="hq")
     words = {"sum": "", "augseg": "the teacher's pass", "u2pl": "the contrastive loss"}
     for method, said in words.items():
         told = describe(settings(tmp_path, tracking_uri, method=method, optim=EMA))
