@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,8 +21,14 @@ from sum.rounds import Autocast, Backward, Rounds, train_rounds
 
 
 def even_groups(images: int, parts: int) -> list[list[int]]:
-    """Rows of `images` in their order, in at most `parts` groups, as even as can be."""
-    return [rows.tolist() for rows in torch.arange(images).tensor_split(min(parts, images))]
+    """Rows of `images` in their order, in at most `parts` groups, as even as can be.
+
+    Without tensors: under the planner's trace they have no values.
+    """
+    parts = min(parts, images)
+    size, more = divmod(images, parts)
+    edges = [number * size + min(number, more) for number in range(parts + 1)]
+    return [list(range(low, high)) for low, high in pairwise(edges)]
 
 
 def apart(groups: Sequence[Sequence[int]], views: Sequence[int]) -> list[list[int]]:

@@ -17,6 +17,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum.errors import ConfigError
+from sum.models.hq import HqSegmenter
+from sum.models.segmenter import Segmenter
 from sum.named_weights import CACHE, URI, load
 
 PARTS = (
@@ -45,9 +47,11 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         uri: str = URI,
         cache: Path = CACHE,
         quiet: bool = False,
+        hq_token_only: bool | None = None,
     ) -> None:
         """weights, base, uri, cache: as sum.named_weights.load; task: of calls that name none; device: auto, cpu,
-        cuda, cuda:1, mps; quiet: do not print what was loaded, with its fingerprint, to stderr.
+        cuda, cuda:1, mps; quiet: do not print what was loaded, with its fingerprint, to stderr; hq_token_only: of an
+        HQ-SAM model, the head's logits alone (True) or SAM's + the head's (False); None: as it was published.
 
         Raises CheckpointError when the weights are missing, cut or foreign (never are others taken instead),
         TrackingError when MLflow does not give them, ConfigError for an unknown task or device.
@@ -55,6 +59,8 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         loaded = load(weights, base=base, uri=uri, cache=cache)
         self.segmenter = loaded.model.to(_device(device))
         self.weights, self.fingerprint = loaded.weights, loaded.fingerprint
+        if hq_token_only is not None:
+            _set_head(self.segmenter, alone=hq_token_only)
         self._asked: dict[str, Sam] = {}
         self._task = task
         super().__init__(self.for_task(task))
@@ -189,6 +195,13 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
             yield
         finally:
             self.model = before
+
+
+def _set_head(model: Segmenter, *, alone: bool) -> None:
+    """Whether an HQ-SAM model answers its head's logits alone. Raises ConfigError for another model."""
+    if not isinstance(model, HqSegmenter):
+        raise ConfigError(f"hq_token_only: this model is no HQ-SAM, its arch is '{model.arch.name}'. Leave it out")
+    model.hq_only = alone
 
 
 def _device(name: str) -> torch.device:

@@ -80,14 +80,14 @@ def train_rounds(
     """
     chunk = chunk or MaskChunk()
     failures = chunk.failures
-    with needs_room("the image encoder", mend=LESS_ENCODER), autocast():
-        features = model.encode(batch.image, batch.hw)
     with needs_room("the first prompts"):
         seeds = seeds_of(batch, generator)
         asked = batch if rounds.weigh_points else without_doubt(batch)
         prompts = prompts_of(asked, model=model, rounds=rounds, seeds=seeds)
     if rounds.relabel is not None and isinstance(prompts, Prompts):  # never one-shot prompts, see Rounds
         batch = rounds.relabel(batch, prompts)
+    with needs_room("the image encoder", mend=LESS_ENCODER), autocast():  # now: a teacher has given its memory back
+        features = model.encode(batch.image, batch.hw)
     chances = uniform(seeds, start=LATER, count=rounds.count - 1).unbind(1)
     share = image_shares(batch.image_index, images=len(batch.image))
 

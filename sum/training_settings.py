@@ -175,6 +175,14 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HqConfig:
+    """HQ-SAM's head (Ke et al. 2023): arch `hq`."""
+
+    __pydantic_config__ = _STRICT
+    token_only: bool = False  # what is published answers the head's logits alone, not SAM's + the head's
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Changes of training images; the paper has none."""
 
@@ -217,6 +225,7 @@ class FinetuneConfig:
     arch: Arch = "full"  # what learns; the rest of SAM is frozen
     lora: LoraConfig = field(default_factory=LoraConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    hq: HqConfig = field(default_factory=HqConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     accumulate: int = 1  # pieces in which a process goes through its images of a step: less memory, the same gradient
     recompute_encoder: bool = False  # run the encoder's blocks again in the backward pass: less memory, same gradient

@@ -172,6 +172,7 @@ def test_the_student_loses_by_the_best_of_three_against_the_teachers_masks(
         backward=lambda loss: loss.backward(),
     )  # fmt: skip
     assert {int(label) for label in asked[0].label[:, 0]} <= labels
+    assert rounds.views.box_odds == (1.0 if labels == {BOX_FIRST} else Rounds().box_odds)
     with torch.no_grad():
         answer = student.decode(student.encode(part.image, part.hw), part.image_index, asked[0], multimask=True).logits
     side, target = part.mask.shape[-1], relabelled[0]

@@ -24,7 +24,7 @@ from sum.models.refiner import other_path
 from sum.rounds import Rounds
 from sum.settings import PseudoLabelConfig, UncertaintyConfig
 from sum.storage import S3, fetch, sha256_file
-from sum.training_settings import FinetuneConfig, OptimConfig, RoundsConfig
+from sum.training_settings import AdapterConfig, FinetuneConfig, HqConfig, LoraConfig, OptimConfig, RoundsConfig
 
 PACKAGE = Path(__file__).parents[1]
 MANIFEST = Path("data/manifest")
@@ -145,8 +145,17 @@ def loop_options(optim: OptimConfig, config: Config) -> LoopOptions:
 
 def arch_of(settings: FinetuneConfig) -> ArchSpec:
     """What `finetune.arch` names, with the options that are of it."""
-    options = {"lora": asdict(settings.lora), "adapter": asdict(settings.adapter)}
-    return ArchSpec(settings.arch, options.get(settings.arch, {}))
+    options = _options(settings)
+    return ArchSpec(settings.arch, asdict(options[settings.arch]) if settings.arch in options else {})
+
+
+def unused_options(settings: FinetuneConfig) -> list[str]:
+    """The sections of other archs than the one that is trained, where they are not as they are by default."""
+    return [name for name, own in _options(settings).items() if name != settings.arch and own != type(own)()]
+
+
+def _options(settings: FinetuneConfig) -> dict[str, LoraConfig | AdapterConfig | HqConfig]:
+    return {"lora": settings.lora, "adapter": settings.adapter, "hq": settings.hq}
 
 
 def round_options(

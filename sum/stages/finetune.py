@@ -48,6 +48,7 @@ from sum.stages.common import (
     fingerprint,
     loop_options,
     round_options,
+    unused_options,
 )
 from sum.storage import replace_folder, write_json
 from sum.training_record import begin, log_rows, skipped_items
@@ -154,6 +155,8 @@ def choose_parts(config: Config, model: Segmenter, *, method: MethodOptions) -> 
 
     And whatever else decides how the model trains; `python -m sum plan` makes its model here too.
     """
+    for name in unused_options(config.finetune):
+        log.warning("finetune.%s has no effect: finetune.arch is '%s'", name, config.finetune.arch)
     tasks = method.task_prompt != "off"
     found = select_parts(model, spec=arch_of(config.finetune), task_prompt=tasks, seed=config.seed)
     found.recompute_encoder = config.finetune.recompute_encoder

@@ -74,6 +74,21 @@ def test_a_view_is_put_together_of_two_photos(seed: int, hw: tuple[int, int], mo
     assert len(found.mask) == left  # at 32 px a tenth of a pixel is enough
 
 
+def test_the_student_sees_changed_photos_and_the_teacher_plain_ones() -> None:
+    first, second = sample((24, 32), seed=1), sample((28, 26), seed=2)
+    found = mixed(first, second, box=(4, 5, 16, 15), masks=9, rng=np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    want = intensity.changed(first.image, (24, 32), rng=rng)
+    want[:, 5:15, 4:16] = intensity.changed(second.image, (28, 26), rng=rng)[:, 5:15, 4:16]
+    assert torch.equal(found.image, want)
+    cut = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    cut[5:15, 4:16] = True
+    assert not torch.equal(found.image[:, ~cut], first.image[:, ~cut])
+    assert not torch.equal(found.image[:, cut], second.image[:, cut])
+    assert found.views is not None
+    assert torch.equal(found.views.image, torch.stack([first.image, second.image]))
+
+
 def test_masks_of_which_too_little_is_left_are_dropped_and_there_are_never_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

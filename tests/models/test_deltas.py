@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sum.errors import CheckpointError
+from sum.errors import CheckpointError, ConfigError
 from sum.models.archs import ARCHS, ArchSpec
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import backbone_of, fingerprint, load_base, load_segmenter, save_segmenter, save_tensors
@@ -118,6 +119,15 @@ def test_a_predictor_of_either_file_says_the_same_and_exports_what_merges(
         first = predictor.predict(**click, task="salient")
         said.append((*first, *predictor.predict(**click, mask_input=first[2][:1], multimask_output=False)))
         assert len(first[0]) == (1 if SPECS[name].name == "hq" else 3)
+    for only in (False, True):
+        if SPECS[name].name == "hq":
+            other = Predictor(tmp_path / "mine", quiet=True, hq_token_only=only)
+            other.set_image(photo)
+            same = np.array_equal(other.predict(**click, task="salient")[2], said[0][2])
+            assert same == (only == SPECS[name].options["token_only"])
+        else:
+            with pytest.raises(ConfigError, match=rf"no HQ-SAM, its arch is '{re.escape(whole.segmenter.arch.name)}'"):
+                Predictor(tmp_path / "mine", quiet=True, hq_token_only=only)
     for ours, theirs in zip(*said, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     if SPECS[name].arch.merges:
