@@ -197,6 +197,7 @@ def die_at(folder: Path, call: int) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_call_to_the_disk_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path: Path) -> None:
     """kill -9 of a copy of this process, then the rest of the run here; until a copy lives to the end."""
     short = {"steps": 3, "checkpoint_every": 1}

@@ -73,6 +73,7 @@ def cannot_take(claims: Claims, *, seconds: float) -> None:
         time.sleep(LEASE / 8)
 
 
+@pytest.mark.slow
 def test_of_many_that_see_a_dead_holder_one_takes_over(uri: str) -> None:
     uploads.put(f"{uri}/a", b'{"worker": "gone", "beat": 7}')
     watchers = [BucketClaims(uri, lease=LEASE) for _ in range(4)]

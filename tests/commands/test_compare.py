@@ -123,6 +123,7 @@ def test_other_rules_are_refused_unless_forced(bench: Path, capsys: pytest.Captu
     assert "- other rules, compared by force: " in (OUT / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_seeds_are_one_model(bench: Path, weights: tuple[Path, Path]) -> None:
     names = []
     for number, prompt in enumerate((0.2, 0.4, 0.6)):
@@ -206,6 +207,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(bench: Path, weights:
     assert list(groups_of(words, [], config=load_config(), work=Path("work"))) == ["base", "a/best", "b/best"]
 
 
+@pytest.mark.slow
 def test_rounds_without_the_first_and_a_gate_that_wants_more(bench: Path) -> None:
     """Automatic generation has one round only; the gate looks at the rounds that were played."""
     wide = ["evaluate.rounds=2", "evaluate.report_rounds=[2]", "evaluate.everything=true", "register.rounds=[1,2]"]

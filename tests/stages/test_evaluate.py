@@ -305,6 +305,7 @@ def test_rounds_are_one_to_nine(rounds: int, weights: tuple[Path, Path]) -> None
         configured(weights, rounds=rounds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 9])
 def test_one_round_and_nine(rounds: int, project: Path, weights: tuple[Path, Path]) -> None:
     folder = evaluate.run(configured(weights, rounds=rounds, report_rounds=[1, rounds], **BARE), model="base")

@@ -77,6 +77,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(config: Config, tmp_path: Path)
     assert Path("out.safetensors").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_other_start_weights_or_another_manifest_are_another_training(config: Config, tmp_path: Path) -> None:
     mask = np.zeros((64, 64), dtype=bool)
     mask[10:40, 10:50] = True

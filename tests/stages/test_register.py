@@ -272,6 +272,7 @@ def test_an_override_crowns_against_the_gate_for_good_and_says_so(config, caplog
     assert json.loads(run(config, budget="small").read_text()) == found  # `dvc repro` without the word changes nothing
 
 
+@pytest.mark.slow
 def test_a_rollback_outlives_the_next_run_of_register(config):
     write_rows("base", figures(0.6, 0.5))
     for budget, part in (("small", 0.6), ("large", 0.7)):
@@ -287,6 +288,7 @@ def test_a_rollback_outlives_the_next_run_of_register(config):
     assert json.loads(run(forced, budget="large").read_text())["champion"]["version"] == "2"
 
 
+@pytest.mark.slow
 def test_running_again_makes_no_second_version_and_a_stricter_gate_takes_the_crown(config):
     write_rows("base", figures(0.6, 0.5))
     write_rows("small", figures(0.7, 0.6))
@@ -298,6 +300,7 @@ def test_running_again_makes_no_second_version_and_a_stricter_gate_takes_the_cro
     assert Registry(config.tracking.uri).at("sum", alias="champion") is None
 
 
+@pytest.mark.slow
 def test_new_weights_are_a_new_version_of_the_run_that_made_them(config):
     write_rows("base", figures(0.6, 0.5))
     write_rows("small", figures(0.7, 0.6))
@@ -315,6 +318,7 @@ def test_new_weights_are_a_new_version_of_the_run_that_made_them(config):
     assert len(set(run_ids)) == 2
 
 
+@pytest.mark.slow
 def test_a_model_that_no_evaluation_was_logged_for_gets_its_figures_once(config):
     """After `dvc pull`, or when DVC took evaluate from its run cache, this server has not met the figures."""
     write_rows("base", figures(0.6, 0.5))

@@ -345,6 +345,7 @@ def test_a_refiner_of_other_weights_makes_no_maps_in_passing(project: Path) -> N
     assert not Path("work/uncertainty").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "other"), [("discrepancy_teacher", "student"), ("discrepancy_decoders", "decoder")])
 def test_a_discrepancy_is_the_distance_of_two_refiners(project: Path, method: str, other: str) -> None:
     """Each of them asked alone as the paper's method gives what is compared."""
