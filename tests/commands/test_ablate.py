@@ -65,7 +65,7 @@ def evaluate(folder: Path) -> None:
             "image_id": f"test/{image}",
             "mask_id": f"test/{image}#{mask}",
             "area": 9,
-            "output": "oracle",
+            "output": output,
             "round": number,
             "iou": chance.uniform(),
             "boundary_iou": chance.uniform(),
@@ -74,6 +74,7 @@ def evaluate(folder: Path) -> None:
         for image in range(3)
         for mask in range(2)
         for number in (1, 2)
+        for output in ("oracle", "single")
     ]
     folder.mkdir(parents=True)
     write_table(folder / ROWS, rows, ROW_SCHEMA)
@@ -228,7 +229,9 @@ def test_a_dry_run_writes_nothing(children: Children, capsys) -> None:
     assert main([*CALL, "--dry-run", "--only", "vanilla"]) == 0
     told = capsys.readouterr().out
     assert "small-human_only-full-0: to do, not asked for" in told
-    assert "  finetune small tracking.experiment=sum-ablation finetune.method=vanilla seed=1\n" in told
+    assert (
+        "  finetune small tracking.experiment=sum-ablation finetune.method=vanilla finetune.arch=full seed=1\n" in told
+    )
     assert "3 of 5 runs to make" in told
     assert not Path("work").exists()
 
@@ -286,3 +289,36 @@ def test_checkpoints_go_and_nothing_of_the_project_is_written(children: Children
     assert [path.name for path in kept.iterdir()] == ["weights"]
     assert now() == files
     assert {path.name for path in Path("data").iterdir()} == {name.split("/")[1] for name in files}
+
+
+def test_rows_with_one_output_are_compared_by_it_alone(children: Children) -> None:
+    grid = "ablation.grid=[{methods:[human_only,sum],archs:[full,hq]}]"
+    assert main(["ablate", grid, "ablation.budgets=[small]", "ablation.seeds=[0]"]) == 0
+    table, pairs = (pd.read_csv(f"work/ablation/{name}.csv") for name in ("tables", "pairs"))
+    full, hq = ({f"small-{method}-{arch}" for method in ("human_only", "sum")} for arch in ("full", "hq"))
+    assert set(table.loc[table["output"] == "oracle", "row"]) == {"base", *full}
+    assert set(table.loc[table["output"] == "single", "row"]) == {"base", *full, *hq}
+    assert set(pairs.loc[pairs["output"] == "oracle", "first"]) == full
+    assert set(pairs.loc[pairs["output"] == "single", "first"]) == full | hq
+    text = Path("work/ablation/tables.md").read_text()
+    sure = text.split("## What is sure")[1].split("##")[0]
+    assert "- small: sum: " in sure
+    assert "- small: sum, hq (single output): " in sure
+    assert Path("work/ablation/curves-small-single.png").is_file()
+
+
+def test_what_a_step_is_is_said_of_each_row(children: Children) -> None:
+    grid = "ablation.grid=[{methods:[human_only,sum],archs:[full,hq]},{methods:[augseg]}]"
+    assert main(["ablate", grid, "ablation.budgets=[small]", "ablation.seeds=[0]", "finetune.optim.ema=0.9"]) == 0
+    whole = (
+        "a step: 1 images, 1 masks each, 2 rounds, but `human_only, hq`, `sum, hq`: one prompt a mask (a box, ten "
+        "points, or the mask with noise); `augseg`: 2 rounds of human masks, one prompt of masks of unlabelled images\n"
+    )
+    assert f"- {whole}" in Path("work/ablation/tables.md").read_text()
+    assert "one prompt of masks of unlabelled images" in Path("work/ablation/index.html").read_text()
+
+
+def test_without_exceptions_a_step_is_the_same_in_every_row(children: Children) -> None:
+    assert main(CALL) == 0
+    text = Path("work/ablation/tables.md").read_text()
+    assert "- a step: 1 images, 1 masks each, 2 rounds, in every row\n" in text
