@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sum import ablation
-from sum.ablation import BASE, Row, Run, chosen, differing, overrides, rows_of, run_code, runs_of
+from sum.ablation import BASE, Row, Run, chosen, differing, overrides, refuse_words, rows_of, run_code, runs_of
 from sum.ablation_settings import ARCH_NAMES, METHOD_NAMES, AblationConfig
 from sum.commands.ablate_inputs import settings_of
 from sum.commands.ablate_runner import slots
-from sum.config import compose, load_config
+from sum.config import check_config, compose, load_config
 from sum.errors import ConfigError
 from sum.methods import METHODS
 from sum.models.archs import ARCHS
@@ -214,3 +217,30 @@ def test_a_gpu_is_one_runs_and_cores_are_shared(jobs, device, environment, place
 def test_more_jobs_than_places_are_refused(jobs, device, environment, message) -> None:
     with pytest.raises(ConfigError, match=message):
         slots(jobs, device=device, environment=environment)
+
+
+def documented() -> list[list[str]]:
+    """The words of every `python -m sum ablate` that README and docs show as a command."""
+    found = []
+    for page in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))):
+        for line in page.read_text().splitlines():
+            shown = re.match(r"\s*python -m sum ablate(.*)$", line)
+            found += [shlex.split(shown[1], comments=True)] if shown else []
+            found += [shlex.split(words) for words in re.findall(r"`python -m sum ablate ([^`]*=[^`]*)`", line)]
+    return found
+
+
+def test_documented_commands_are_runs_that_can_be() -> None:
+    commands = documented()
+    assert len(commands) >= 6
+    for words in commands:
+        given = [word for word in words if re.match(r"[a-z_.]+=", word)]
+        refuse_words(given)
+        tree = compose(given, folder=PROJECT)
+        section = check_config(tree, source="params.yaml").ablation
+        rows = rows_of(section.budgets, section.pairs())
+        for row in rows:
+            settings_of(Run(row), tree, section.settings)
+        if "--only" in words:
+            after = itertools.takewhile(lambda word: not word.startswith("-"), words[words.index("--only") + 1 :])
+            assert chosen(rows, list(after))
