@@ -75,6 +75,7 @@ SECTION = TypeAdapter(AblationConfig)
         ({"settings": {"hq": {"optim.masks_per_image": 1}}}, "the masks of a step"),
         ({"settings": {"hq": {"rounds.rounds": 1}}}, "the rounds of a step"),
         ({"settings": {"hq": {"rounds.box_odds": 1}}}, "the kinds of prompt"),
+        ({"settings": {"hq": {"augment.flip": 0.5}}}, "all rows have the same the images"),
         ({"settings": {"hq": {"early_stop.patience": 1}}}, "steps, and the images"),
         ({"settings": {"hq": {"method": "sum"}}}, "settings.hq.method: is the row's own name"),
         ({"settings": {"hq": {"optim.lrr": 1}}}, "no number 'optim.lrr'; did you mean 'optim.lr'?"),
@@ -172,7 +173,15 @@ def test_what_differs_is_told_by_key() -> None:
 
 
 def test_code_of_tables_and_commands_is_not_what_runs_are_made_of(tmp_path: Path, monkeypatch) -> None:
-    names = ("engine.py", "data/labels.py", "commands/use.py", "ablation.py", "data/ablation_tables.py")
+    names = (
+        "engine.py",
+        "data/labels.py",
+        "commands/use.py",
+        "serving.py",
+        "predict.py",
+        "ablation.py",
+        "data/ablation_tables.py",
+    )
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1\n")

@@ -135,12 +135,9 @@ def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: 
 
 def _tracking(config: Config) -> str:
     """MLflow's address, one that means the same from every folder; the experiment is made if need be."""
-    from sum.mlflow_client import URI, connect
+    from sum.mlflow_client import URI, absolute, connect
     from sum.tracking import experiment_id
 
-    uri = os.environ.get(URI) or config.tracking.uri
-    kind, slashes, place = uri.partition(":///")
-    if slashes and kind == "sqlite" and not Path(place).is_absolute():
-        uri = f"sqlite:///{Path(place).absolute()}"
+    uri = absolute(os.environ.get(URI) or config.tracking.uri)
     experiment_id(connect(uri), f"{config.tracking.experiment}{SUFFIX}")
     return uri

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sum.ablation import Row, Run, differing, overrides, own_settings, run_code
 from sum.config import Config, check_config
 from sum.data.records import read_manifest
@@ -169,7 +171,8 @@ def _stamp(row: Row | None, config: Config, files: Mapping[str, str]) -> dict[st
         read = [LABELS / "summary.json"] if method.pseudo_labels else []  # it names the bytes of all shards
         read += [MAPS / "summary.json"] if method.reads_maps else []
     found = {str(path): sha256_file(path) for path in read}
-    return {**flatten(tree), **files, **found, "code": run_code(), "device": pick_device(config.device).type}
+    device = pick_device(config.device).type
+    return {**flatten(tree), **files, **found, "code": run_code(), "torch": torch.__version__, "device": device}
 
 
 def prepare(plan: Plan, *, params: bytes, shared: Sequence[str], project: Path, out: Path) -> None:

@@ -77,7 +77,7 @@ class Children:
                 if self.over.is_set():
                     return 1
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "sum.guard", sys.executable, "-m", "sum", *words],
+                    [sys.executable, "-m", "sum.guard", str(os.getpid()), sys.executable, "-m", "sum", *words],
                     cwd=folder,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,

@@ -40,8 +40,10 @@ from sum.errors import DataError, MissingInput
 from sum.evaluation import Bench
 from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
+from sum.models.deltas import load_delta
 from sum.models.interact import Protocol
 from sum.models.refiner import load_refiner
+from sum.models.segmenter import Segmenter
 from sum.models.sieve import GeneratorSettings
 from sum.progress import counting
 from sum.registry import run_of_weights
@@ -99,6 +101,13 @@ class Subject:
     weights: Path
     backbone: str
     refiner: Path | None = None  # for the uncertainty of its first answers
+    base: Path | None = None  # the weights that `weights`, a delta, belongs to
+
+    def load(self) -> Segmenter:
+        """The model, on the CPU. Raises CheckpointError."""
+        if self.base is not None:
+            return load_delta(self.weights, base=self.base)
+        return load_segmenter(self.weights, backbone=self.backbone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +126,7 @@ def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path)
     """
     settings, suite = config.evaluate, suite_of(config)
     device = own_device(pick_device(config.device))
-    segmenter = load_segmenter(subject.weights, backbone=subject.backbone).to(device).eval()
+    segmenter = subject.load().to(device).eval()
     protocol = protocol_of(config, subject, benchmark)
     origin = str(protocol["weights_sha256"])
     refiner = load_refiner(subject.refiner, base=segmenter, origin=origin) if subject.refiner else None

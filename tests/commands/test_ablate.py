@@ -20,6 +20,7 @@ from sum.commands.ablate_inputs import shared_paths
 from sum.config import load_config
 from sum.data import ablation_page
 from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
+from sum.mlflow_client import absolute
 from sum.storage import write_json
 from tests.ablation_world import make_project
 
@@ -379,3 +380,24 @@ def test_a_run_is_stamped_when_its_turn_has_come(children: Children, monkeypatch
     assert main(CALL) == 0
     assert len(begun) == 9
     assert all(stamped == called for stamped, called in begun)
+
+
+@pytest.mark.parametrize(
+    ("uri", "same"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
+        ("sqlite+pysqlite:///a/mlflow.db", "sqlite+pysqlite:///{here}/a/mlflow.db"),
+        ("sqlite:////b/mlflow.db", "sqlite:////b/mlflow.db"),
+        ("mlruns", "file://{here}/mlruns"),
+        ("./mlruns", "file://{here}/mlruns"),
+        ("file:mlruns", "file://{here}/mlruns"),
+        ("file:///b/mlruns", "file:///b/mlruns"),
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("postgresql://u@host/db", "postgresql://u@host/db"),
+        ("databricks", "databricks"),
+        ("databricks:mine", "databricks:mine"),
+    ],
+)
+def test_relative_stores_of_mlflow_are_made_absolute(tmp_path: Path, monkeypatch, uri: str, same: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute(uri) == same.format(here=tmp_path)

@@ -311,6 +311,8 @@ def test_the_page_is_one_file_without_scripts(boards, both) -> None:
     assert {link[1:] for link in links if link.startswith("#")} <= set(re.findall(r'id="([^"]*)"', page))
     assert "url(" not in page
     assert "a is &lt;b&gt;" in page
+    assert "Every row was trained" not in page  # a warning says otherwise
+    assert "Every row was trained" in render(shown, drawn, **(words | {"warnings": []}))
     text = markdown(shown, **words)
     assert "**Mind:** failed: x." in text
     assert all(f"## {table.title}" in text for table in shown)
