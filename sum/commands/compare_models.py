@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sum.config import Config
 from sum.errors import ConfigError, MissingInput
 from sum.models.checkpoint import backbone_of
+from sum.models.deltas import load_delta
 from sum.named_weights import FORMS as OF_WEIGHTS
 from sum.named_weights import base_of, find, find_base
 from sum.stages.common import base_weights
@@ -31,7 +33,8 @@ class Named:
     def subject(self) -> Subject:
         """What evaluate is to look at, where there is no evaluation yet."""
         assert self.weights is not None
-        return Subject(self.label, self.weights, self.backbone, base=self.base)
+        loader = None if self.base is None else partial(load_delta, self.weights, base=self.base)
+        return Subject(self.label, self.weights, self.backbone, loader=loader)
 
     @property
     def place(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +40,6 @@ from sum.errors import DataError, MissingInput
 from sum.evaluation import Bench
 from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
-from sum.models.deltas import load_delta
 from sum.models.interact import Protocol
 from sum.models.refiner import load_refiner
 from sum.models.segmenter import Segmenter
@@ -101,13 +100,11 @@ class Subject:
     weights: Path
     backbone: str
     refiner: Path | None = None  # for the uncertainty of its first answers
-    base: Path | None = None  # the weights that `weights`, a delta, belongs to
+    loader: Callable[[], Segmenter] | None = None  # of weights that are no whole model
 
     def load(self) -> Segmenter:
         """The model, on the CPU. Raises CheckpointError."""
-        if self.base is not None:
-            return load_delta(self.weights, base=self.base)
-        return load_segmenter(self.weights, backbone=self.backbone)
+        return self.loader() if self.loader else load_segmenter(self.weights, backbone=self.backbone)
 
 
 @dataclass(frozen=True, slots=True)
