@@ -50,11 +50,20 @@ def ablation_flow(
     """
     done = {stage: str(dvc_stage(stage)) for stage in stages_before()}
     words = [*(settings or []), "--out", out, *(["--jobs", str(jobs)] if jobs else [])]
+    folder = Path.cwd() / out
+    before = changed(folder)
     try:
         ablate([*words, *(["--only", *only] if only else [])])
     finally:
-        show(Path.cwd() / out)
+        if changed(folder) != before:  # else they are of another call: this one was refused, or ended before them
+            show(folder)
     return done
+
+
+def changed(folder: Path) -> int | None:
+    """When tables were last written in nanoseconds, None without them."""
+    told = folder / "tables.md"
+    return told.stat().st_mtime_ns if told.is_file() else None
 
 
 def show(folder: Path) -> None:

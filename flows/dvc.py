@@ -95,7 +95,7 @@ def out_of_date(stages: Iterable[str], *, project: Path) -> list[str]:
 def _guarded(words: list[str], project: Path) -> Iterator[subprocess.Popen[str]]:
     """`python -m WORDS` as a child whose lines come through one pipe; told to stop when the block ends first."""
     with subprocess.Popen(
-        [sys.executable, "-m", "sum.guard", sys.executable, "-m", *words],
+        [sys.executable, "-m", "sum.guard", str(os.getpid()), sys.executable, "-m", *words],
         cwd=project,
         env=environment(),
         stdin=subprocess.DEVNULL,

@@ -20,7 +20,27 @@ from sum.errors import ConfigError
 FULL = "full"
 BASE = "base"
 PACKAGE = Path(__file__).parent
-NOT_RUN = ("commands/", "ablation", "data/ablation")  # code that no training or evaluation runs: tables may change
+MADE = (  # sections of stages that are over when runs begin; evaluation asks pseudo_label's grid of points, too
+    "demo",
+    "datasets",
+    "ingest",
+    "validate",
+    "refine",
+    "pseudo_label",
+    "uncertainty",
+    "check_labels",
+)
+BY_ROWS = {"finetune.method": "ablation.grid", "finetune.arch": "ablation.grid", "seed": "ablation.seeds"}
+NOT_RUN = (  # code that no training or evaluation runs, or that only starts it: these may change
+    "commands/",
+    "ablation",
+    "data/ablation",
+    "cli.py",
+    "mlflow_model.py",
+    "named_weights.py",
+    "predict.py",
+    "serving.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +119,26 @@ def overrides(run: Run, words: Sequence[str], settings: Mapping[str, Mapping[str
     return [*shared, *(f"{key}={_word(value)}" for key, value in own.items())]
 
 
+def refuse_words(words: Sequence[str]) -> None:
+    """Raise ConfigError for a key=value of the command line that no run reads, or that rows set for themselves."""
+    for word in words:
+        key = _key(word)
+        section = key.partition(".")[0]
+        if section in MADE:
+            raise ConfigError(
+                f"ablate: {word}: runs learn from what stage {section} has made, so this would change nothing of it. "
+                "Set it in params.yaml and run `dvc repro check_labels`"
+            )
+        if key in BY_ROWS:
+            raise ConfigError(f"ablate: {word}: rows set {key} for themselves; name it in {BY_ROWS[key]}")
+
+
+def overridden(row: Row, words: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The words of the command line that a row's own settings win over."""
+    own = own_settings(Run(row), settings)
+    return [word for word in words if _key(word) in own]
+
+
 def own_settings(run: Run, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Dotted key of params.yaml -> value of what a run has for itself; {} for the base."""
     if run.row is None:
@@ -110,7 +150,7 @@ def own_settings(run: Run, settings: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+")
+    return word.partition("=")[0].lstrip("+~")
 
 
 def _word(value: Any) -> str:

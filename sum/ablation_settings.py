@@ -27,6 +27,7 @@ EQUAL = {  # keys of `finetune` that no row may set for itself: rows are compare
     "rounds.box_noise": "the prompts",
     "rounds.box_noise_limit": "the prompts",
     "rounds.loss_side": "the size at which losses are taken",
+    "augment": "the images",
     "early_stop": "steps, and the images that are learnt from",
 }
 

@@ -1,8 +1,9 @@
-"""`python -m sum.guard COMMAND ...`: run a command in a process group of its own that never outlives its parent.
+"""`python -m sum.guard PARENT COMMAND ...`: run a command in a process group of its own that never outlives its parent.
 
 A flow starts DVC, which starts a stage; `python -m sum ablate` starts trainings. Killed hard (-9, out of memory), it
 could not tell them to stop, and a silent orphan would go on writing. The guard watches its parent and ends the whole
-group, gently first.
+group, gently first. PARENT is the id of the process that it watches: one that dies before the guard has started is
+noticed, too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ class _Asked(Exception):
     """SIGTERM or SIGINT came."""
 
 
-def main(command: Sequence[str]) -> int:
-    """Run `command`; returns its exit code. Told to stop, or without its parent, it dies with the whole group."""
-    parent = os.getppid()
+def main(words: Sequence[str]) -> int:
+    """Run a command, words[1:]; returns its exit code. Told to stop, or without its parent, it dies with the group.
+
+    words[0]: the id of the parent.
+    """
+    parent, command = int(words[0]), words[1:]
+    if os.getppid() != parent:  # it died while this process came up
+        return 1
     if os.getpgrp() != os.getpid():
         os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

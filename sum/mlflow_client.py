@@ -33,6 +33,33 @@ def connect(uri: str) -> Any:
     return _client(where, str(Path.cwd()))
 
 
+def absolute(uri: str) -> str:
+    """The address of a store that means the same from every folder: relative databases and folders are made whole."""
+    kind, slashes, place = uri.partition(":///")
+    if slashes and kind.startswith("sqlite"):
+        return f"{kind}:///{Path(place).absolute()}"
+    if "://" in uri:
+        return uri
+    kind, colon, place = uri.rpartition(":")
+    if uri == "databricks":
+        return uri
+    return Path(place).absolute().as_uri() if not colon or kind == "file" else uri  # databricks:PROFILE and the like
+
+
+def require_store(uri: str) -> None:
+    """Raise TrackingError when the database of `uri`, or of MLFLOW_TRACKING_URI, is a file that is not there.
+
+    To be asked before something is looked up: MLflow would make an empty one.
+    """
+    where = absolute(os.environ.get(URI) or uri)
+    kind, slashes, place = where.partition(":///")
+    if slashes and kind.startswith("sqlite") and not Path(place).is_file():
+        raise TrackingError(
+            f"{place}: no such MLflow database. Start in the project's folder, or give its address "
+            f"(uri=, tracking.uri, or {URI} in the environment)"
+        )
+
+
 @functools.cache
 def _client(uri: str, folder: str) -> Any:
     """One client a URI; folder: a relative sqlite file is another one elsewhere."""

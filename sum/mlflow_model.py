@@ -14,20 +14,19 @@ OUTPUTS = ("masks", "scores", "task", "fingerprint")
 
 
 def describe_model(path: Path, *, weights: str, run_id: str, model_id: str) -> None:
-    """Write MLflow's description of a logged model: flavour python_function, and what goes in and comes out.
+    """Write MLflow's description of a logged model: flavour python_function, and what comes out.
 
-    weights: name of the file that LOADER gets. MLflow's own check of columns is kept from refusing anything, by
-    columns of any type that may all be absent: it answers a missing one with status 500 and takes no whole number for
-    a coordinate. LOADER checks them.
+    weights: name of the file that LOADER gets. What goes in is not described: MLflow would drop columns that are not
+    in its schema without a word, answer a missing one with status 500 and take no whole number for a coordinate.
+    LOADER sees and checks them all.
     """
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
 
     anything = AnyType()  # type: ignore[no-untyped-call]
-    inputs = Schema([ColSpec(anything, name, required=False) for name in INPUTS])
     kinds = {"masks": Array(Map(anything)), "scores": Array(DataType.double)}
     outputs = Schema([ColSpec(kinds.get(name, DataType.string), name) for name in OUTPUTS])
-    model = Model(run_id=run_id, model_id=model_id, signature=ModelSignature(inputs=inputs, outputs=outputs))
+    model = Model(run_id=run_id, model_id=model_id, signature=ModelSignature(outputs=outputs))
     model.add_flavor("python_function", loader_module=LOADER, data=weights, python_version=platform.python_version())
     model.save(str(path))
 

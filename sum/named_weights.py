@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sum.errors import CheckpointError
+from sum.mlflow_client import require_store
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import backbone_of, fingerprint, header_of, load_segmenter
 from sum.models.deltas import is_delta, load_delta
@@ -64,24 +65,35 @@ def find(word: str, *, uri: str, cache: Path) -> Found | None:
         files = (path / name for name in IN_FOLDER)
         return next((Found(path.name, file) for file in files if file.is_file()), None)
     place = cache / re.sub(r"[^A-Za-z0-9.-]", "_", word)
-    if run := RUN.fullmatch(word):
+    run, version = RUN.fullmatch(word), VERSION.fullmatch(word)
+    if run or version:
+        require_store(uri)
+    if run:
         return Found(run["run"][:8], download_run(uri, run["run"], folder=place))
-    if version := VERSION.fullmatch(word):
+    if version:
         name, alias, number = (version[part] or "" for part in ("name", "alias", "number"))
         return Found(word.removeprefix("models:/"), download(uri, name, alias=alias, number=number, folder=place))
     return None
 
 
-def load(word: str | Path, *, base: str | Path | None = None, uri: str = URI, cache: Path = CACHE) -> Loaded:
+def load(
+    word: str | Path,
+    *,
+    base: str | Path | None = None,
+    uri: str = URI,
+    cache: Path = CACHE,
+    likely: Path | None = None,
+) -> Loaded:
     """The model that a word of FORMS names.
 
-    base: the base weights of a delta, another such word; looked for by fingerprint where it is not given. Raises
+    base: the base weights of a delta, another such word; where it is not given it is looked for by fingerprint, in
+    `likely` first. Raises
     CheckpointError for a word that names nothing, and for a file that is missing, cut, of another model or no weights;
     TrackingError, StorageError.
     """
     weights = _existing(word, uri=uri, cache=cache)
-    if wanted := base_of(weights):
-        found = _existing(base, uri=uri, cache=cache) if base is not None else _base(weights, wanted)
+    if base_of(weights):
+        found = _existing(base, uri=uri, cache=cache) if base is not None else find_base(weights, likely=likely)
         return Loaded(load_delta(weights, base=found), weights, fingerprint(weights))
     if base is not None:
         raise CheckpointError(f"{weights} is a whole model: base={base} belongs to a delta. Leave it out")
@@ -107,12 +119,18 @@ def _existing(word: str | Path, *, uri: str, cache: Path) -> Path:
     return found.weights
 
 
-def _base(delta: Path, wanted: str) -> Path:
-    """The file with the fingerprint that a delta wants. Raises CheckpointError when it is in no known place."""
-    for path in _known(delta):
+def find_base(delta: Path, *, likely: Path | None = None) -> Path:
+    """The file with the fingerprint that a delta wants; likely: where it is looked for first, a file.
+
+    Raises CheckpointError when it is in no known place.
+    """
+    wanted = base_of(delta)
+    first = [likely] if likely is not None and likely.is_file() else []
+    for path in (*first, *_known(delta)):
         if fingerprint(path) == wanted:
             return path
-    places = ", ".join(str(folder) for folder in (delta.parent, *KNOWN))
+    named = [] if likely is None else [likely]
+    places = ", ".join(str(place) for place in (*named, delta.parent, SHIPPED, *KNOWN))
     raise CheckpointError(
         f"{delta} is a delta and wants its base, the weights with sha256 {wanted}; none in {places} is that file. "
         "Name it: base=FILE (of `export`: --base FILE)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import math
 import threading
 from collections.abc import Mapping
@@ -45,6 +46,13 @@ def read_request(row: Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> Req
 
     None and NaN are as if left out. Raises DataError with the reason why it cannot be answered.
     """
+    strange = [name for name in row if name not in INPUTS and not _absent(row[name])]
+    if strange:
+        if not all(isinstance(name, str) for name in strange):  # what pandas calls the columns of a list
+            raise DataError("no object: each of dataframe_records wants the form {'image': ..., 'points': ...}")
+        near = difflib.get_close_matches(strange[0], INPUTS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise DataError(f"unknown column {_short(strange[0])}.{hint} Known: {', '.join(INPUTS)}")
     given = {name: _plain(row[name]) for name in INPUTS if not _absent(row.get(name))}
     image = _image(given.get("image"), max_pixels=max_pixels)
     size = (image.shape[1], image.shape[0])

@@ -242,6 +242,13 @@ class FinetuneConfig:
         require(taught, f"method {self.method}: its teacher is the average of the weights; set optim.ema, 0.99 say")
         three = not self.method.startswith("augseg") or self.arch != "hq"
         require(three, f"method {self.method} chooses among three outputs, and arch hq has one: use another of the two")
+        lora = self.arch != "lora" or self.lora.encoder
+        learns = self.method != "u2pl" or (self.arch in ("full", "lora", "adapter") and lora)
+        require(
+            learns,
+            f"method u2pl: its contrastive loss is of the image embedding, and with arch {self.arch} no part of the "
+            "image encoder learns: use full, adapter, or lora with lora.encoder: true",
+        )
 
     def of_weights(self) -> dict[str, Any]:
         """The settings without those that change no bit of the weights: a training goes on when one of them changes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,23 @@ import torch
 import yaml
 from PIL import Image
 
+from sum.config import check_config, load_config
 from sum.core.geometry import mask_to_box
 from sum.data.demo import make_scene
 from sum.data.records import ImageRecord, MaskRecord, encode_mask, write_manifest
+from sum.stages import pseudo_label, uncertainty
 from sum.storage import sha256_file
 from tests.bench_world import PARAMS, make_weights
+
+LABELLED = [  # a grid of few points, whose masks are all kept: the weights are random
+    ("pseudo_label.points_per_side", 2),
+    *((f"pseudo_label.{name}", 0.0) for name in ("pred_iou_thresh", "stability_thresh")),
+    ("pseudo_label.box_nms_thresh", 1.0),
+    ("pseudo_label.max_area_share", 2.0),
+    ("pseudo_label.min_area", 1),
+    ("uncertainty.min_refine_area", 1),
+    ("finetune.optim.images_per_batch", 2),
+]
 
 
 def scene(number: int, dataset: str, split: str) -> tuple[ImageRecord, list[MaskRecord]]:
@@ -36,25 +49,41 @@ def scene(number: int, dataset: str, split: str) -> tuple[ImageRecord, list[Mask
     return image, masks
 
 
+def unlabelled(image: ImageRecord) -> ImageRecord:
+    """A photo without masks."""
+    return replace(image, task="unspecified")
+
+
+def make_labels() -> None:
+    """Pseudo-labels and maps by the real stages, in the working directory of a project with the changes LABELLED."""
+    config = load_config()
+    for stage in (pseudo_label, uncertainty):
+        stage.run(config)
+
+
 def make_project(folder: Path, *, changes: Sequence[tuple[str, Any]] = ()) -> None:
     """Fill the working directory `folder`; changes: dotted key and value of its params.yaml.
 
-    Of the labels there are only the notes that are looked at: rows that learn from them cannot be trained.
+    Of the labels there are only the notes that are looked at: rows that learn from them want `make_labels`.
     """
     weights, refiner = make_weights(folder / "weights")
     parts = [scene(number, "learn_a", "train") for number in range(2)]
     parts += [scene(number, "learn_b", "train") for number in range(2, 4)]
     parts += [scene(number, "test", "test") for number in range(4, 7)]
+    parts += [(unlabelled(image), []) for image, _ in (scene(number, "more", "unlabelled") for number in (7, 8))]
     write_manifest(Path("data/manifest"), [image for image, _ in parts], [mask for _, found in parts for mask in found])
     Path("data/refiner").mkdir()
     refiner.rename("data/refiner/model.safetensors")
-    for name in ("pseudo_labels", "uncertainty"):
+    params = small_params(weights, changes)
+    config = check_config(params, source="params.yaml")
+    for section, name in (("pseudo_label", "pseudo_labels"), ("uncertainty", "uncertainty")):
         Path("data", name).mkdir()
-        Path("data", name, "summary.json").write_text("{}")
+        made = {key: value for key, value in asdict(getattr(config, section)).items() if key != "on_bad"}
+        Path("data", name, "summary.json").write_text(json.dumps({"settings": made}))
     for name in ("validation/report.json", "checks/labels.json"):
         Path("data", name).parent.mkdir()
         Path("data", name).write_text(json.dumps({"success": True, "manifest": fingerprint()}))
-    Path("params.yaml").write_text(yaml.safe_dump(small_params(weights, changes), sort_keys=False))
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def fingerprint() -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sum import ablation
-from sum.ablation import BASE, Row, Run, chosen, differing, overrides, rows_of, run_code, runs_of
+from sum.ablation import BASE, Row, Run, chosen, differing, overrides, refuse_words, rows_of, run_code, runs_of
 from sum.ablation_settings import ARCH_NAMES, METHOD_NAMES, AblationConfig
 from sum.commands.ablate_inputs import settings_of
 from sum.commands.ablate_runner import slots
-from sum.config import compose, load_config
+from sum.config import check_config, compose, load_config
 from sum.errors import ConfigError
 from sum.methods import METHODS
 from sum.models.archs import ARCHS
@@ -72,6 +75,7 @@ SECTION = TypeAdapter(AblationConfig)
         ({"settings": {"hq": {"optim.masks_per_image": 1}}}, "the masks of a step"),
         ({"settings": {"hq": {"rounds.rounds": 1}}}, "the rounds of a step"),
         ({"settings": {"hq": {"rounds.box_odds": 1}}}, "the kinds of prompt"),
+        ({"settings": {"hq": {"augment.flip": 0.5}}}, "all rows have the same the images"),
         ({"settings": {"hq": {"early_stop.patience": 1}}}, "steps, and the images"),
         ({"settings": {"hq": {"method": "sum"}}}, "settings.hq.method: is the row's own name"),
         ({"settings": {"hq": {"optim.lrr": 1}}}, "no number 'optim.lrr'; did you mean 'optim.lr'?"),
@@ -169,7 +173,15 @@ def test_what_differs_is_told_by_key() -> None:
 
 
 def test_code_of_tables_and_commands_is_not_what_runs_are_made_of(tmp_path: Path, monkeypatch) -> None:
-    names = ("engine.py", "data/labels.py", "commands/use.py", "ablation.py", "data/ablation_tables.py")
+    names = (
+        "engine.py",
+        "data/labels.py",
+        "commands/use.py",
+        "serving.py",
+        "predict.py",
+        "ablation.py",
+        "data/ablation_tables.py",
+    )
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1\n")
@@ -214,3 +226,30 @@ def test_a_gpu_is_one_runs_and_cores_are_shared(jobs, device, environment, place
 def test_more_jobs_than_places_are_refused(jobs, device, environment, message) -> None:
     with pytest.raises(ConfigError, match=message):
         slots(jobs, device=device, environment=environment)
+
+
+def documented() -> list[list[str]]:
+    """The words of every `python -m sum ablate` that README and docs show as a command."""
+    found = []
+    for page in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))):
+        for line in page.read_text().splitlines():
+            shown = re.match(r"\s*python -m sum ablate(.*)$", line)
+            found += [shlex.split(shown[1], comments=True)] if shown else []
+            found += [shlex.split(words) for words in re.findall(r"`python -m sum ablate ([^`]*=[^`]*)`", line)]
+    return found
+
+
+def test_documented_commands_are_runs_that_can_be() -> None:
+    commands = documented()
+    assert len(commands) >= 6
+    for words in commands:
+        given = [word for word in words if re.match(r"[a-z_.]+=", word)]
+        refuse_words(given)
+        tree = compose(given, folder=PROJECT)
+        section = check_config(tree, source="params.yaml").ablation
+        rows = rows_of(section.budgets, section.pairs())
+        for row in rows:
+            settings_of(Run(row), tree, section.settings)
+        if "--only" in words:
+            after = itertools.takewhile(lambda word: not word.startswith("-"), words[words.index("--only") + 1 :])
+            assert chosen(rows, list(after))

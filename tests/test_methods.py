@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sum.config import load_config
 from sum.core.losses import LossWeights, mask_losses
 from sum.data.batches import TrainBatch
 from sum.data.labels import LabelStore
 from sum.data.records import read_manifest
 from sum.data.samples import PseudoImages, replaced
+from sum.errors import ConfigError
 from sum.methods import METHODS, MethodOptions
+from sum.models.archs import ARCHS, ArchSpec
 from sum.models.backbones import BACKBONES
 from sum.models.checkpoint import load_segmenter
+from sum.models.extras import with_extras
 from sum.models.refiner import Refiner, save_refiner
 from sum.models.segmenter import Segmenter
 from sum.rounds import Rounds, first_prompts, train_rounds, valid_pixels
@@ -30,6 +35,7 @@ from sum.training_settings import Method
 from tests.drawing import draw
 from tests.stages.label_world import SIZES, WEIGHTS, configure, make_project
 
+PROJECT = Path(__file__).parents[1]
 LABELS, MAPS = Path("data/pseudo_labels"), Path("data/uncertainty")
 
 
@@ -239,3 +245,23 @@ def test_even_points_reach_the_uncertain_half() -> None:
         for s in range(20)
     ]
     assert 0.3 < float((torch.cat(xy)[:, 0] < 64).float().mean()) < 0.7  # 80 draws, 12 of 24 columns: sd 0.06
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHS))
+@pytest.mark.parametrize("encoder", [True, False])
+def test_u2pl_wants_an_encoder_that_learns_when_settings_are_read(arch: str, encoder: bool) -> None:
+    words = ["finetune.method=u2pl", f"finetune.arch={arch}"]
+    options = {"encoder": encoder, "decoder": True} if arch == "lora" else {}
+    words += [f"finetune.lora.{name}={str(value).lower()}" for name, value in options.items()]
+    if ArchSpec(arch, options).encoder_learns:
+        assert load_config(words, root=PROJECT).finetune.arch == arch
+    else:
+        with pytest.raises(ConfigError, match=rf"with arch {re.escape(arch)} no part of the image encoder learns"):
+            load_config(words, root=PROJECT)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHS))
+def test_archs_with_one_shot_prompts_are_those_with_one_output(arch: str) -> None:
+    """So the tables of an ablation tell them apart."""
+    model = Segmenter(BACKBONES["tiny"].build(), backbone="tiny")
+    assert with_extras(model, ArchSpec(arch)).single_output == ARCHS[arch].one_shot

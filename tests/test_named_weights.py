@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sum import named_weights
 from sum.errors import CheckpointError, TrackingError
+from sum.mlflow_client import URI as VARIABLE
 from sum.models.archs import ArchSpec
 from sum.models.checkpoint import fingerprint, load_segmenter
 from sum.models.deltas import save_delta
@@ -146,6 +148,17 @@ def test_the_base_of_a_delta_is_found_by_its_fingerprint(delta: Path, place: str
     assert loaded.fingerprint == hashlib.sha256(delta.read_bytes()).hexdigest()
 
 
+def test_a_likely_base_is_tried_first_and_the_searched_places_are_named(delta: Path) -> None:
+    likely = Path("elsewhere/mine.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"none in elsewhere/mine\.safetensors, data/models/large, nowhere, check"
+    ):
+        load(delta, likely=likely)
+    likely.parent.mkdir()
+    shutil.copy(TINY, likely)
+    assert load(delta, likely=likely).weights == delta
+
+
 def test_a_delta_without_its_base_says_what_is_missing(delta: Path) -> None:
     wanted = fingerprint(TINY)
     with pytest.raises(
@@ -161,3 +174,11 @@ def test_a_delta_without_its_base_says_what_is_missing(delta: Path) -> None:
     assert load(delta, base=TINY).model.backbone == "tiny"
     with pytest.raises(CheckpointError, match=r"is a whole model: base=.* belongs to a delta"):
         load(TINY, base=TINY)
+
+
+@pytest.mark.parametrize("word", ["models:/sum-ft-large@champion", "sum-ft-large/1", "f" * 32])
+def test_a_database_that_is_not_there_is_named_and_not_made(folder: Path, monkeypatch, word: str) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(TrackingError, match=re.escape(f"{folder / 'mlflow.db'}: no such MLflow database")):
+        load(word)
+    assert not list(folder.iterdir())

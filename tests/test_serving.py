@@ -97,6 +97,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**GOOD, "task": 3}, "task: unknown 3"),
     ({**GOOD, "multimask": "yes"}, "multimask: wants true or false, got 'yes'"),
     ({**GOOD, "multimask": 1}, "multimask: wants true or false, got 1"),
+    ({**GOOD, "multimsk": False}, "unknown column 'multimsk'. Did you mean 'multimask'? Known: image, points, labels"),
 ]
 
 
@@ -170,12 +171,17 @@ def test_mlflow_loads_a_logged_model_and_predicts(tracking_uri: str, weights: Pa
     assert stored == {"MLmodel", "environment.txt", "model.safetensors"}  # nothing pickled
     with as_default(connect(tracking_uri)):
         model = mlflow.pyfunc.load_model("models:/sum-ft-large@champion")
-        assert model.metadata.get_input_schema().input_names() == list(INPUTS)
+        assert model.metadata.get_input_schema() is None  # it would drop a column that is not in it without a word
         assert model.metadata.get_output_schema().input_names() == ["masks", "scores", "task", "fingerprint"]
         assert_is_the_predictors(model.predict(pd.DataFrame(ROWS)), weights)
-        for rows, said in (([{**GOOD, "task": "parts"}], "row 1: task: unknown 'parts'"), ([], "no rows: send")):
+        for rows, said in (
+            (pd.DataFrame([{**GOOD, "task": "parts"}]), "row 1: task: unknown 'parts'"),
+            (pd.DataFrame([GOOD, {**GOOD, "multimsk": False}]), "row 2: unknown column 'multimsk'"),
+            (pd.DataFrame(["x"]), "row 1: no object: each of dataframe_records wants the form"),
+            (pd.DataFrame([], columns=list(INPUTS)), "no rows: send"),
+        ):
             with pytest.raises(mlflow.MlflowException) as error:
-                model.predict(pd.DataFrame(rows, columns=list(INPUTS)))
+                model.predict(rows)
             assert error.value.get_http_status_code() == 400
             assert said in json.loads(error.value.serialize_as_json())["message"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sum.ablation import Row
     from sum.commands.ablate_inputs import Plan
     from sum.config import Config
 
+log = logging.getLogger(__name__)
 OUT = Path("work/ablation")
 PARAMS = Path("params.yaml")
 SUFFIX = "-ablation"  # of MLflow's experiment
@@ -43,31 +46,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     """Make the runs that are wanted and write the tables of all that are done; returns the tables.
 
-    Raises MissingInput before stage check_labels, ConfigError for a grid or settings that cannot be and for runs begun
-    with something else, InUse while another process works in the folder, RunsFailed, after all is written, when runs
-    failed.
+    Raises MissingInput before stage check_labels, ConfigError for a grid or words that cannot be, for labels or maps
+    made with other numbers and for runs begun with something else, InUse while another process works in the folder,
+    RunsFailed, after all is written, when runs failed.
     """
-    from sum.ablation import Run, chosen, rows_of, runs_of
-    from sum.commands.ablate_inputs import make_plans, refuse_others, require_inputs
+    from sum.ablation import Run, chosen, refuse_words, rows_of, runs_of
+    from sum.commands.ablate_inputs import make_plans, refuse_others, require_inputs, require_made_so
     from sum.config import check_config, compose
     from sum.errors import ConfigError
 
     strange = [word for word in options.words if "=" not in word]
     if strange:
         raise ConfigError(f"ablate: '{strange[0]}' is no key=value; rows are chosen by --only")
+    refuse_words(options.words)
     tree = compose(options.words, folder=Path.cwd())
     config = check_config(tree, source=PARAMS.name)
     rows = rows_of(config.ablation.budgets, config.ablation.pairs())
     wanted = chosen(rows, options.only)
     require_inputs()
+    require_made_so(config)
     words = [*options.words, f"tracking.experiment={config.tracking.experiment}{SUFFIX}"]
     out = options.out.resolve()
     plans = make_plans([Run(None), *runs_of(rows, config.ablation.seeds)], words, tree, out=out)
     todo = [plan for plan in plans if plan.run.row is None or plan.run.row in wanted]
+    _tell_overridden(wanted, options.words, config)
     if options.dry_run:
         return _told(plans, todo, out)
     refuse_others(todo, out=out)
     return _made(config, plans, todo, jobs=options.jobs, out=out)
+
+
+def _tell_overridden(rows: Sequence[Row], words: Sequence[str], config: Config) -> None:
+    """Log which numbers of the command line do not reach a row, for it has its own."""
+    from sum.ablation import overridden
+
+    for row in rows:
+        lost = overridden(row, words, config.ablation.settings)
+        if lost:
+            log.warning("%s: %s: ablation.settings win for this row", row.name, ", ".join(lost))
 
 
 def _told(plans: Sequence[Plan], todo: Sequence[Plan], out: Path) -> str:
@@ -84,7 +100,7 @@ def _told(plans: Sequence[Plan], todo: Sequence[Plan], out: Path) -> str:
 def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: int | None, out: Path) -> str:
     from sum.claims import FolderClaims
     from sum.commands import ablate_results, ablate_runner
-    from sum.commands.ablate_inputs import prepare, shared_paths
+    from sum.commands.ablate_inputs import places_of, prepare, shared_paths
     from sum.errors import InUse, RunsFailed
     from sum.stages.common import training_device
 
@@ -95,15 +111,19 @@ def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: 
         waiting = [plan for plan in todo if plan.state != "done"]
         params, project = PARAMS.read_bytes(), Path.cwd()
         shared = shared_paths(config, project=project) if waiting else []
-        for plan in waiting:
+        for plan in waiting:  # all of them, before the first begins
+            places_of(plan, shared, out=out)
+
+        def begin(plan: Plan) -> None:
             prepare(plan, params=params, shared=shared, project=project, out=out)
+
         uri = _tracking(config) if waiting else ""
 
         def environment(plan: Plan) -> dict[str, str]:
             tags = json.dumps(plan.run.tags(out.name))
             return ablate_runner.environment_of(plan, tags=tags, uri=uri, cache=project / "work/cache")
 
-        failed = ablate_runner.make(waiting, places, environment) if waiting else {}
+        failed = ablate_runner.make(waiting, places, environment, begin=begin) if waiting else {}
         result = ablate_results.write(config, plans, failed, out=out)
     text = f"{result.text}\nTables: {out / 'tables.md'}, {out / 'index.html'}\n" if result else "no row is done yet\n"
     if failed:
@@ -115,12 +135,9 @@ def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: 
 
 def _tracking(config: Config) -> str:
     """MLflow's address, one that means the same from every folder; the experiment is made if need be."""
-    from sum.mlflow_client import URI, connect
+    from sum.mlflow_client import URI, absolute, connect
     from sum.tracking import experiment_id
 
-    uri = os.environ.get(URI) or config.tracking.uri
-    kind, slashes, place = uri.partition(":///")
-    if slashes and kind == "sqlite" and not Path(place).is_absolute():
-        uri = f"sqlite:///{Path(place).absolute()}"
+    uri = absolute(os.environ.get(URI) or config.tracking.uri)
     experiment_id(connect(uri), f"{config.tracking.experiment}{SUFFIX}")
     return uri

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sum.ablation import Row, Run, differing, overrides, own_settings, run_code
 from sum.config import Config, check_config
 from sum.data.records import read_manifest
@@ -97,6 +99,23 @@ def require_inputs() -> None:
     require_valid(CHECKED, reader=READER, maker="check_labels")
 
 
+def require_made_so(config: Config) -> None:
+    """Raise ConfigError when labels or maps were made with other numbers than params.yaml has now.
+
+    Runs would be stamped with numbers that made nothing of theirs.
+    """
+    asked = {
+        LABELS / "summary.json": ("pseudo_label", asdict(config.pseudo_label)),
+        MAPS / "summary.json": ("uncertainty", asdict(config.uncertainty)),
+    }
+    for path, (section, now) in asked.items():
+        made = _read(path).get("settings", {})
+        here = {key: value for key, value in now.items() if key in made} if made else now
+        found = differing(flatten({section: made}), flatten({section: here}))
+        if found:
+            raise ConfigError(f"{path}: made with {'; '.join(found[:4])} in params.yaml. Run `dvc repro check_labels`")
+
+
 def make_plans(runs: Sequence[Run], words: Sequence[str], tree: Mapping[str, Any], *, out: Path) -> list[Plan]:
     """All runs, each with the settings it would get, which are checked. Raises ConfigError for one that cannot be.
 
@@ -152,7 +171,8 @@ def _stamp(row: Row | None, config: Config, files: Mapping[str, str]) -> dict[st
         read = [LABELS / "summary.json"] if method.pseudo_labels else []  # it names the bytes of all shards
         read += [MAPS / "summary.json"] if method.reads_maps else []
     found = {str(path): sha256_file(path) for path in read}
-    return {**flatten(tree), **files, **found, "code": run_code(), "device": pick_device(config.device).type}
+    device = pick_device(config.device).type
+    return {**flatten(tree), **files, **found, "code": run_code(), "torch": torch.__version__, "device": device}
 
 
 def prepare(plan: Plan, *, params: bytes, shared: Sequence[str], project: Path, out: Path) -> None:
@@ -164,16 +184,22 @@ def prepare(plan: Plan, *, params: bytes, shared: Sequence[str], project: Path, 
     folder = plan.folder
     (folder / "data").mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "params.yaml", params)
-    for name in shared:
-        place = Path(os.path.normpath(folder / name))
+    for name, place in places_of(plan, shared, out=out).items():
+        _link(place, project / name)
+    if not (folder / STAMP).is_file():  # last: with it the run has begun
+        write_json(folder / STAMP, plan.stamp)
+
+
+def places_of(plan: Plan, shared: Sequence[str], *, out: Path) -> dict[str, Path]:
+    """Path of the project -> where a run looks for it. Raises ConfigError for photos that would be outside of `out`."""
+    found = {name: Path(os.path.normpath(plan.folder / name)) for name in shared}
+    for name, place in found.items():
         if not place.is_relative_to(out):
             raise ConfigError(
                 f"datasets: photos in {name}, seen from a run's folder, are outside of {out}: give these data sets "
                 "roots that are absolute, or an --out that lies deeper"
             )
-        _link(place, project / name)
-    if not (folder / STAMP).is_file():  # last: with it the run has begun
-        write_json(folder / STAMP, plan.stamp)
+    return found
 
 
 def _link(place: Path, target: Path) -> None:

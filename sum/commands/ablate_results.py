@@ -16,10 +16,23 @@ from sum.config import Config
 from sum.data import published
 from sum.data.ablation_costs import cost_table
 from sum.data.ablation_page import charts, markdown, render
-from sum.data.ablation_scores import Board, Draws, Scored, difference, long_table, pair_table, reference
+from sum.data.ablation_scores import (
+    ORACLE,
+    SINGLE,
+    Board,
+    Draws,
+    Scored,
+    Scores,
+    difference,
+    long_table,
+    reference,
+    scores,
+)
 from sum.data.ablation_tables import tables
 from sum.data.protocols import read_protocol, unlike
-from sum.data.score_tables import games_of, read_rows
+from sum.data.score_tables import EVERYTHING, Game, games_of, read_rows
+from sum.methods import METHODS
+from sum.models.archs import ARCHS
 from sum.storage import write_atomic
 
 READER = "ablate"
@@ -44,29 +57,31 @@ def write(config: Config, plans: Sequence[Plan], failed: Mapping[str, str], *, o
     if base is None or not scored:
         return None
     protocols = {plan.run.name: read_protocol(plan.evaluation, reader=READER) for plan in done}
-    rows, told = [entry.row for entry in scored], sorted(config.evaluate.report_rounds)
+    told = sorted(config.evaluate.report_rounds)
     draws = Draws(config.evaluate.resamples, config.seed)
     main, *others = games_of(protocols[base.run.name])
-    board = Board(base.evaluation, scored, main)
-    long = long_table(board, draws, same_data=_same_data(config, base.evaluation))
-    pairs = pair_table(board, draws, rounds=told)
+    same = _same_data(config, base.evaluation)
+    oracle, single = (
+        scores(board, draws, rounds=told, same_data=same) for board in _boards(base.evaluation, scored, main)
+    )
     costs = cost_table(scored, _seconds(done))
-    further = [long_table(Board(base.evaluation, scored, game), draws, same_data=frozenset()) for game in others]
-    shown = tables(long, pairs, costs, rows=rows, told=told)
+    boards = [board for game in others for board in _boards(base.evaluation, scored, game)]
+    further = [long_table(board, draws, same_data=frozenset()) for board in boards]
+    shown = tables(oracle, single, costs, told=told)
     warnings = [
         *_lacks(plans, failed),
         *(f"{run} was evaluated otherwise: {what}" for run, what in unlike(protocols).items()),
     ]
     facts = _facts(config, done, protocols[base.run.name], costs)
     warnings += _unequal(costs)
-    words: dict[str, Any] = {"sure": _sure(pairs, rows), "facts": facts, "warnings": warnings}
-    drawn = charts(long, rows)
+    words: dict[str, Any] = {"sure": _sure(oracle, single), "facts": facts, "warnings": warnings}
+    drawn = charts(oracle, single)
     text = markdown(shown, **words)
     written = {
         "tables.md": text.encode(),
         "index.html": render(shown, drawn, **words).encode(),
-        "tables.csv": _csv(pd.concat([long, *further])),
-        "pairs.csv": _csv(pairs),
+        "tables.csv": _csv(pd.concat([oracle.long, single.long, *further])),
+        "pairs.csv": _csv(pd.concat([oracle.pairs, single.pairs])),
         "cost.csv": _csv(costs),
         **{f"{name}.png": png for name, _, png in drawn},
     }
@@ -81,6 +96,22 @@ def _scored(done: Sequence[Plan]) -> list[Scored]:
         if plan.run.row is not None:
             found.setdefault(plan.run.row, {})[plan.run.seed] = plan.evaluation
     return [Scored(row, dict(sorted(seeds.items()))) for row, seeds in found.items()]
+
+
+def _one_output(row: Row) -> bool:
+    """Whether its models have one output: those that are trained by one-shot prompts."""
+    return ARCHS[row.arch].one_shot
+
+
+def _boards(base: Path, scored: Sequence[Scored], game: Game) -> list[Board]:
+    """Of the oracle with the rows that have several outputs, of the single output with all.
+
+    Automatic mask generation has one board of all rows: it takes whatever outputs a model has.
+    """
+    if game[0] == EVERYTHING:
+        return [Board(base, scored, game)]
+    several = [entry for entry in scored if not _one_output(entry.row)]
+    return [Board(base, several, game, output=ORACLE), Board(base, scored, game, output=SINGLE)]
 
 
 def _seconds(done: Sequence[Plan]) -> dict[tuple[Row, int], float]:
@@ -119,7 +150,9 @@ def _facts(
     config: Config, done: Sequence[Plan], protocol: Mapping[str, Any], costs: pd.DataFrame
 ) -> list[tuple[str, str]]:
     """What all rows have in common, and what each has for itself."""
-    optim, rounds = config.finetune.optim, config.finetune.rounds
+    optim = config.finetune.optim
+    rows = [plan.run.row for plan in done if plan.run.row is not None]
+    prompts = _prompts(rows, rounds=config.finetune.rounds.rounds)
     steps = ", ".join(str(int(number)) for number in sorted(costs["steps"].dropna().unique())) or "unknown"
     stamp = next(plan.stamp for plan in done if plan.run.row is not None)
     manifest = {name: value for name, value in stamp.items() if name.endswith(".parquet")}
@@ -129,7 +162,7 @@ def _facts(
     )
     return [
         ("steps", f"{steps} in every row"),
-        ("a step", f"{optim.images_per_batch} images, {optim.masks_per_image} masks each, {rounds.rounds} rounds"),
+        ("a step", f"{optim.images_per_batch} images, {optim.masks_per_image} masks each, {prompts}"),
         ("seeds", ", ".join(map(str, config.ablation.seeds))),
         ("settings of rows", json.dumps(own, sort_keys=True) if own else "none: all train with the same numbers"),
         (
@@ -144,22 +177,46 @@ def _facts(
     ]
 
 
-def _sure(pairs: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    """A sentence a row: is its gain on the base sure, and its difference to SUM? mIoU over all sets and told rounds."""
-    found = []
+def _prompts(rows: Sequence[Row], *, rounds: int) -> str:
+    """How masks are prompted in training, and which rows have it otherwise."""
+    others = dict[str, dict[str, None]]()  # what -> labels, each once
     for row in rows:
+        what = ""
+        if ARCHS[row.arch].one_shot:
+            what = "one prompt a mask (a box, ten points, or the mask with noise)"
+        elif METHODS[row.method].consistency != "off":
+            what = f"{rounds} rounds of human masks, one prompt of masks of unlabelled images"
+        if what:
+            others.setdefault(what, {})[f"`{row.label}`"] = None
+    told = "; ".join(f"{', '.join(labels)}: {what}" for what, labels in others.items())
+    return f"{rounds} rounds, but {told}" if told else f"{rounds} rounds, in every row"
+
+
+def _sure(oracle: Scores, single: Scores) -> list[str]:
+    """A sentence a row: is its gain on the base sure, and its difference to SUM? mIoU over all sets and told rounds.
+
+    By the oracle; rows with one output by the single one.
+    """
+    found = []
+    for row in single.rows:
+        of = oracle if row in oracle.rows else single
+        pairs, label = of.pairs, row.label if of is oracle else f"{row.label} (single output)"
         words = [_verdict(difference(pairs, row, BASE), better="better than the base", worse="worse than the base")]
         if reference(row) != row.name:
             words.append(
                 _verdict(difference(pairs, row, reference(row)), better="better than sum", worse="worse than sum")
             )
-        found.append(f"{row.budget}: {row.label}: {'; '.join(filter(None, words))}")
+        found.append(f"{row.budget}: {label}: {'; '.join(filter(None, words))}")
+    return [*found, *(_counted(of) for of in (oracle, single) if len(of.rows) > 1)]
+
+
+def _counted(scores: Scores) -> str:
+    pairs = scores.pairs
     rivals = pairs[(pairs["task"] == "all") & (pairs["metric"] == "iou") & (pairs["second"] != BASE)]
-    found.append(
-        f"{int(rivals['sure'].sum())} of {len(rivals)} pairs of rows differ surely (pairs.csv); "
-        f"{len(rivals) / 20:.0f} would by chance if none did"
+    return (
+        f"{int(rivals['sure'].sum())} of {len(rivals)} pairs of rows differ surely by output {scores.output} "
+        f"(pairs.csv); {len(rivals) / 20:.0f} would by chance if none did"
     )
-    return found
 
 
 def _verdict(found: Mapping[str, float] | None, *, better: str, worse: str) -> str:

@@ -77,7 +77,7 @@ class Children:
                 if self.over.is_set():
                     return 1
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "sum.guard", sys.executable, "-m", "sum", *words],
+                    [sys.executable, "-m", "sum.guard", str(os.getpid()), sys.executable, "-m", "sum", *words],
                     cwd=folder,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
@@ -101,11 +101,16 @@ class Children:
 
 
 def make(
-    plans: Sequence[Plan], places: Sequence[Mapping[str, str]], environment: Callable[[Plan], Mapping[str, str]]
+    plans: Sequence[Plan],
+    places: Sequence[Mapping[str, str]],
+    environment: Callable[[Plan], Mapping[str, str]],
+    *,
+    begin: Callable[[Plan], None],
 ) -> dict[str, str]:
     """Make runs, as many at once as there are places; returns run -> what went wrong, for those that failed.
 
-    places: of `slots`; environment: of a run's commands, without what its place adds. Interrupted, it ends them all.
+    places: of `slots`; environment: of a run's commands, without what its place adds; begin: makes the folder of
+    a run, whose turn it is. Interrupted, it ends them all.
     """
     free: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     for place in places:
@@ -119,6 +124,7 @@ def make(
         def one(plan: Plan) -> None:
             place = free.get()
             try:
+                begin(plan)
                 wrong = make_one(plan, {**environment(plan), **place}, call=children.call, wait=children.over.wait)
             except (SumError, OSError) as error:
                 wrong = str(error)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sum.config import Config
 from sum.errors import ConfigError, MissingInput
 from sum.models.checkpoint import backbone_of
+from sum.models.deltas import load_delta
 from sum.named_weights import FORMS as OF_WEIGHTS
-from sum.named_weights import find
+from sum.named_weights import base_of, find, find_base
 from sum.stages.common import base_weights
 from sum.stages.evaluate import BASE, Subject
 
@@ -26,11 +28,13 @@ class Named:
     weights: Path | None = None
     backbone: str = ""
     evaluation: Path | None = None
+    base: Path | None = None  # of a delta: the weights it belongs to
 
     def subject(self) -> Subject:
         """What evaluate is to look at, where there is no evaluation yet."""
         assert self.weights is not None
-        return Subject(self.label, self.weights, self.backbone)
+        loader = None if self.base is None else partial(load_delta, self.weights, base=self.base)
+        return Subject(self.label, self.weights, self.backbone, loader=loader)
 
     @property
     def place(self) -> Path:
@@ -106,7 +110,8 @@ def resolve(word: str, *, config: Config, work: Path, reader: str = "compare") -
         return Named(path.name, evaluation=path)
     found = find(word, uri=config.tracking.uri, cache=work / "weights")
     if found is not None:
-        return _of_weights(found.label, found.weights)
+        base = find_base(found.weights, likely=base_weights(config)) if base_of(found.weights) else None
+        return replace(_of_weights(found.label, found.weights), base=base)
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, but not one that evaluate wrote: it has no protocol.json, nor weights")
     raise ConfigError(f"{reader}: '{word}' names no model. Known: {FORMS}; budgets: {', '.join(config.budgets)}")

@@ -31,15 +31,18 @@ def run(options: argparse.Namespace) -> str:
     from sum.config import load_config
     from sum.errors import ConfigError
     from sum.models.exports import export, loader
-    from sum.named_weights import load
+    from sum.named_weights import base_of, load
+    from sum.stages.common import base_weights
 
     file: Path = options.file
     if file.exists():
         raise ConfigError(f"export: {file} is there; name a new file")
-    weights = resolve(options.model, config=load_config(), work=WORK, reader="export").weights
+    config = load_config()
+    weights = resolve(options.model, config=config, work=WORK, reader="export").weights
     if weights is None:
         raise ConfigError(f"export: {options.model} is an evaluation, not weights; name a model")
-    loaded = load(weights, base=options.base)
+    likely = base_weights(config) if options.base is None and base_of(weights) else None
+    loaded = load(weights, base=options.base, likely=likely)
     digest = export(loaded.model, file, task=options.task)
     backbone = loaded.model.backbone
     return (

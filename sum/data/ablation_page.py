@@ -10,28 +10,36 @@ import pandas as pd
 
 from sum.ablation import BASE, FULL, Row
 from sum.data import published
-from sum.data.ablation_scores import REFERENCE
+from sum.data.ablation_scores import REFERENCE, Scores
 from sum.data.ablation_tables import Table
 from sum.data.charts import curves
 
 Chart = tuple[str, str, bytes]  # file name without its ending, words, PNG
 
 
-def charts(long: pd.DataFrame, rows: Sequence[Row]) -> list[Chart]:
-    """A chart a budget of the full rows (as Figure 5), and one of the light-weight ones beside SUM (as Figure 12)."""
-    unit = "prompts" if long["prompt"].iloc[0] == "box" else "points"
-    found = list[Chart]()
-    for budget in dict.fromkeys(row.budget for row in rows):
-        own = [row for row in rows if row.budget == budget]
+def charts(oracle: Scores, single: Scores) -> list[Chart]:
+    """A chart a budget of the full rows (as Figure 5), one of the light-weight ones beside SUM (as Figure 12), and one
+    of those with one output beside SUM, all by their single output.
+
+    oracle: of the rows with several outputs; single: of all.
+    """
+    long, found = oracle.long, list[Chart]()
+    unit = "prompts" if single.long["prompt"].iloc[0] == "box" else "points"
+    for budget in dict.fromkeys(row.budget for row in single.rows):
+        own = [row for row in oracle.rows if row.budget == budget]
+        one = [row for row in single.rows if row.budget == budget and row not in own]
         full = [row for row in own if row.arch == FULL]
         light = [row for row in own if row.arch != FULL]
         if full:
             words = f"{budget}: methods over the rounds, all parameters trained (as Figure 5)"
             found.append((f"curves-{budget}", words, curves(_lines(long, full), unit=unit)))
+        beside = [row for row in full if row.method == REFERENCE]
         if light:
-            beside = [row for row in full if row.method == REFERENCE]
             words = f"{budget}: light-weight architectures over the rounds (as Figure 12)"
             found.append((f"curves-{budget}-light", words, curves(_lines(long, [*beside, *light]), unit=unit)))
+        if one:
+            words = f"{budget}: single output over the rounds: architectures that have no other, beside {REFERENCE}"
+            found.append((f"curves-{budget}-single", words, curves(_lines(single.long, [*beside, *one]), unit=unit)))
     return found
 
 

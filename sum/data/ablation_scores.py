@@ -1,7 +1,8 @@
 """What the rows of an ablation reached: means over seeds with intervals, differences to the base and between rows.
 
-All of one game (a first prompt, with or without the task prompt) and one output. Seeds are drawn again as images are,
-and a difference is paired mask by mask, between two rows also seed by seed: see sum.data.scores.
+All of one game (a first prompt, with or without the task prompt) and one output: no row whose best of three answers
+counts stands beside one that has a single answer. Seeds are drawn again as images are, and a difference is paired mask
+by mask, between two rows also seed by seed: see sum.data.scores.
 """
 
 from __future__ import annotations
@@ -34,8 +35,14 @@ PAPER = {  # method -> how the published tables call it, before its budget
     "u2pl": "U2PL",
     "sum": "SUM",
 }
+PAPER_SINGLE = {  # (method, arch) -> how Table 11, of single outputs, calls it; it names no budget
+    ("human_only", "hq"): "HQ-SAM",
+    ("vanilla", "hq"): "Vanilla in HQ-SAM",
+    ("sum", "hq"): "SUM in HQ-SAM",
+}
+ORACLE, SINGLE = "oracle", "single"  # outputs, docs/evaluation.md
 Wide = pd.DataFrame  # of `spread`
-COLUMNS = ("row", "budget", "method", "arch", "prompt", "task", "metric", "round", "seeds")
+COLUMNS = ("row", "budget", "method", "arch", "prompt", "output", "task", "metric", "round", "seeds")
 ESTIMATES = ("mean", "low", "high", "gain", "gain_low", "gain_high")
 
 
@@ -56,14 +63,14 @@ class Draws:
 
 
 class Board:
-    """All evaluations of one game, read once."""
+    """All evaluations of one game and output, read once."""
 
-    def __init__(self, base: Path, scored: Sequence[Scored], game: Game) -> None:
+    def __init__(self, base: Path, scored: Sequence[Scored], game: Game, *, output: str = ORACLE) -> None:
         """base: the folder of the base's evaluation. Raises DataError when an evaluation is of other masks."""
-        self.game, self.scored = game, list(scored)
-        self.base = _wide(base, game)
+        self.game, self.output, self.scored = game, output, list(scored)
+        self.base = _wide(base, game, output)
         self.wides = {
-            entry.row: {seed: _wide(folder, game) for seed, folder in entry.seeds.items()} for entry in scored
+            entry.row: {seed: _wide(folder, game, output) for seed, folder in entry.seeds.items()} for entry in scored
         }
         self.rounds = sorted({int(number) for number in self.base.columns.unique("round")})
         for row, seeds in self.wides.items():
@@ -81,10 +88,26 @@ class Board:
         return [one[seed] - two[seed] for seed in one if seed in two]
 
 
-def _wide(folder: Path, game: Game) -> Wide:
+def _wide(folder: Path, game: Game, output: str) -> Wide:
     prompt, unspecified = game
     rows = of_game(read_rows(folder, reader=READER), prompt=prompt, unspecified=unspecified)
-    return spread(rows, rounds=sorted({int(number) for number in rows["round"]}))
+    return spread(rows, rounds=sorted({int(number) for number in rows["round"]}), output=output)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the main game comes to with one output: of `long_table` and `pair_table`."""
+
+    output: str
+    rows: list[Row]
+    long: pd.DataFrame
+    pairs: pd.DataFrame
+
+
+def scores(board: Board, draws: Draws, *, rounds: Sequence[int], same_data: frozenset[str]) -> Scores:
+    """Both tables of a board; arguments as theirs."""
+    long = long_table(board, draws, same_data=same_data)
+    return Scores(board.output, list(board.wides), long, pair_table(board, draws, rounds=rounds))
 
 
 def game_name(game: Game) -> str:
@@ -95,8 +118,8 @@ def game_name(game: Game) -> str:
 def long_table(board: Board, draws: Draws, *, same_data: frozenset[str]) -> pd.DataFrame:
     """COLUMNS and ESTIMATES, a row a (row, task or all, metric, round), the base first; values 0..1.
 
-    And published: the paper's figure of the same budget, method, metric, round and prompt (per cent / 100, NaN without
-    one); published_same_data: whether it is of the same data sets. same_data: of `published.comparable`.
+    And published: the paper's figure of the same budget, method, metric, round, prompt and output (per cent / 100,
+    NaN without one); published_same_data: whether it is of the same data sets. same_data: of `published.comparable`.
     """
     parts = [_part(None, [board.base], None, board, draws)]
     parts += [_part(row, list(seeds.values()), board.gain(row), board, draws) for row, seeds in board.wides.items()]
@@ -111,10 +134,10 @@ def _part(row: Row | None, wides: Sequence[Wide], gains: Sequence[Wide] | None, 
     for column, of in (("gain", "mean"), ("gain_low", "low"), ("gain_high", "high")):
         found[column] = float("nan") if change is None else change[of]
     names = (row.name, row.budget, row.method, row.arch) if row else (BASE, "", BASE, "")
-    about = dict(zip(COLUMNS, (*names, game_name(board.game)), strict=False))
+    about = dict(zip(COLUMNS, (*names, game_name(board.game), board.output), strict=False))
     found = found.assign(**about, task=found["name"], seeds=len(wides))
     places = found[["task", "prompt", "metric", "round"]].itertuples(index=False, name=None)
-    found["published"] = [_published(paper_label(row), *place) for place in places]
+    found["published"] = [_published(row, board.output, *place) for place in places]
     return found[[*COLUMNS, *ESTIMATES, "published"]]
 
 
@@ -127,8 +150,8 @@ def _averages(wides: Sequence[Wide], draws: Draws) -> pd.DataFrame:
 def pair_table(board: Board, draws: Draws, *, rounds: Sequence[int]) -> pd.DataFrame:
     """A row a (pair of rows of one budget, task or all, metric): `first` - `second`, means over `rounds`.
 
-    Columns budget, first, second, task, metric, seeds, difference, low, high, sure (the interval leaves out 0). The
-    base is a row, too. Pairs without a common seed are left out.
+    Columns budget, output, first, second, task, metric, seeds, difference, low, high, sure (the interval leaves out 0).
+    The base is a row, too. Pairs without a common seed are left out.
     """
     found = []
     for budget in dict.fromkeys(row.budget for row in board.wides):
@@ -140,9 +163,9 @@ def pair_table(board: Board, draws: Draws, *, rounds: Sequence[int]) -> pd.DataF
                 continue
             part = _averages([mean_of(wide, rounds) for wide in wides], draws)
             part = part.rename(columns={"name": "task", "mean": "difference"})
-            part = part.assign(budget=budget, first=first, second=second, seeds=len(wides))
+            part = part.assign(budget=budget, output=board.output, first=first, second=second, seeds=len(wides))
             found.append(part.assign(sure=(part["low"] > 0) | (part["high"] < 0)))
-    columns = ["budget", "first", "second", "task", "metric", "seeds", "difference", "low", "high", "sure"]
+    columns = ["budget", "output", "first", "second", "task", "metric", "seeds", "difference", "low", "high", "sure"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
@@ -169,34 +192,35 @@ def reference(row: Row) -> str:
     return Row(row.budget, REFERENCE, row.arch).name
 
 
-def _published(label: str | None, name: str, prompt: str, metric: str, number: int) -> float:
+def _published(row: Row | None, output: str, name: str, prompt: str, metric: str, number: int) -> float:
     """The paper's figure, 0..1; NaN without one."""
-    value = published(name, prompt=prompt, number=number, metric=metric).get(label or "")
+    label = paper_label(row, output=output) or ""
+    value = published(name, prompt=prompt, number=number, metric=metric, output=output).get(label)
     return float("nan") if value is None else value / 100
 
 
-def paper_label(row: Row | None) -> str | None:
-    """How the published tables call a row, None for one that they lack: the light-weight ones name no budget there."""
+def paper_label(row: Row | None, *, output: str = ORACLE) -> str | None:
+    """How the published tables call a row, None for one that they lack.
+
+    The light-weight ones name no budget there: those of Table 11, of single outputs, stand for every budget.
+    """
     if row is None:
         return SAM
+    if output == SINGLE:
+        return PAPER_SINGLE.get((row.method, row.arch))
     return f"{PAPER[row.method]} FT-{row.budget.capitalize()}" if row.arch == FULL and row.method in PAPER else None
 
 
 def published_gains(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Every published difference to SAM of a row that was run, beside its own; per cent.
+    """Every published figure of a row that was run, with the difference to SAM beside its own; per cent.
 
-    table: of `long_table`, the main game.
+    table: of `long_table`, the main game. published_gain is NaN where nothing was published of SAM.
     """
     base = table[table["row"] == BASE].set_index(["task", "metric", "round"])["published"]
     told = table[(table["row"] != BASE) & table["published"].notna()]
     for line in told.to_dict("records"):
         before = base[line["task"], line["metric"], line["round"]]
-        if before == before:  # not NaN
-            own = {key: 100 * line[key] for key in ("gain", "gain_low", "gain_high")}
-            place = {key: line[key] for key in ("row", "task", "metric", "round")}
-            yield {
-                **place,
-                "published": 100 * line["published"],
-                "published_gain": 100 * (line["published"] - before),
-                **own,
-            }
+        own = {key: 100 * line[key] for key in ("gain", "gain_low", "gain_high")}
+        place = {key: line[key] for key in ("row", "output", "task", "metric", "round")}
+        gain = 100 * (line["published"] - before)
+        yield {**place, "published": 100 * line["published"], "published_gain": gain, **own}

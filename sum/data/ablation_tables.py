@@ -10,11 +10,17 @@ import pandas as pd
 
 from sum.ablation import BASE, Row
 from sum.data.ablation_costs import by_row
-from sum.data.ablation_scores import REFERENCE, difference, published_gains, reference
+from sum.data.ablation_scores import REFERENCE, SINGLE, Scores, difference, published_gains, reference
 from sum.data.grids import MARKS, PUBLISHED, Cell, Words, markdown
 from sum.data.scores import METRICS, task_names
 
 NONE = "-"
+TABLE_11 = 6  # its number of points
+BEST = "the best of three answers after the first one counts (output oracle)"
+ONE = (
+    "the single answer counts in every round (output single), so that rows with one output, which stand in no other "
+    "table of figures, are measured as all others are"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,42 +42,77 @@ def _text(cell: Cell | Words) -> str:
     return cell.value if cell.change == "–" else f"{cell.value} ({cell.change})"
 
 
-def tables(
-    long: pd.DataFrame, pairs: pd.DataFrame, costs: pd.DataFrame, *, rows: Sequence[Row], told: Sequence[int]
-) -> list[Table]:
-    """All of them. long: of the main game; told: the rounds that are shown."""
-    unit = "prompts" if long["prompt"].iloc[0] == "box" else "points"
-    found = []
-    for budget in dict.fromkeys(row.budget for row in rows):
-        own = [row for row in rows if row.budget == budget]
-        found.append(_scores(long, own, told, name="all", title=f"{budget}: all tasks (as Table 1)", unit=unit))
-        found.append(_variants(long, pairs, own, told, title=f"{budget}: methods (as Table 2)", unit=unit))
-        tasks = task_names(long.loc[long["task"] != "all", "task"])
-        found += [_scores(long, own, told, name=task, title=f"{budget}: {task}", unit=unit) for task in tasks]
-    found.append(_costs(costs, rows))
-    told_gains = list(published_gains(long))
-    return [*found, _published(told_gains, rows)] if told_gains else found
+def tables(oracle: Scores, single: Scores, costs: pd.DataFrame, *, told: Sequence[int]) -> list[Table]:
+    """All of them. oracle: of the rows with several outputs; single: of all rows; told: the rounds that are shown."""
+    found, tasks = [], task_names(single.long.loc[single.long["task"] != "all", "task"])
+    for budget in dict.fromkeys(row.budget for row in single.rows):
+        own = [row for row in oracle.rows if row.budget == budget]
+        if own:
+            found.append(_scores(oracle, own, told, name="all", title=f"{budget}: all tasks (as Table 1)"))
+            found.append(_variants(oracle, own, told, title=f"{budget}: methods (as Table 2)"))
+            found += [_scores(oracle, own, told, name=task, title=f"{budget}: {task}") for task in tasks]
+        own = [row for row in single.rows if row.budget == budget]
+        found.append(_by_task(single, own, tasks, title=f"{budget}: single output (as Table 11)"))
+        found.append(_variants(single, own, told, title=f"{budget}: single output, methods"))
+    found.append(_costs(costs, single.rows))
+    gains = [*published_gains(oracle.long), *published_gains(single.long)]
+    return [*found, _published(gains, single.rows)] if gains else found
 
 
-def _scores(long: pd.DataFrame, rows: Sequence[Row], told: Sequence[int], *, name: str, title: str, unit: str) -> Table:
+def _unit(scores: Scores) -> str:
+    return "prompts" if scores.long["prompt"].iloc[0] == "box" else "points"
+
+
+def _counts(scores: Scores) -> str:
+    return ONE if scores.output == SINGLE else BEST
+
+
+def _scores(scores: Scores, rows: Sequence[Row], told: Sequence[int], *, name: str, title: str) -> Table:
     """Rows, mIoU and mBIoU after the told rounds; published figures below where they are of the same data."""
-    columns = [(metric, number) for metric in METRICS for number in told]
-    part = long[long["task"] == name]
+    columns = [(name, metric, number) for metric in METRICS for number in told]
+    head = [f"{METRICS[metric]}, {number}" for _, metric, number in columns]
+    words = (
+        f"After {', '.join(map(str, told))} {_unit(scores)}, where {_counts(scores)}; in brackets the difference to "
+        "the base on the same masks."
+    )
+    return _beside(scores, rows, columns, head, title=title, words=words)
+
+
+def _by_task(scores: Scores, rows: Sequence[Row], tasks: Sequence[str], *, title: str) -> Table:
+    """Rows, mIoU of every task and over all sets after six points, as Table 11 has it, or after the last there is."""
+    rounds = {int(number) for number in scores.long["round"]}
+    number = TABLE_11 if TABLE_11 in rounds else max(rounds)
+    names = [*tasks, "all"]
+    words = (
+        f"mIoU after {number} {_unit(scores)}, where {_counts(scores)}; in brackets the difference to the base on the "
+        "same masks."
+    )
+    return _beside(scores, rows, [(name, "iou", number) for name in names], names, title=title, words=words)
+
+
+def _beside(
+    scores: Scores,
+    rows: Sequence[Row],
+    columns: Sequence[tuple[str, str, int]],
+    head: Sequence[str],
+    *,
+    title: str,
+    words: str,
+) -> Table:
+    """The base and rows, a column a (task or all, metric, round) with its name in `head`."""
     lines: list[tuple[str, list[Cell | Words]]] = []
     for label, of in [(BASE, BASE), *((row.label, row.name) for row in rows)]:
-        own = part[part["row"] == of].set_index(["metric", "round"]).to_dict("index")
-        lines.append((label, [_cell(own[key]) for key in columns]))
-        if any(line["published_same_data"] for line in own.values()):
-            lines.append((f"{label}, {PUBLISHED}", [_printed(own[key]) for key in columns]))
-    head = ["method", *(f"{METRICS[metric]}, {number}" for metric, number in columns)]
-    words = f"After {', '.join(map(str, told))} {unit}; in brackets the difference to the base on the same masks."
-    return Table(title, words, head, lines)
+        part = scores.long[scores.long["row"] == of].set_index(["task", "metric", "round"]).to_dict("index")
+        own = [part[key] for key in columns]
+        lines.append((label, [_cell(line) for line in own]))
+        if any(line["published_same_data"] for line in own):
+            lines.append((f"{label}, {PUBLISHED}", [_printed(line) for line in own]))
+    return Table(title, words, ["method", *head], lines)
 
 
-def _variants(
-    long: pd.DataFrame, pairs: pd.DataFrame, rows: Sequence[Row], told: Sequence[int], *, title: str, unit: str
-) -> Table:
+def _variants(scores: Scores, rows: Sequence[Row], told: Sequence[int], *, title: str) -> Table:
     """mIoU over all sets after the told rounds, and what of the mean over them is sure: to the base, and to SUM."""
+    long, pairs = scores.long, scores.pairs
     part = long[(long["task"] == "all") & (long["metric"] == "iou")]
     lines: list[tuple[str, list[Cell | Words]]] = []
     for label, of in [(BASE, None), *((row.label, row) for row in rows)]:
@@ -83,9 +124,10 @@ def _variants(
         lines.append((label, [*cells, _difference(to_base), _difference(to_sum), Words(seeds)]))
     head = ["method", *(f"mIoU, {number}" for number in told), "to the base", f"to `{REFERENCE}` of its arch", "seeds"]
     words = (
-        f"mIoU over all sets after {', '.join(map(str, told))} {unit}. Differences: of the mean over these, on the "
-        f"same masks, with bounds of 95 % intervals over seeds and images; {MARKS['better']}, {MARKS['worse']}: the "
-        "interval leaves out 0, others may be chance. Of twenty differences that are none, one is marked on average."
+        f"mIoU over all sets after {', '.join(map(str, told))} {_unit(scores)}, where "
+        f"{_counts(scores)}. Differences: of the mean over these, on the same masks, with bounds of 95 % intervals "
+        f"over seeds and images; {MARKS['better']}, {MARKS['worse']}: the interval leaves out 0, others may be chance. "
+        "Of twenty differences that are none, one is marked on average."
     )
     return Table(title, words, head, lines)
 
@@ -97,7 +139,7 @@ def _cell(row: Mapping[Any, Any]) -> Cell:
 
 
 def _printed(row: Mapping[Any, Any]) -> Words:
-    return Words(f"{100 * row['published']:.1f}" if row["published"] == row["published"] else NONE)
+    return Words(f"{100 * row['published']:.1f}" if row["published_same_data"] else NONE)
 
 
 def _difference(found: Mapping[str, float] | None) -> Words:
@@ -135,12 +177,15 @@ def _published(gains: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Table
     labels = {row.name: f"{row.budget}: {row.label}" for row in rows}
     lines: list[tuple[str, list[Cell | Words]]] = []
     for line in gains:
-        place = f"{labels[line['row']]}: {line['task']} {METRICS[line['metric']]}, {line['round']}"
+        output = f", {SINGLE}" if line["output"] == SINGLE else ""
+        place = f"{labels[line['row']]}: {line['task']} {METRICS[line['metric']]}, {line['round']}{output}"
         own = f"{line['gain']:+.1f} [{line['gain_low']:+.1f}, {line['gain_high']:+.1f}]"
-        cells = [Words(f"{line['published']:.1f}"), Words(f"{line['published_gain']:+.1f}"), Words(own)]
+        gain = line["published_gain"]
+        cells = [Words(f"{line['published']:.1f}"), Words(f"{gain:+.1f}" if gain == gain else NONE), Words(own)]
         lines.append((place, [*cells]))
     words = (
-        "As published for the same name of budget, method, metric and points: ViT-H on the paper's 14 sets. Where "
+        "As published for the same name of budget, method, metric, points and output: ViT-H on the paper's 14 sets; "
+        "Table 11, of single outputs, names no budget, and nothing of SAM. Where "
         "they are not the data sets above, values cannot be compared; at most the direction of a difference to SAM can."
     )
     return Table("Published", words, ["row", "published", "published, to SAM", "here, to the base"], lines)

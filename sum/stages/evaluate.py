@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ from sum.models import checkpoint
 from sum.models.checkpoint import load_segmenter
 from sum.models.interact import Protocol
 from sum.models.refiner import load_refiner
+from sum.models.segmenter import Segmenter
 from sum.models.sieve import GeneratorSettings
 from sum.progress import counting
 from sum.registry import run_of_weights
@@ -99,6 +100,11 @@ class Subject:
     weights: Path
     backbone: str
     refiner: Path | None = None  # for the uncertainty of its first answers
+    loader: Callable[[], Segmenter] | None = None  # of weights that are no whole model
+
+    def load(self) -> Segmenter:
+        """The model, on the CPU. Raises CheckpointError."""
+        return self.loader() if self.loader else load_segmenter(self.weights, backbone=self.backbone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ def examine(config: Config, subject: Subject, benchmark: Manifest, *, out: Path)
     """
     settings, suite = config.evaluate, suite_of(config)
     device = own_device(pick_device(config.device))
-    segmenter = load_segmenter(subject.weights, backbone=subject.backbone).to(device).eval()
+    segmenter = subject.load().to(device).eval()
     protocol = protocol_of(config, subject, benchmark)
     origin = str(protocol["weights_sha256"])
     refiner = load_refiner(subject.refiner, base=segmenter, origin=origin) if subject.refiner else None

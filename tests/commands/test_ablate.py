@@ -20,6 +20,7 @@ from sum.commands.ablate_inputs import shared_paths
 from sum.config import load_config
 from sum.data import ablation_page
 from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
+from sum.mlflow_client import absolute
 from sum.storage import write_json
 from tests.ablation_world import make_project
 
@@ -65,7 +66,7 @@ def evaluate(folder: Path) -> None:
             "image_id": f"test/{image}",
             "mask_id": f"test/{image}#{mask}",
             "area": 9,
-            "output": "oracle",
+            "output": output,
             "round": number,
             "iou": chance.uniform(),
             "boundary_iou": chance.uniform(),
@@ -74,6 +75,7 @@ def evaluate(folder: Path) -> None:
         for image in range(3)
         for mask in range(2)
         for number in (1, 2)
+        for output in ("oracle", "single")
     ]
     folder.mkdir(parents=True)
     write_table(folder / ROWS, rows, ROW_SCHEMA)
@@ -139,10 +141,11 @@ def test_runs_are_made_once_and_a_changed_number_is_refused(children: Children, 
 
 def test_other_labels_concern_only_rows_that_learn_from_them(children: Children, capsys) -> None:
     assert main(CALL) == 0
-    Path("data/pseudo_labels/summary.json").write_text('{"content": "others"}')
+    path = Path("data/pseudo_labels/summary.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"content": "others"}))
     assert main([*CALL, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "small-vanilla-full-1: begun with something else: data/pseudo_labels/summary.json: 44136fa355b3..." in told
+    assert "small-vanilla-full-1: begun with something else: data/pseudo_labels/summary.json: " in told
     assert "small-human_only-full-1: done" in told
     assert main([*CALL, "--only", "human_only"]) == 0  # nothing to make; the tables say what is left out
     assert rows_of() == {"small-human_only-full"}
@@ -228,7 +231,9 @@ def test_a_dry_run_writes_nothing(children: Children, capsys) -> None:
     assert main([*CALL, "--dry-run", "--only", "vanilla"]) == 0
     told = capsys.readouterr().out
     assert "small-human_only-full-0: to do, not asked for" in told
-    assert "  finetune small tracking.experiment=sum-ablation finetune.method=vanilla seed=1\n" in told
+    assert (
+        "  finetune small tracking.experiment=sum-ablation finetune.method=vanilla finetune.arch=full seed=1\n" in told
+    )
     assert "3 of 5 runs to make" in told
     assert not Path("work").exists()
 
@@ -286,3 +291,113 @@ def test_checkpoints_go_and_nothing_of_the_project_is_written(children: Children
     assert [path.name for path in kept.iterdir()] == ["weights"]
     assert now() == files
     assert {path.name for path in Path("data").iterdir()} == {name.split("/")[1] for name in files}
+
+
+def test_rows_with_one_output_are_compared_by_it_alone(children: Children) -> None:
+    grid = "ablation.grid=[{methods:[human_only,sum],archs:[full,hq]}]"
+    assert main(["ablate", grid, "ablation.budgets=[small]", "ablation.seeds=[0]"]) == 0
+    table, pairs = (pd.read_csv(f"work/ablation/{name}.csv") for name in ("tables", "pairs"))
+    full, hq = ({f"small-{method}-{arch}" for method in ("human_only", "sum")} for arch in ("full", "hq"))
+    assert set(table.loc[table["output"] == "oracle", "row"]) == {"base", *full}
+    assert set(table.loc[table["output"] == "single", "row"]) == {"base", *full, *hq}
+    assert set(pairs.loc[pairs["output"] == "oracle", "first"]) == full
+    assert set(pairs.loc[pairs["output"] == "single", "first"]) == full | hq
+    text = Path("work/ablation/tables.md").read_text()
+    sure = text.split("## What is sure")[1].split("##")[0]
+    assert "- small: sum: " in sure
+    assert "- small: sum, hq (single output): " in sure
+    assert Path("work/ablation/curves-small-single.png").is_file()
+
+
+def test_what_a_step_is_is_said_of_each_row(children: Children) -> None:
+    grid = "ablation.grid=[{methods:[human_only,sum],archs:[full,hq]},{methods:[augseg]}]"
+    assert main(["ablate", grid, "ablation.budgets=[small]", "ablation.seeds=[0]", "finetune.optim.ema=0.9"]) == 0
+    whole = (
+        "a step: 1 images, 1 masks each, 2 rounds, but `human_only, hq`, `sum, hq`: one prompt a mask (a box, ten "
+        "points, or the mask with noise); `augseg`: 2 rounds of human masks, one prompt of masks of unlabelled images\n"
+    )
+    assert f"- {whole}" in Path("work/ablation/tables.md").read_text()
+    assert "one prompt of masks of unlabelled images" in Path("work/ablation/index.html").read_text()
+
+
+def test_without_exceptions_a_step_is_the_same_in_every_row(children: Children) -> None:
+    assert main(CALL) == 0
+    text = Path("work/ablation/tables.md").read_text()
+    assert "- a step: 1 images, 1 masks each, 2 rounds, in every row\n" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("pseudo_label.min_area=7", "what stage pseudo_label has made"),
+        ("uncertainty.method=none", "what stage uncertainty has made"),
+        ("refine.min_iou=0.5", "what stage refine has made"),
+        ("datasets.test.task=part", "what stage datasets has made"),
+        ("++check_labels.max_predicted_iou=2", "what stage check_labels has made"),
+        ("seed=3", "name it in ablation.seeds"),
+        ("finetune.method=sum", "name it in ablation.grid"),
+        ("finetune.arch=hq", "name it in ablation.grid"),
+    ],
+)
+def test_words_that_cannot_matter_are_refused(children: Children, capsys, word: str, message: str) -> None:
+    assert main([*CALL, word]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("work").exists()
+
+
+def test_labels_made_with_other_numbers_are_refused(children: Children, capsys) -> None:
+    params = Path("params.yaml").read_text()
+    for before, after, said in (
+        ("min_area: 100", "min_area: 50", "pseudo_label.min_area: 100.0, now 50.0"),
+        ("min_refine_area: 2000", "min_refine_area: 1", "uncertainty.min_refine_area: 2000.0, now 1.0"),
+    ):
+        assert before in params
+        Path("params.yaml").write_text(params.replace(before, after, 1))
+        assert main([*CALL, "--dry-run"]) == 2
+        told = capsys.readouterr().err.replace("\n", " ")
+        assert said in told
+        assert "Run `dvc repro check_labels`" in told
+
+
+def test_what_a_rows_own_settings_override_is_said(children: Children, capsys) -> None:
+    own = "ablation.settings={vanilla: {optim.lr: 0.5}}"
+    assert main([*CALL, own, "finetune.optim.lr=0.1", "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert "small-vanilla-full: finetune.optim.lr=0.1: ablation.settings win for this row" in told
+    assert "small-human_only-full: finetune" not in told
+
+
+def test_a_run_is_stamped_when_its_turn_has_come(children: Children, monkeypatch) -> None:
+    begun = []
+
+    def note(words: Sequence[str], folder: Path, environment: Mapping[str, str], told: Path) -> int:
+        stamped = {path.parent.name for path in Path("work/ablation/runs").glob("*/made_of.json")}
+        code = children(words, folder, environment, told)
+        begun.append((stamped, {name for name, _ in children.calls}))
+        return code
+
+    monkeypatch.setattr(ablate_runner.Children, "call", lambda self, *words: note(*words))
+    assert main(CALL) == 0
+    assert len(begun) == 9
+    assert all(stamped == called for stamped, called in begun)
+
+
+@pytest.mark.parametrize(
+    ("uri", "same"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
+        ("sqlite+pysqlite:///a/mlflow.db", "sqlite+pysqlite:///{here}/a/mlflow.db"),
+        ("sqlite:////b/mlflow.db", "sqlite:////b/mlflow.db"),
+        ("mlruns", "file://{here}/mlruns"),
+        ("./mlruns", "file://{here}/mlruns"),
+        ("file:mlruns", "file://{here}/mlruns"),
+        ("file:///b/mlruns", "file:///b/mlruns"),
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("postgresql://u@host/db", "postgresql://u@host/db"),
+        ("databricks", "databricks"),
+        ("databricks:mine", "databricks:mine"),
+    ],
+)
+def test_relative_stores_of_mlflow_are_made_absolute(tmp_path: Path, monkeypatch, uri: str, same: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute(uri) == same.format(here=tmp_path)

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
+from sum.data.labels import LabelStore
 from sum.mlflow_client import connect
-from tests.ablation_world import make_project
+from tests.ablation_world import LABELLED, make_labels, make_project
 
 PROJECT = Path(__file__).parents[2]
 LONG = 600  # seconds that a call may take on a busy machine
@@ -55,9 +57,12 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_tables(tmp_path: Path, monk
     project = tmp_path / "project"
     project.mkdir()
     monkeypatch.chdir(project)
-    make_project(project, changes=[("ablation.budgets", ["small"])])
+    grid = [{"methods": ["human_only"]}, {"methods": ["sum"], "archs": ["hq"]}]
+    one = [("ablation.budgets", ["small"]), ("ablation.seeds", [0]), ("ablation.grid", grid)]
+    make_project(project, changes=[*LABELLED, *one])
+    make_labels()
     killed = start("killed")
-    wait_for(project, "killed/runs/small-human_only-full-1/work/finetune/*/*.safetensors")
+    wait_for(project, "killed/runs/small-sum-hq-0/work/finetune/*/*.safetensors")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     deadline = time.monotonic() + 60
@@ -73,6 +78,10 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_tables(tmp_path: Path, monk
     end(start("whole", "--jobs", "2", "finetune.optim.workers=0"))
     for name in ("tables.csv", "pairs.csv"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes(), name
+    table = pd.read_csv("whole/tables.csv")
+    rows = {output: set(part["row"]) for output, part in table.groupby("output")}
+    assert rows == {"oracle": {"base", "small-human_only-full"}, "single": {*rows["oracle"], "small-sum-hq"}}
+    assert LabelStore(Path("whole/runs/small-sum-hq-0/data/pseudo_labels")).image_ids, "nothing to learn from"
     first, second = (plain(Path(out, "tables.md")) for out in ("killed", "whole"))
     assert first == second
     assert sorted(path.name for path in Path("data").iterdir()) == sorted(
@@ -94,9 +103,9 @@ def check_tracking(uri: str) -> None:
     runs = client.search_runs([experiment.experiment_id])
     tags = [{key: run.data.tags.get(key) for key in ("ablation", "row", "arch", "seed")} for run in runs]
     wanted = [
-        {"ablation": out, "row": "small-human_only-full", "arch": "full", "seed": seed}
+        {"ablation": out, "row": f"small-{method}-{arch}", "arch": arch, "seed": "0"}
         for out in ("killed", "whole")
-        for seed in ("0", "1")
+        for method, arch in (("human_only", "full"), ("sum", "hq"))
     ]
     found = [entry for entry in tags if entry["row"] != "base"]
     assert sorted(found, key=str) == sorted(wanted, key=str)

@@ -12,14 +12,18 @@ import pytest
 import torch
 import yaml
 
+from sum import named_weights
 from sum.cli import main
 from sum.commands.compare_models import groups_of, resolve
 from sum.config import load_config
 from sum.data import report_page
 from sum.data.score_tables import of_game, read_rows
 from sum.errors import CheckpointError, ConfigError, MissingInput
+from sum.models.archs import ArchSpec
 from sum.models.backbones import BACKBONES
-from sum.models.checkpoint import backbone_of
+from sum.models.checkpoint import backbone_of, load_segmenter
+from sum.models.deltas import save_both, save_delta
+from sum.models.parts import select_parts
 from sum.registry import Registry
 from sum.stages import evaluate
 from sum.storage import sha256_file
@@ -238,3 +242,32 @@ def test_rounds_that_differ_are_refused_at_once_and_cut_by_force(
 def test_a_wrong_name_is_no_server_that_is_away(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "base", "sum/99"]) == 1
     assert "has no models:/sum/99" in capsys.readouterr().err
+
+
+def test_a_delta_is_compared_as_the_model_it_belongs_to(
+    bench: Path, weights: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_segmenter(weights[0], backbone="tiny")
+    model = select_parts(model, spec=ArchSpec("adapter"), task_prompt=True, seed=0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad and "image_encoder" in name:
+                value.add_(0.05)
+    folder = Path("mine")
+    folder.mkdir()
+    save_both(folder, model, base=sha256_file(weights[0]), about={})
+    (folder / "model.safetensors").rename("whole.safetensors")
+    assert main(["compare", "base", "mine", "whole.safetensors"]) == 0
+    found = [read_rows(folder, reader="test") for folder in Path("work/compare/evaluations").glob("*")]
+    ious = {rows["model"].iloc[0]: rows["iou"].tolist() for rows in found}
+    assert ious["mine"] == ious["whole"] != ious["base"]
+
+
+def test_a_delta_without_its_base_stops_compare_before_anything_is_evaluated(bench: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(named_weights, "SHIPPED", Path("nowhere"))
+    save_delta(Path("delta.safetensors"), load_segmenter(SMALL, backbone="tiny"), base="0" * 64, about={})
+    assert main(["compare", "base", "delta.safetensors"]) == 1
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "wants its base, the weights with sha256 000" in told
+    assert "base.safetensors, ., nowhere, checkpoints" in told  # model.checkpoint first
+    assert not list(Path("work").glob("*/*"))

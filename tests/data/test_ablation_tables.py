@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sum.ablation import BASE, Row
 from sum.data import published
 from sum.data.ablation_costs import COLUMNS, cost_table
 from sum.data.ablation_page import charts, markdown, render
-from sum.data.ablation_scores import Board, Draws, Scored, difference, long_table, pair_table
+from sum.data.ablation_scores import Board, Draws, Scored, Scores, difference, long_table, scores
 from sum.data.ablation_tables import Table, tables
 from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
 from sum.errors import DataError
@@ -24,39 +25,46 @@ from sum.storage import write_json
 SETS = {"a": ("salient", 4, 1), "b": ("salient", 2, 3), "c": ("part", 3, 2)}  # set -> task, images, masks an image
 ROUNDS = (1, 2, 3)
 GAINS = {"sum": 0.2, "vanilla": 0.1, "human_only": 0.0}  # added to the base's IoU of every mask
-LABELS = [Row("small", method, "full") for method in GAINS] + [Row("small", "vanilla", "hq"), Row("small", "sum", "hq")]
+LABELS = [Row("small", method, "full") for method in GAINS] + [
+    Row("small", "vanilla", "lora"),
+    Row("small", "sum", "lora"),
+]
+ONE = [Row("small", method, "hq") for method in GAINS]  # rows with one output
+OUTPUTS = {"oracle": 0.0, "single": -0.1}  # output -> added to every IoU
 DRAWS = Draws(resamples=200, seed=0)
 
 
-def evaluation(folder: Path, gain: float, *, seed: int, sets: dict[str, tuple[str, int, int]] = SETS) -> Path:
-    """Rows whose IoU is the base's and a gain, with a noise that is the seed's."""
+def evaluation(
+    folder: Path,
+    gain: float,
+    *,
+    seed: int,
+    sets: dict[str, tuple[str, int, int]] = SETS,
+    rounds: tuple[int, ...] = ROUNDS,
+) -> Path:
+    """Rows whose IoU is the base's and a gain, with a noise that is the seed's; of the single output lower ones."""
     base, noise = np.random.default_rng(0), np.random.default_rng(1000 + seed)
     rows = []
     for name, (task, images, masks) in sets.items():
-        for image, mask, number in itertools.product(range(images), range(masks), ROUNDS):
+        for image, mask, number in itertools.product(range(images), range(masks), rounds):
             start = base.uniform(0.2, 0.6)
             iou = start + gain + (noise.normal(0, 0.01) if seed >= 0 else 0.0)
             place = {"dataset": name, "task": task, "image_id": f"{name}/{image}", "mask_id": f"{name}/{image}#{mask}"}
-            game = {
-                "model": "m",
-                "prompt": "point",
-                "task_prompt": task,
-                "area": 9,
-                "round": number,
-                "output": "oracle",
-            }
-            rows.append({**place, **game, "iou": iou, "boundary_iou": iou / 2, "predicted_iou": 0.5})
+            game = {"model": "m", "prompt": "point", "task_prompt": task, "area": 9, "round": number}
+            for output, less in OUTPUTS.items():
+                values = {"iou": iou + less, "boundary_iou": (iou + less) / 2, "predicted_iou": 0.5}
+                rows.append({**place, **game, "output": output, **values})
     folder.mkdir(parents=True)
     write_table(folder / ROWS, rows, ROW_SCHEMA)
     return folder
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Board]:
     folder = tmp_path_factory.mktemp("board")
     base = evaluation(folder / "base/data/evaluation/base", 0.0, seed=-1)
     scored = []
-    for at, row in enumerate(LABELS):
+    for at, row in enumerate([*LABELS, *ONE]):
         seeds = (0, 1, 2) if row.method != "human_only" else (0, 2)
         found = {
             seed: evaluation(
@@ -65,17 +73,29 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
             for seed in seeds
         }
         scored.append(Scored(row, found))
-    return Board(base, scored, ("point", False))
+    several = [entry for entry in scored if entry.row in LABELS]
+    single = Board(base, scored, ("point", False), output="single")
+    return {"oracle": Board(base, several, ("point", False)), "single": single}
 
 
 @pytest.fixture(scope="module")
-def long(board: Board) -> pd.DataFrame:
-    return long_table(board, DRAWS, same_data=frozenset())
+def both(boards: dict[str, Board]) -> dict[str, Scores]:
+    return {name: scores(board, DRAWS, rounds=[1, 3], same_data=frozenset()) for name, board in boards.items()}
 
 
 @pytest.fixture(scope="module")
-def pairs(board: Board) -> pd.DataFrame:
-    return pair_table(board, DRAWS, rounds=[1, 3])
+def board(boards: dict[str, Board]) -> Board:
+    return boards["oracle"]
+
+
+@pytest.fixture(scope="module")
+def long(both: dict[str, Scores]) -> pd.DataFrame:
+    return both["oracle"].long
+
+
+@pytest.fixture(scope="module")
+def pairs(both: dict[str, Scores]) -> pd.DataFrame:
+    return both["oracle"].pairs
 
 
 @functools.cache
@@ -83,27 +103,31 @@ def read(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / ROWS)
 
 
-def plain_mean(folder: Path, name: str, metric: str, number: int) -> float:
+def plain_mean(folder: Path, name: str, metric: str, number: int, *, output: str = "oracle") -> float:
     """Over the masks of a set, then over sets: loops, no table."""
     rows = read(folder)
     means = []
     for dataset, (task, _, _) in SETS.items():
         if name in ("all", task):
-            values = rows[(rows["dataset"] == dataset) & (rows["round"] == number)][metric].tolist()
+            chosen = rows[(rows["dataset"] == dataset) & (rows["round"] == number) & (rows["output"] == output)]
+            values = chosen[metric].tolist()
             means.append(sum(values) / len(values))
     return sum(means) / len(means)
 
 
-def test_means_and_gains_are_those_worked_out_by_hand(board: Board, long: pd.DataFrame) -> None:
-    assert len(long) == (1 + len(LABELS)) * 3 * 2 * len(ROUNDS)
+@pytest.mark.parametrize("output", sorted(OUTPUTS))
+def test_means_and_gains_are_those_worked_out_by_hand(boards, both, output: str) -> None:
+    board, long = boards[output], both[output].long
+    assert set(long["output"]) == {output}
+    assert len(long) == (1 + len(board.scored)) * 3 * 2 * len(ROUNDS)
     base = next(iter(board.scored[0].seeds.values())).parents[3] / "base/data/evaluation/base"
     for entry in board.scored:
         own = long[long["row"] == entry.row.name]
         for line in own.to_dict("records"):
             place = (line["task"], line["metric"], line["round"])
-            reached = [plain_mean(folder, *place) for folder in entry.seeds.values()]
+            reached = [plain_mean(folder, *place, output=output) for folder in entry.seeds.values()]
             assert line["mean"] == pytest.approx(sum(reached) / len(reached))
-            assert line["gain"] == pytest.approx(sum(reached) / len(reached) - plain_mean(base, *place))
+            assert line["gain"] == pytest.approx(sum(reached) / len(reached) - plain_mean(base, *place, output=output))
             assert line["seeds"] == len(reached)
             assert line["low"] < line["mean"] < line["high"]
             assert line["gain_low"] < line["gain"] < line["gain_high"]
@@ -144,22 +168,24 @@ def test_an_evaluation_of_other_masks_is_refused(tmp_path: Path) -> None:
         Board(base, [Scored(Row("small", "sum", "full"), {0: other})], ("point", False))
 
 
-def made(board: Board, long: pd.DataFrame, pairs: pd.DataFrame) -> list[Table]:
-    return tables(long, pairs, cost_table(board.scored, {}), rows=LABELS, told=[1, 3])
+def made(boards: dict[str, Board], both: dict[str, Scores]) -> list[Table]:
+    return tables(both["oracle"], both["single"], cost_table(boards["single"].scored, {}), told=[1, 3])
 
 
-def test_tables_have_every_row_with_intervals_and_claim_only_what_is_sure(board, long, pairs) -> None:
-    found = {table.title: table for table in made(board, long, pairs)}
+def test_tables_have_every_row_with_intervals_and_claim_only_what_is_sure(boards, both, long) -> None:
+    found = {table.title: table for table in made(boards, both)}
     assert list(found) == [
         "small: all tasks (as Table 1)",
         "small: methods (as Table 2)",
         "small: salient",
         "small: part",
+        "small: single output (as Table 11)",
+        "small: single output, methods",
         "What it costs",
         "Published",
     ]
     first = found["small: all tasks (as Table 1)"]
-    assert [name for name, _ in first.lines] == ["base", "sum", "vanilla", "human_only", "vanilla, hq", "sum, hq"]
+    assert [name for name, _ in first.lines] == ["base", "sum", "vanilla", "human_only", "vanilla, lora", "sum, lora"]
     line = long[(long["row"] == "small-sum-full") & (long["task"] == "all")].set_index(["metric", "round"])
     cell = dict(first.lines)["sum"][1]
     assert cell.value.startswith(f"{100 * line.loc[('iou', 3), 'mean']:.1f} ±")
@@ -170,10 +196,51 @@ def test_tables_have_every_row_with_intervals_and_claim_only_what_is_sure(board,
     assert variants["human_only"][2].value[-1] == "]"  # nothing was added to it
     assert variants["human_only"][4].value == "2"
     assert variants["sum"][3].value == variants["base"][2].value == "-"
-    assert variants["vanilla, hq"][3].value[-1] == "▼"  # below sum in hq
+    assert variants["vanilla, lora"][3].value[-1] == "▼"  # below sum in lora
 
 
-def test_published_figures_stand_where_budget_method_metric_and_round_are_the_same(board, long, pairs) -> None:
+def test_rows_with_one_output_stand_only_among_single_outputs(boards, both) -> None:
+    one = {row.label for row in ONE}
+    every = {"base", *(row.label for row in LABELS), *one}
+    for table in made(boards, both)[:-2]:
+        names = {name for name, _ in table.lines}
+        assert names == (every if "single output" in table.title else every - one), table.title
+        assert ("output single" in table.words) == ("single output" in table.title)
+    found = {table.title: table for table in made(boards, both)}
+    single = found["small: single output (as Table 11)"]
+    assert single.head == ["method", "salient", "part", "all"]
+    line = both["single"].long.set_index(["row", "task", "metric", "round"]).loc["small-sum-hq", "part", "iou", 3]
+    cell = dict(single.lines)["sum, hq"][1]  # after the last round: there are no six
+    assert cell.value.startswith(f"{100 * line['mean']:.1f} ±")
+    assert cell.change.startswith(f"{100 * line['gain']:+.1f} ±")
+    variants = dict(found["small: single output, methods"].lines)
+    assert [cell.value[-1] for cell in variants["vanilla, hq"][2:4]] == ["▲", "▼"]  # on the base; below sum in hq
+    assert set(both["oracle"].pairs["output"]) == {"oracle"}
+    assert set(both["single"].pairs["output"]) == {"single"}
+    assert not both["oracle"].long["row"].isin([row.name for row in ONE]).any()
+
+
+def test_single_outputs_are_measured_against_table_11(tmp_path: Path) -> None:
+    rounds = tuple(range(1, 7))
+    base = evaluation(tmp_path / "base", 0.0, seed=-1, rounds=rounds)
+    seeds = {row: {0: evaluation(tmp_path / row.name, 0.1, seed=0, rounds=rounds)} for row in (LABELS[0], *ONE)}
+    scored = [Scored(row, found) for row, found in seeds.items()]
+    single = Board(base, scored, ("point", False), output="single")
+    oracle = Board(base, scored[:1], ("point", False))
+    for same, wanted in ((frozenset[str](), False), (frozenset({"all", "part"}), True)):
+        found = [scores(board, DRAWS, rounds=[1], same_data=same) for board in (oracle, single)]
+        shown = {table.title: table for table in tables(*found, cost_table(scored, {}), told=[1])}
+        lines = dict(shown["small: single output (as Table 11)"].lines)
+        assert ("sum, hq, published" in lines) == wanted
+        assert "base, published" not in lines  # of SAM nothing is printed there
+        assert "sum, published" not in lines
+        beside = {name: cells[0].value for name, cells in shown["Published"].lines}
+        assert beside["small: sum, hq: all mIoU, 6, single"] == "83.0"
+        assert beside["small: human_only, hq: part mIoU, 6, single"] == "60.0"
+    assert [cell.value for cell in lines["sum, hq, published"]] == ["-", "70.8", "83.0"]  # salient: of other data
+
+
+def test_published_figures_stand_where_budget_method_metric_and_round_are_the_same(boards, both, long) -> None:
     told = long[long["published"].notna() & (long["task"] == "all")]
     shown = {(row, f"{metric}@{number}") for row, metric, number in told[["row", "metric", "round"]].to_numpy()}
     assert shown == {  # Tables 1 and 2; nothing of the small budget at 1 point, nothing of light-weight rows
@@ -182,21 +249,21 @@ def test_published_figures_stand_where_budget_method_metric_and_round_are_the_sa
         *(("small-vanilla-full", key) for key in ("iou@3", "boundary_iou@3")),
     }
     assert not long["published_same_data"].any()
-    lines = dict(made(board, long, pairs)[-1].lines)
+    lines = dict(made(boards, both)[-1].lines)
     assert [cell.value for cell in lines["small: sum: all mIoU, 3"][:2]] == ["81.0", "+3.8"]  # Table 1: 81.0 - 77.2
 
 
-def test_published_lines_stand_among_ones_own_on_the_papers_data_only(board, pairs) -> None:
-    same = long_table(board, DRAWS, same_data=frozenset({"all"}))
-    first = next(iter(made(board, same, pairs)))
+def test_published_lines_stand_among_ones_own_on_the_papers_data_only(boards, both) -> None:
+    same = replace(both["oracle"], long=long_table(boards["oracle"], DRAWS, same_data=frozenset({"all"})))
+    first = next(iter(made(boards, {**both, "oracle": same})))
     lines = dict(first.lines)
     assert [cell.value for cell in lines["base, published"]] == ["69.0", "77.2", "-", "70.6"]
     assert [cell.value for cell in lines["sum, published"]] == ["-", "81.0", "-", "74.8"]
-    assert "vanilla, hq, published" not in lines
+    assert "vanilla, lora, published" not in lines
     assert published.SAM not in first.to_markdown()
 
 
-def test_costs_are_read_and_what_is_not_there_is_a_dash(tmp_path: Path, board, long, pairs) -> None:
+def test_costs_are_read_and_what_is_not_there_is_a_dash(tmp_path: Path, boards, both) -> None:
     row, data = Row("small", "sum", "full"), tmp_path / "data"
     folder = evaluation(data / "evaluation/small", 0.0, seed=0)
     write_json(data / "models/small/summary.json", {"steps": 4, "trained": 1234567})
@@ -221,16 +288,19 @@ def test_costs_are_read_and_what_is_not_there_is_a_dash(tmp_path: Path, board, l
         "device": "cpu",
         "threads": 2,
     }
-    own = long[long["row"].isin([BASE, row.name])]
-    shown = next(table for table in tables(own, pairs, costs, rows=[row], told=[1, 3]) if "costs" in table.title)
+    own = []
+    for found in both.values():
+        lines = found.long[found.long["row"].isin([BASE, row.name])]
+        own.append(replace(found, rows=[row], long=lines))
+    shown = next(table for table in tables(*own, costs, told=[1, 3]) if "costs" in table.title)
     assert [cell.value for cell in shown.lines[0][1]] == ["1,234,567", "2.50", "1.50", "1,500", "0.1", "0.6"]
-    bare = next(table for table in made(board, long, pairs) if "costs" in table.title)
+    bare = next(table for table in made(boards, both) if "costs" in table.title)
     assert {cell.value for _, cells in bare.lines for cell in cells} == {"-"}
 
 
-def test_the_page_is_one_file_without_scripts(board, long, pairs) -> None:
-    shown, drawn = made(board, long, pairs), charts(long, LABELS)
-    assert [name for name, _, _ in drawn] == ["curves-small", "curves-small-light"]
+def test_the_page_is_one_file_without_scripts(boards, both) -> None:
+    shown, drawn = made(boards, both), charts(both["oracle"], both["single"])
+    assert [name for name, _, _ in drawn] == ["curves-small", "curves-small-light", "curves-small-single"]
     assert all(png.startswith(b"\x89PNG") for _, _, png in drawn)
     words = {"sure": ["a is <b>"], "facts": [("steps", "3")], "warnings": ["failed: x"]}
     page = render(shown, drawn, **words)
@@ -241,6 +311,8 @@ def test_the_page_is_one_file_without_scripts(board, long, pairs) -> None:
     assert {link[1:] for link in links if link.startswith("#")} <= set(re.findall(r'id="([^"]*)"', page))
     assert "url(" not in page
     assert "a is &lt;b&gt;" in page
+    assert "Every row was trained" not in page  # a warning says otherwise
+    assert "Every row was trained" in render(shown, drawn, **(words | {"warnings": []}))
     text = markdown(shown, **words)
     assert "**Mind:** failed: x." in text
     assert all(f"## {table.title}" in text for table in shown)

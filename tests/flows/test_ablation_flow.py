@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,29 @@ from tests.flows.project import make_project
 def test_the_stages_before_are_those_that_all_runs_share():
     wanted = ["demo", "ingest", "validate", "refine", "pseudo_label", "uncertainty", "check_labels"]
     assert stages_before() == wanted
+
+
+def test_tables_of_an_earlier_call_are_not_shown_again(tmp_path: Path, monkeypatch):
+    """A flow's function without Prefect's server: stages are over, the command refuses, then it writes."""
+    monkeypatch.chdir(tmp_path)
+    shown: list[Path] = []
+    monkeypatch.setattr(ablation, "stages_before", list)
+    monkeypatch.setattr(ablation, "show", shown.append)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "tables.md").write_text("of an earlier call")
+    os.utime(folder / "tables.md", ns=(1, 1))
+
+    def refuse(words: list[str]) -> None:
+        raise StageRefused("no")
+
+    monkeypatch.setattr(ablation, "ablate", refuse)
+    with pytest.raises(StageRefused):
+        ablation_flow.fn(out="mine")
+    assert not shown
+    monkeypatch.setattr(ablation, "ablate", lambda words: (folder / "tables.md").write_text("new"))
+    ablation_flow.fn(out="mine")
+    assert shown == [folder]
 
 
 @pytest.mark.slow

@@ -75,9 +75,15 @@ def test_segment_anything_loads_a_vit_b_and_the_predictor_equals_it(tmp_path: Pa
     export(ours.segmenter, file, task="part")
     assert loader("vit_b", file) == 'sam = sam_model_registry["vit_b"](checkpoint="sam_vit_b_part.pth")'
     stock = sam_model_registry["vit_b"](checkpoint=str(file))
-    for sam in (stock, ours.segmenter.sam):  # a local and a global block of twelve: a CPU takes half a minute for all
+    metas = Predictor(file, device="cpu")
+    for sam in (
+        stock,
+        ours.segmenter.sam,
+        metas.segmenter.sam,
+    ):  # a local and a global block of twelve: a CPU takes half a minute for all
         sam.image_encoder.blocks = sam.image_encoder.blocks[1:3]
     assert_answers_agree(SamPredictor(stock), ours, task="part")
+    assert_answers_agree(SamPredictor(stock), metas, task="unspecified")  # of the file in Meta's format itself
     assert_answers_agree(SamPredictor(ours.segmenter.sam), ours, task="unspecified")
 
 
