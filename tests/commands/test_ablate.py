@@ -139,6 +139,7 @@ def test_runs_are_made_once_and_a_changed_number_is_refused(children: Children, 
     assert Path("work/ablation/tables.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_labels_concern_only_rows_that_learn_from_them(children: Children, capsys) -> None:
     assert main(CALL) == 0
     path = Path("data/pseudo_labels/summary.json")
@@ -153,6 +154,7 @@ def test_other_labels_concern_only_rows_that_learn_from_them(children: Children,
     assert main(CALL) == 2
 
 
+@pytest.mark.slow
 def test_rows_are_added_without_making_others_again(children: Children) -> None:
     assert main([*CALL, "--only", "human_only"]) == 0
     assert {name for name, _ in children.calls} == {"base", "small-human_only-full-0", "small-human_only-full-1"}
@@ -177,6 +179,7 @@ def test_a_failing_run_is_listed_and_does_not_stop_the_others(children: Children
     assert children.calls == [("small-vanilla-full-0", "finetune"), ("small-vanilla-full-0", "evaluate")]
 
 
+@pytest.mark.slow
 def test_what_may_pass_is_tried_again_and_what_is_trained_is_not_trained_again(children: Children, capsys) -> None:
     children.codes[("small-vanilla-full-0", "finetune")] = [75, 75]
     children.codes[("small-vanilla-full-1", "evaluate")] = [75, 75, 75]
@@ -189,6 +192,7 @@ def test_what_may_pass_is_tried_again_and_what_is_trained_is_not_trained_again(c
     assert sorted(children.calls) == [("small-human_only-full-1", "evaluate"), ("small-vanilla-full-1", "evaluate")]
 
 
+@pytest.mark.slow
 def test_without_the_base_there_is_no_table(children: Children, capsys) -> None:
     children.codes[("base", "evaluate")] = [1]
     assert main(CALL) == 1
@@ -309,6 +313,7 @@ def test_rows_with_one_output_are_compared_by_it_alone(children: Children) -> No
     assert Path("work/ablation/curves-small-single.png").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_step_is_is_said_of_each_row(children: Children) -> None:
     grid = "ablation.grid=[{methods:[human_only,sum],archs:[full,hq]},{methods:[augseg]}]"
     assert main(["ablate", grid, "ablation.budgets=[small]", "ablation.seeds=[0]", "finetune.optim.ema=0.9"]) == 0
@@ -320,6 +325,7 @@ def test_what_a_step_is_is_said_of_each_row(children: Children) -> None:
     assert "one prompt of masks of unlabelled images" in Path("work/ablation/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_exceptions_a_step_is_the_same_in_every_row(children: Children) -> None:
     assert main(CALL) == 0
     text = Path("work/ablation/tables.md").read_text()
