@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sum.errors import ConfigError
 from sum.models.hq import HqSegmenter
-from sum.models.segmenter import Segmenter
+from sum.models.segmenter import Segmenter, unlearnt
 from sum.named_weights import CACHE, URI, load
 
 PARTS = (
@@ -62,13 +62,18 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         if hq_token_only is not None:
             _set_head(self.segmenter, alone=hq_token_only)
         self._asked: dict[str, Sam] = {}
-        self._task = task
+        self._task, self._quiet = task, quiet
         super().__init__(self.for_task(task))
-        if not quiet:  # not by logging, which a notebook does not show
-            print(f"loaded {self!r}", file=sys.stderr)  # noqa: T201
+        self._tell(f"loaded {self!r}")
+
+    def _tell(self, text: str) -> None:
+        """Not by logging, which a notebook does not show."""
+        if not self._quiet:
+            print(text, file=sys.stderr)  # noqa: T201
 
     def __repr__(self) -> str:
-        what = f"{self.segmenter.backbone}, task {self._task}, {self.device}"
+        tasks = ", ".join(self.segmenter.learnt_tasks) or "none"
+        what = f"{self.segmenter.backbone}, task {self._task}, learnt tasks: {tasks}; {self.device}"
         return f"<Predictor {self.weights} ({what}), sha256 {self.fingerprint}>"
 
     def __getattr__(self, name: str) -> Any:
@@ -96,6 +101,8 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         device = next(self.segmenter.sam.image_encoder.parameters()).device
         if sam is None or sam.prompt_encoder.no_mask_embed.weight.device != device:  # a user has moved the model
             sam = self._asked[task] = self.segmenter.for_task(task)
+            if told := unlearnt(self.segmenter, task):
+                self._tell(told)
         return sam
 
     def predict(
@@ -200,7 +207,7 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
 def _set_head(model: Segmenter, *, alone: bool) -> None:
     """Whether an HQ-SAM model answers its head's logits alone. Raises ConfigError for another model."""
     if not isinstance(model, HqSegmenter):
-        raise ConfigError(f"hq_token_only: this model is no HQ-SAM, its arch is '{model.arch.name}'. Leave it out")
+        raise ConfigError("hq_token_only: this model has no head of HQ-SAM. Leave it out")
     model.hq_only = alone
 
 

@@ -235,10 +235,28 @@ def test_what_is_loaded_is_told(tuned: Path, capsys: pytest.CaptureFixture[str])
     assert ours.fingerprint == fingerprint(tuned)
     assert ours.weights == tuned
     assert isinstance(ours.segmenter, Segmenter)
-    assert repr(ours) == f"<Predictor {tuned} (tiny, task part, cpu), sha256 {ours.fingerprint}>"
+    assert repr(ours) == (
+        f"<Predictor {tuned} (tiny, task part, learnt tasks: salient, entity, part; cpu), sha256 {ours.fingerprint}>"
+    )
     assert capsys.readouterr().err == f"loaded {ours!r}\n"
     Predictor(tuned, quiet=True)
     assert not capsys.readouterr().err
+
+
+def test_a_task_that_was_not_learnt_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_segmenter(TINY, backbone="tiny")
+    model.task_prompt.data[TASKS["salient"]] = 0.1
+    save_segmenter(tmp_path / "model.safetensors", model, about={})
+    predictor = Predictor(tmp_path, task="salient")
+    assert "(tiny, task salient, learnt tasks: salient; cpu)" in repr(predictor)
+    capsys.readouterr()
+    predictor.set_image(image(SHAPES[0]))
+    plain, asked = (predictor.predict(**CLICK, task=task) for task in ("unspecified", "part"))
+    for ours, theirs in zip(plain, asked, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    told = "task part: this model does not know it (it learnt salient): the answer is that of unspecified\n"
+    assert capsys.readouterr().err == told
+    assert not np.array_equal(plain[2], predictor.predict(**CLICK)[2])
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu"])

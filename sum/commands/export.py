@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> str:
     from sum.config import load_config
     from sum.errors import ConfigError
     from sum.models.exports import export, loader
+    from sum.models.segmenter import unlearnt
     from sum.named_weights import base_of, load
     from sum.stages.common import base_weights
 
@@ -44,8 +45,9 @@ def run(options: argparse.Namespace) -> str:
     likely = base_weights(config) if options.base is None and base_of(weights) else None
     loaded = load(weights, base=options.base, likely=likely)
     digest = export(loaded.model, file, task=options.task)
-    backbone = loaded.model.backbone
-    return (
+    backbone, told = loaded.model.backbone, unlearnt(loaded.model, options.task)
+    text = (
         f"{file}: {backbone} for task {options.task}, from {loaded.weights} (sha256 {loaded.fingerprint})\n"
         f"sha256 {digest}\n{loader(backbone, file)}\n"
     )
+    return f"{text}{told}\n" if told else text

@@ -158,6 +158,12 @@ class Segmenter(nn.Module):
         return decoder
 
     @property
+    def learnt_tasks(self) -> tuple[str, ...]:
+        """The tasks whose vector is not zero; asked for another, the model answers as for `unspecified`."""
+        sizes = self.task_prompt.detach().abs().amax(1).tolist()
+        return tuple(name for name, row in TASKS.items() if row and sizes[row] > 0)
+
+    @property
     def side(self) -> int:
         """S, px of the model frame."""
         return int(self.sam.image_encoder.img_size)
@@ -255,3 +261,12 @@ class Segmenter(nn.Module):
         planes = torch.stack([decoder.output_hypernetworks_mlps[i](states[:, 1 + i]) for i in wanted], 1)
         logits = (planes @ fine.flatten(2)).view(len(source), len(wanted), *fine.shape[-2:])
         return Prediction(logits, decoder.iou_prediction_head(states[:, 0])[:, wanted[0] : wanted[-1] + 1])
+
+
+def unlearnt(model: Segmenter, task: str) -> str:
+    """What to tell a user who asks for a task that the model has not learnt; '' where it has, or for no task."""
+    known = model.learnt_tasks
+    if task in known or task == "unspecified":
+        return ""
+    whose = f"it learnt {', '.join(known)}" if known else "it learnt no task"
+    return f"task {task}: this model does not know it ({whose}): the answer is that of unspecified"
