@@ -10,7 +10,7 @@ import pandas as pd
 
 from sum.ablation import BASE, Row
 from sum.data.ablation_costs import by_row
-from sum.data.ablation_scores import REFERENCE, SINGLE, Scores, difference, published_gains, reference
+from sum.data.ablation_scores import REFERENCE, SINGLE, Scores, difference, over, published_gains, reference
 from sum.data.grids import MARKS, PUBLISHED, Cell, Words, markdown
 from sum.data.scores import METRICS, task_names
 
@@ -126,7 +126,7 @@ def _variants(scores: Scores, rows: Sequence[Row], told: Sequence[int], *, title
     words = (
         f"mIoU over all sets after {', '.join(map(str, told))} {_unit(scores)}, where "
         f"{_counts(scores)}. Differences: of the mean over these, on the same masks, with bounds of 95 % intervals "
-        f"over seeds and images; {MARKS['better']}, {MARKS['worse']}: the interval leaves out 0, others may be chance. "
+        f"over {over(scores)}; {MARKS['better']}, {MARKS['worse']}: the interval leaves out 0, others may be chance. "
         "Of twenty differences that are none, one is marked on average."
     )
     return Table(title, words, head, lines)
