@@ -155,7 +155,8 @@ def _facts(
     steps = ", ".join(str(int(number)) for number in sorted(costs["steps"].dropna().unique())) or "unknown"
     stamp = next(plan.stamp for plan in done if plan.run.row is not None)
     manifest = {name: value for name, value in stamp.items() if name.endswith(".parquet")}
-    own = {name: numbers for name, numbers in config.ablation.settings.items() if numbers}
+    shown = {name for row in rows for name in (row.method, row.arch)}
+    own = {name: numbers for name, numbers in config.ablation.settings.items() if numbers and name in shown}
     games = ", ".join(
         prompt if not plain else f"{prompt} without the task prompt" for prompt, plain in games_of(protocol)
     )

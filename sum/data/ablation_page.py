@@ -72,7 +72,7 @@ def render(
     )
     pictures = [(words, base64.b64encode(png).decode()) for _, words, png in drawn]
     return environment.get_template("ablation.html.j2").render(
-        tables=tables, pictures=pictures, found=found, facts=facts, warnings=warnings, source=published.source()
+        tables=tables, pictures=pictures, found=found, facts=facts, warnings=warnings, source=_source(tables)
     )
 
 
@@ -85,4 +85,11 @@ def markdown(
     said = f"{found.measure}.\n\n" + "\n".join(f"- {line}" for line in found.sure)
     equal = "\n".join(f"- {name}: {value}" for name, value in facts)
     parts = [*head, "## What is sure", said, *(table.to_markdown() for table in tables), "## What is compared", equal]
-    return "\n\n".join(parts) + f"\n\nPublished figures: {published.source()}.\n"
+    source = _source(tables)
+    parts += [f"Published figures: {source}."] if source else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _source(tables: Sequence[Table]) -> str:
+    """Of the figures of the paper; '' where none is shown."""
+    return published.source() if any(table.published for table in tables) else ""

@@ -195,7 +195,7 @@ def difference(pairs: pd.DataFrame, first: Row, second: str, *, metric: str = "i
 def task_differences(pairs: pd.DataFrame, row: Row, *, metric: str = "iou") -> list[dict[str, Any]]:
     """The lines of `pair_table` about row - base, a task each, in the order of the paper's tables."""
     chosen = pairs[(pairs["first"] == row.name) & (pairs["second"] == BASE) & (pairs["metric"] == metric)]
-    by_task = {str(line["task"]): line for line in chosen.to_dict("records")}
+    by_task: dict[str, Any] = {str(line["task"]): line for line in chosen.to_dict("records")}
     return [by_task[task] for task in task_names(by_task.keys() - {"all"})]
 
 

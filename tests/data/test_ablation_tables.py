@@ -19,6 +19,7 @@ from sum.data.ablation_findings import Findings, findings
 from sum.data.ablation_page import charts, markdown, render
 from sum.data.ablation_scores import Board, Draws, Scored, Scores, difference, long_table, scores
 from sum.data.ablation_tables import Table, tables
+from sum.data.grids import Words
 from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
 from sum.errors import DataError
 from sum.storage import write_json
@@ -259,6 +260,7 @@ def test_published_lines_stand_among_ones_own_on_the_papers_data_only(boards, bo
     first = next(iter(made(boards, {**both, "oracle": same})))
     lines = dict(first.lines)
     assert [cell.value for cell in lines["base, published"]] == ["69.0", "77.2", "-", "70.6"]
+    assert first.published
     assert [cell.value for cell in lines["sum, published"]] == ["-", "81.0", "-", "74.8"]
     assert "vanilla, lora, published" not in lines
     assert published.SAM not in first.to_markdown()
@@ -321,6 +323,22 @@ def test_the_page_is_one_file_without_scripts(boards, both) -> None:
     text = markdown(shown, **words)
     assert "**Mind:** failed: x.\n\n**One seed.**\n\n## What is sure\n\nIn points.\n\n- a is <b>\n" in text
     assert all(f"## {table.title}" in text for table in shown)
+    own = [table for table in shown if not table.published]
+    assert len(own) == len(shown) - 1
+    for of, wanted in ((shown, True), (own, False)):
+        assert all(
+            ("Published figures: " in made) == wanted for made in (render(of, drawn, **words), markdown(of, **words))
+        )
+
+
+def test_every_column_of_figures_is_right_aligned() -> None:
+    cells = [Words("1.0"), Words("10.0", "+1.0")]
+    text = Table("t", "w", ["method", "mIoU, 1", "mIoU, 3"], [("sum", [*cells])]).to_markdown()
+    assert text.splitlines()[4:] == [
+        "| method | mIoU, 1 |     mIoU, 3 |",
+        "| ------ | ------: | ----------: |",
+        "| sum    |     1.0 | 10.0 (+1.0) |",
+    ]
 
 
 def plain_gain(entry: Scored, base: Path, name: str, *, output: str) -> float:
