@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from sum import ablation
 from sum.ablation import BASE, Row, Run, chosen, differing, overrides, refuse_words, rows_of, run_code, runs_of
 from sum.ablation_settings import ARCH_NAMES, METHOD_NAMES, AblationConfig
-from sum.commands.ablate_inputs import settings_of
+from sum.commands.ablate_inputs import in_short, settings_of
 from sum.commands.ablate_runner import slots
 from sum.config import check_config, compose, load_config
 from sum.errors import ConfigError
@@ -253,3 +253,29 @@ def test_documented_commands_are_runs_that_can_be() -> None:
         if "--only" in words:
             after = itertools.takewhile(lambda word: not word.startswith("-"), words[words.index("--only") + 1 :])
             assert chosen(rows, list(after))
+
+
+def test_what_differs_is_told_steps_first_and_what_is_left_out_counted() -> None:
+    found = [f"{key}: 1, now 2" for key in ("code", "data", "evaluate.rounds", "finetune.optim.lr", "seed")]
+    steps = "finetune.optim.steps: 120, now 60"
+    assert in_short(found[:4]) == "; ".join(found[:4])
+    assert in_short([*found, steps]) == f"{steps}; {'; '.join(found[:3])} (+2 more)"
+    assert in_short([]) == ""
+
+
+def test_mappings_of_the_command_line_merge_and_lists_are_replaced() -> None:
+    words = ["ablation.settings={hq: {optim.lr: 0.002}}", "ablation.seeds=[5]"]
+    before, after = (compose(said, folder=PROJECT)["ablation"] for said in ([], words))
+    assert after["settings"] == before["settings"] | {"hq": before["settings"]["hq"] | {"optim.lr": 0.002}}
+    assert after["seeds"] == [5]
+
+
+def test_a_wrong_number_is_blamed_on_who_gave_it() -> None:
+    tree = compose(["finetune.optim.lr=-1"], folder=PROJECT)
+    for words, of_row, origin in (
+        (["finetune.optim.lr=-1"], {}, "command line"),
+        ([], {}, "params.yaml"),
+        (["finetune.optim.lr=-1"], {"sum": {"optim.lr": -2}}, "params.yaml"),  # the row's own wins over the word
+    ):
+        with pytest.raises(ConfigError, match=rf"^row small-sum-full: {origin}: finetune\.optim"):
+            settings_of(Run(Row("small", "sum", "full")), tree, of_row, words=words)

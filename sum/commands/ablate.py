@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> str:
     RunsFailed, after all is written, when runs failed.
     """
     from sum.ablation import Run, chosen, refuse_words, rows_of, runs_of
-    from sum.commands.ablate_inputs import make_plans, refuse_others, require_inputs, require_made_so
+    from sum.commands.ablate_inputs import keys_of, make_plans, refuse_others, require_inputs, require_made_so
     from sum.config import check_config, compose
     from sum.errors import ConfigError
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> str:
         raise ConfigError(f"ablate: '{strange[0]}' is no key=value; rows are chosen by --only")
     refuse_words(options.words)
     tree = compose(options.words, folder=Path.cwd())
-    config = check_config(tree, source=PARAMS.name)
+    config = check_config(tree, source=PARAMS.name, overridden=keys_of(options.words))
     rows = rows_of(config.ablation.budgets, config.ablation.pairs())
     wanted = chosen(rows, options.only)
     require_inputs()
@@ -88,10 +88,12 @@ def _tell_overridden(rows: Sequence[Row], words: Sequence[str], config: Config) 
 
 def _told(plans: Sequence[Plan], todo: Sequence[Plan], out: Path) -> str:
     """--dry-run."""
+    from sum.commands.ablate_inputs import in_short
+
     lines = []
     for plan in plans:
         state = STATES[plan.state] if plan in todo or plan.state == "done" else f"{STATES[plan.state]}, not asked for"
-        lines.append(f"{plan.run.name}: {state}{': ' if plan.differences else ''}{'; '.join(plan.differences[:4])}")
+        lines.append(f"{plan.run.name}: {state}{': ' if plan.differences else ''}{in_short(plan.differences)}")
         lines += [f"  {' '.join(plan.call(command))}" for command in plan.commands if plan.state != "done"]
     count = len([plan for plan in todo if plan.state != "done"])
     return "\n".join([*lines, f"{count} of {len(plans)} runs to make in {out}", ""])

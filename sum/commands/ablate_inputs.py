@@ -36,6 +36,7 @@ NEEDED = {  # file -> the stage that writes it, in the order in which they run
 }
 SHARED = ("raw", "manifest", "validation", "refiner", "pseudo_labels", "uncertainty", "checks")  # of data/
 STAMP, DONE = "made_of.json", "done.json"
+STEPS = "finetune.optim.steps"
 OF_EVALUATION = ("workers", "pictures", "resamples")  # settings that change no row of an evaluation
 
 
@@ -90,6 +91,18 @@ class Plan:
                 shutil.rmtree(self.folder / "work" / name, ignore_errors=True)
 
 
+def in_short(differences: Sequence[str], *, most: int = 4) -> str:
+    """The first of what `differing` found, the number of steps before all, and how many more there are."""
+    first = sorted(differences, key=lambda line: not line.startswith(f"{STEPS}: "))
+    more = f" (+{len(first) - most} more)" if len(first) > most else ""
+    return f"{'; '.join(first[:most])}{more}"
+
+
+def keys_of(words: Sequence[str]) -> list[str]:
+    """The keys that the command line gave, for messages that say where a value came from."""
+    return [word.lstrip("+~").partition("=")[0] for word in words]
+
+
 def require_inputs() -> None:
     """Raise MissingInput with the first stage that has not run; ValidationFailed where a check refused its data."""
     for path, maker in NEEDED.items():
@@ -113,7 +126,7 @@ def require_made_so(config: Config) -> None:
         here = {key: value for key, value in now.items() if key in made} if made else now
         found = differing(flatten({section: made}), flatten({section: here}))
         if found:
-            raise ConfigError(f"{path}: made with {'; '.join(found[:4])} in params.yaml. Run `dvc repro check_labels`")
+            raise ConfigError(f"{path}: made with {in_short(found)} in params.yaml. Run `dvc repro check_labels`")
 
 
 def make_plans(runs: Sequence[Run], words: Sequence[str], tree: Mapping[str, Any], *, out: Path) -> list[Plan]:
@@ -121,7 +134,7 @@ def make_plans(runs: Sequence[Run], words: Sequence[str], tree: Mapping[str, Any
 
     words: key=value of the command line; tree: what it made of params.yaml.
     """
-    config = check_config(dict(tree), source="params.yaml")
+    config = check_config(dict(tree), source="params.yaml", overridden=keys_of(words))
     files = {str(path): sha256_file(path) for path in sorted(MANIFEST.glob("*.parquet"))}
     files["base"] = sha256_file(base_weights(config))
     shared, rows = overrides(Run(None), words, {}), config.ablation.settings
@@ -131,26 +144,30 @@ def make_plans(runs: Sequence[Run], words: Sequence[str], tree: Mapping[str, Any
             out / "runs" / run.name,
             overrides(run, words, rows),
             shared,
-            _stamp(run.row, settings_of(run, tree, rows), files),
+            _stamp(run.row, settings_of(run, tree, rows, words=words), files),
         )
         for run in runs
     ]
 
 
-def settings_of(run: Run, tree: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The settings that a run's training gets, checked; tree: params.yaml, rows: `ablation.settings`.
+def settings_of(
+    run: Run, tree: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], *, words: Sequence[str] = ()
+) -> Config:
+    """The settings that a run's training gets, checked; tree: params.yaml, rows: `ablation.settings`,
+    words: key=value of the command line, to blame it for what is its own.
 
     Raises ConfigError for a row that cannot be trained so.
     """
-    own = deepcopy(dict(tree))
-    for key, value in own_settings(run, rows).items():
+    own, of_row = deepcopy(dict(tree)), own_settings(run, rows)
+    for key, value in of_row.items():
         *above, name = key.split(".")
         branch = own
         for part in above:
             branch = branch.setdefault(part, {})
         branch[name] = value
     try:
-        return check_config(own, source="params.yaml")
+        said = [key for key in keys_of(words) if key not in of_row]
+        return check_config(own, source="params.yaml", overridden=said)
     except ConfigError as error:
         raise ConfigError(f"row {run.row.name if run.row else run.name}: {error}") from error
 
@@ -224,7 +241,7 @@ def refuse_others(plans: Sequence[Plan], *, out: Path) -> None:
     """Raise ConfigError when runs were begun with other settings, data or code: they would pass for these."""
     others = [plan for plan in plans if plan.state == "other"]
     if others:
-        told = [f"  {plan.run.name}: {'; '.join(plan.differences[:4])}" for plan in others[:5]]
+        told = [f"  {plan.run.name}: {in_short(plan.differences)}" for plan in others[:5]]
         more = [f"  and {len(others) - 5} more"] if len(others) > 5 else []
         lines = "\n".join([*told, *more])
         raise ConfigError(

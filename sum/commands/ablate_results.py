@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from sum.ablation import BASE, Row
+from sum.ablation import Row
 from sum.commands.ablate_inputs import Plan
 from sum.config import Config
 from sum.data import published
 from sum.data.ablation_costs import cost_table
+from sum.data.ablation_findings import findings
 from sum.data.ablation_page import charts, markdown, render
 from sum.data.ablation_scores import (
     ORACLE,
@@ -22,10 +23,7 @@ from sum.data.ablation_scores import (
     Board,
     Draws,
     Scored,
-    Scores,
-    difference,
     long_table,
-    reference,
     scores,
 )
 from sum.data.ablation_tables import tables
@@ -72,9 +70,10 @@ def write(config: Config, plans: Sequence[Plan], failed: Mapping[str, str], *, o
         *_lacks(plans, failed),
         *(f"{run} was evaluated otherwise: {what}" for run, what in unlike(protocols).items()),
     ]
-    facts = _facts(config, done, protocols[base.run.name], costs)
+    found = findings(oracle, single, told=told)
+    facts = _facts(config, done, protocols[base.run.name], costs, over=found.over)
     warnings += _unequal(costs)
-    words: dict[str, Any] = {"sure": _sure(oracle, single), "facts": facts, "warnings": warnings}
+    words: dict[str, Any] = {"found": found, "facts": facts, "warnings": warnings}
     drawn = charts(oracle, single)
     text = markdown(shown, **words)
     written = {
@@ -147,29 +146,30 @@ def _unequal(costs: pd.DataFrame) -> list[str]:
 
 
 def _facts(
-    config: Config, done: Sequence[Plan], protocol: Mapping[str, Any], costs: pd.DataFrame
+    config: Config, done: Sequence[Plan], protocol: Mapping[str, Any], costs: pd.DataFrame, *, over: str
 ) -> list[tuple[str, str]]:
-    """What all rows have in common, and what each has for itself."""
+    """What all rows have in common, and what each has for itself. over: what intervals are over."""
     optim = config.finetune.optim
     rows = [plan.run.row for plan in done if plan.run.row is not None]
     prompts = _prompts(rows, rounds=config.finetune.rounds.rounds)
     steps = ", ".join(str(int(number)) for number in sorted(costs["steps"].dropna().unique())) or "unknown"
     stamp = next(plan.stamp for plan in done if plan.run.row is not None)
     manifest = {name: value for name, value in stamp.items() if name.endswith(".parquet")}
-    own = {name: numbers for name, numbers in config.ablation.settings.items() if numbers}
+    shown = {name for row in rows for name in (row.method, row.arch)}
+    own = {name: numbers for name, numbers in config.ablation.settings.items() if numbers and name in shown}
     games = ", ".join(
         prompt if not plain else f"{prompt} without the task prompt" for prompt, plain in games_of(protocol)
     )
     return [
         ("steps", f"{steps} in every row"),
         ("a step", f"{optim.images_per_batch} images, {optim.masks_per_image} masks each, {prompts}"),
-        ("seeds", ", ".join(map(str, config.ablation.seeds))),
+        ("seeds", ", ".join(map(str, sorted({plan.run.seed for plan in done if plan.run.row is not None})))),
         ("settings of rows", json.dumps(own, sort_keys=True) if own else "none: all train with the same numbers"),
         (
             "evaluation",
             f"{games}; {protocol['rounds']} rounds; band of {protocol['boundary_ratio']:.0%} of the diagonal",
         ),
-        ("intervals", f"95 %, {config.evaluate.resamples} resamples over seeds and images"),
+        ("intervals", f"95 %, {config.evaluate.resamples} resamples over {over}"),
         ("base", f"{config.model.backbone}, sha256 {stamp['base']}"),
         ("data", "; ".join(f"{Path(name).name} sha256 {value[:16]}" for name, value in sorted(manifest.items()))),
         ("code", f"sha256 {stamp['code'][:16]} of what trains and evaluates"),
@@ -190,44 +190,6 @@ def _prompts(rows: Sequence[Row], *, rounds: int) -> str:
             others.setdefault(what, {})[f"`{row.label}`"] = None
     told = "; ".join(f"{', '.join(labels)}: {what}" for what, labels in others.items())
     return f"{rounds} rounds, but {told}" if told else f"{rounds} rounds, in every row"
-
-
-def _sure(oracle: Scores, single: Scores) -> list[str]:
-    """A sentence a row: is its gain on the base sure, and its difference to SUM? mIoU over all sets and told rounds.
-
-    By the oracle; rows with one output by the single one.
-    """
-    found = []
-    for row in single.rows:
-        of = oracle if row in oracle.rows else single
-        pairs, label = of.pairs, row.label if of is oracle else f"{row.label} (single output)"
-        words = [_verdict(difference(pairs, row, BASE), better="better than the base", worse="worse than the base")]
-        if reference(row) != row.name:
-            words.append(
-                _verdict(difference(pairs, row, reference(row)), better="better than sum", worse="worse than sum")
-            )
-        found.append(f"{row.budget}: {label}: {'; '.join(filter(None, words))}")
-    return [*found, *(_counted(of) for of in (oracle, single) if len(of.rows) > 1)]
-
-
-def _counted(scores: Scores) -> str:
-    pairs = scores.pairs
-    rivals = pairs[(pairs["task"] == "all") & (pairs["metric"] == "iou") & (pairs["second"] != BASE)]
-    return (
-        f"{int(rivals['sure'].sum())} of {len(rivals)} pairs of rows differ surely by output {scores.output} "
-        f"(pairs.csv); {len(rivals) / 20:.0f} would by chance if none did"
-    )
-
-
-def _verdict(found: Mapping[str, float] | None, *, better: str, worse: str) -> str:
-    if found is None:
-        return ""
-    interval = f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-    if found["low"] > 0:
-        return f"surely {better}, {interval}"
-    if found["high"] < 0:
-        return f"surely {worse}, {interval}"
-    return f"not surely {better} or worse, {interval}"
 
 
 def _csv(table: pd.DataFrame) -> bytes:

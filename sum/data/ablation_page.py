@@ -10,6 +10,7 @@ import pandas as pd
 
 from sum.ablation import BASE, FULL, Row
 from sum.data import published
+from sum.data.ablation_findings import Findings
 from sum.data.ablation_scores import REFERENCE, Scores
 from sum.data.ablation_tables import Table
 from sum.data.charts import curves
@@ -55,11 +56,11 @@ def render(
     tables: Sequence[Table],
     drawn: Sequence[Chart],
     *,
-    sure: Sequence[str],
+    found: Findings,
     facts: Sequence[tuple[str, str]],
     warnings: Sequence[str],
 ) -> str:
-    """The page. sure: sentences on what differs surely; facts: what was held equal; warnings: what was not."""
+    """The page. found: what differs surely; facts: what was held equal; warnings: what was not."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folder = files("sum.data").joinpath("page")
@@ -71,16 +72,24 @@ def render(
     )
     pictures = [(words, base64.b64encode(png).decode()) for _, words, png in drawn]
     return environment.get_template("ablation.html.j2").render(
-        tables=tables, pictures=pictures, sure=sure, facts=facts, warnings=warnings, source=published.source()
+        tables=tables, pictures=pictures, found=found, facts=facts, warnings=warnings, source=_source(tables)
     )
 
 
 def markdown(
-    tables: Sequence[Table], *, sure: Sequence[str], facts: Sequence[tuple[str, str]], warnings: Sequence[str]
+    tables: Sequence[Table], *, found: Findings, facts: Sequence[tuple[str, str]], warnings: Sequence[str]
 ) -> str:
     """tables.md."""
     head = ["# Ablation", *([f"**Mind:** {'; '.join(warnings)}."] if warnings else [])]
-    said = "\n".join(f"- {line}" for line in sure)
+    head += [f"**{found.caution}.**"] if found.caution else []
+    said = f"{found.measure}.\n\n" + "\n".join(f"- {line}" for line in found.sure)
     equal = "\n".join(f"- {name}: {value}" for name, value in facts)
     parts = [*head, "## What is sure", said, *(table.to_markdown() for table in tables), "## What is compared", equal]
-    return "\n\n".join(parts) + f"\n\nPublished figures: {published.source()}.\n"
+    source = _source(tables)
+    parts += [f"Published figures: {source}."] if source else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _source(tables: Sequence[Table]) -> str:
+    """Of the figures of the paper; '' where none is shown."""
+    return published.source() if any(table.published for table in tables) else ""

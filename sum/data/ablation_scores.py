@@ -18,7 +18,7 @@ import pandas as pd
 from sum.ablation import BASE, FULL, Row
 from sum.data.published import SAM, published
 from sum.data.score_tables import Game, of_game, read_rows
-from sum.data.scores import METRICS, averages, spread
+from sum.data.scores import METRICS, averages, spread, task_names
 from sum.errors import DataError
 
 READER = "ablate"
@@ -183,8 +183,34 @@ def difference(pairs: pd.DataFrame, first: Row, second: str, *, metric: str = "i
         if len(found):
             line = found.iloc[0]
             ends = sorted((sign * line["low"], sign * line["high"]))
-            return {"difference": sign * line["difference"], "low": ends[0], "high": ends[1]}
+            return {
+                "difference": sign * line["difference"],
+                "low": ends[0],
+                "high": ends[1],
+                "seeds": int(line["seeds"]),
+            }
     return None
+
+
+def task_differences(pairs: pd.DataFrame, row: Row, *, metric: str = "iou") -> list[dict[str, Any]]:
+    """The lines of `pair_table` about row - base, a task each, in the order of the paper's tables."""
+    chosen = pairs[(pairs["first"] == row.name) & (pairs["second"] == BASE) & (pairs["metric"] == metric)]
+    by_task: dict[str, Any] = {str(line["task"]): line for line in chosen.to_dict("records")}
+    return [by_task[task] for task in task_names(by_task.keys() - {"all"})]
+
+
+def seed_counts(scores: Scores) -> dict[str, int]:
+    """Name of a row -> how many seeds it has been trained with."""
+    found = scores.long.drop_duplicates("row").set_index("row")["seeds"]
+    return {row.name: int(found[row.name]) for row in scores.rows}
+
+
+def over(scores: Scores) -> str:
+    """What the intervals of its rows are over."""
+    counts = set(seed_counts(scores).values())
+    if counts == {1}:
+        return "images (one seed)"
+    return "seeds and images (of images only where there is one seed)" if 1 in counts else "seeds and images"
 
 
 def reference(row: Row) -> str:

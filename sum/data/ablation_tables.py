@@ -10,11 +10,12 @@ import pandas as pd
 
 from sum.ablation import BASE, Row
 from sum.data.ablation_costs import by_row
-from sum.data.ablation_scores import REFERENCE, SINGLE, Scores, difference, published_gains, reference
-from sum.data.grids import MARKS, PUBLISHED, Cell, Words, markdown
+from sum.data.ablation_scores import REFERENCE, SINGLE, Scores, difference, over, published_gains, reference
+from sum.data.grids import MARKS, PUBLISHED, Cell, Words
 from sum.data.scores import METRICS, task_names
 
 NONE = "-"
+OF_PAPER = "Published"  # title of the table of figures of other data
 TABLE_11 = 6  # its number of points
 BEST = "the best of three answers after the first one counts (output oracle)"
 ONE = (
@@ -35,7 +36,23 @@ class Table:
     def to_markdown(self) -> str:
         """Title, words and table."""
         rows = [[name, *map(_text, cells)] for name, cells in self.lines]
-        return "\n\n".join([f"## {self.title}", self.words, markdown(self.head, rows)])
+        return "\n\n".join([f"## {self.title}", self.words, _markdown(self.head, rows)])
+
+    @property
+    def published(self) -> bool:
+        """Whether a figure of the paper stands in it."""
+        return self.title == OF_PAPER or any(name.endswith(f", {PUBLISHED}") for name, _ in self.lines)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a column of names and columns of figures, aligned in a terminal, too."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    texts = [
+        [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
+        for line in (head, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
 def _text(cell: Cell | Words) -> str:
@@ -126,7 +143,7 @@ def _variants(scores: Scores, rows: Sequence[Row], told: Sequence[int], *, title
     words = (
         f"mIoU over all sets after {', '.join(map(str, told))} {_unit(scores)}, where "
         f"{_counts(scores)}. Differences: of the mean over these, on the same masks, with bounds of 95 % intervals "
-        f"over seeds and images; {MARKS['better']}, {MARKS['worse']}: the interval leaves out 0, others may be chance. "
+        f"over {over(scores)}; {MARKS['better']}, {MARKS['worse']}: the interval leaves out 0, others may be chance. "
         "Of twenty differences that are none, one is marked on average."
     )
     return Table(title, words, head, lines)
@@ -188,4 +205,4 @@ def _published(gains: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> Table
         "Table 11, of single outputs, names no budget, and nothing of SAM. Where "
         "they are not the data sets above, values cannot be compared; at most the direction of a difference to SAM can."
     )
-    return Table("Published", words, ["row", "published", "published, to SAM", "here, to the base"], lines)
+    return Table(OF_PAPER, words, ["row", "published", "published, to SAM", "here, to the base"], lines)

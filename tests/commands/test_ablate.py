@@ -299,7 +299,8 @@ def test_checkpoints_go_and_nothing_of_the_project_is_written(children: Children
 
 def test_rows_with_one_output_are_compared_by_it_alone(children: Children) -> None:
     grid = "ablation.grid=[{methods:[human_only,sum],archs:[full,hq]}]"
-    assert main(["ablate", grid, "ablation.budgets=[small]", "ablation.seeds=[0]"]) == 0
+    own = "ablation.settings={hq: {optim.lr: 0.5}, lora: {optim.lr: 0.25}}"  # no row is lora's
+    assert main(["ablate", grid, own, "ablation.budgets=[small]", "ablation.seeds=[0]"]) == 0
     table, pairs = (pd.read_csv(f"work/ablation/{name}.csv") for name in ("tables", "pairs"))
     full, hq = ({f"small-{method}-{arch}" for method in ("human_only", "sum")} for arch in ("full", "hq"))
     assert set(table.loc[table["output"] == "oracle", "row"]) == {"base", *full}
@@ -310,6 +311,10 @@ def test_rows_with_one_output_are_compared_by_it_alone(children: Children) -> No
     sure = text.split("## What is sure")[1].split("##")[0]
     assert "- small: sum: " in sure
     assert "- small: sum, hq (single output): " in sure
+    assert '- settings of rows: {"hq": {"optim.lr": 0.5}}\n' in text
+    assert "**One seed: intervals are over test images only" in text
+    assert "- seeds: 0\n" in text
+    assert "resamples over images (one seed)\n" in text
     assert Path("work/ablation/curves-small-single.png").is_file()
 
 
@@ -349,6 +354,11 @@ def test_words_that_cannot_matter_are_refused(children: Children, capsys, word: 
     assert main([*CALL, word]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not Path("work").exists()
+
+
+def test_a_wrong_word_is_blamed_on_the_command_line(children: Children, capsys) -> None:
+    assert main([*CALL, "finetune.optim.lr=-1"]) == 2
+    assert "command line: finetune.optim" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_labels_made_with_other_numbers_are_refused(children: Children, capsys) -> None:

@@ -15,9 +15,11 @@ import pytest
 from sum.ablation import BASE, Row
 from sum.data import published
 from sum.data.ablation_costs import COLUMNS, cost_table
+from sum.data.ablation_findings import Findings, findings
 from sum.data.ablation_page import charts, markdown, render
 from sum.data.ablation_scores import Board, Draws, Scored, Scores, difference, long_table, scores
 from sum.data.ablation_tables import Table, tables
+from sum.data.grids import Words
 from sum.data.score_tables import ROW_SCHEMA, ROWS, write_table
 from sum.errors import DataError
 from sum.storage import write_json
@@ -258,6 +260,7 @@ def test_published_lines_stand_among_ones_own_on_the_papers_data_only(boards, bo
     first = next(iter(made(boards, {**both, "oracle": same})))
     lines = dict(first.lines)
     assert [cell.value for cell in lines["base, published"]] == ["69.0", "77.2", "-", "70.6"]
+    assert first.published
     assert [cell.value for cell in lines["sum, published"]] == ["-", "81.0", "-", "74.8"]
     assert "vanilla, lora, published" not in lines
     assert published.SAM not in first.to_markdown()
@@ -302,7 +305,8 @@ def test_the_page_is_one_file_without_scripts(boards, both) -> None:
     shown, drawn = made(boards, both), charts(both["oracle"], both["single"])
     assert [name for name, _, _ in drawn] == ["curves-small", "curves-small-light", "curves-small-single"]
     assert all(png.startswith(b"\x89PNG") for _, _, png in drawn)
-    words = {"sure": ["a is <b>"], "facts": [("steps", "3")], "warnings": ["failed: x"]}
+    told = Findings("One seed", "images (one seed)", "In points", ["a is <b>"])
+    words = {"found": told, "facts": [("steps", "3")], "warnings": ["failed: x"]}
     page = render(shown, drawn, **words)
     assert "<script" not in page
     assert "javascript:" not in page
@@ -311,8 +315,93 @@ def test_the_page_is_one_file_without_scripts(boards, both) -> None:
     assert {link[1:] for link in links if link.startswith("#")} <= set(re.findall(r'id="([^"]*)"', page))
     assert "url(" not in page
     assert "a is &lt;b&gt;" in page
+    assert "<b>One seed.</b>" in page
+    assert "interval over images (one seed)." in page
+    assert "<b>.</b>" not in render(shown, drawn, **(words | {"found": replace(told, caution="")}))
     assert "Every row was trained" not in page  # a warning says otherwise
     assert "Every row was trained" in render(shown, drawn, **(words | {"warnings": []}))
     text = markdown(shown, **words)
-    assert "**Mind:** failed: x." in text
+    assert "**Mind:** failed: x.\n\n**One seed.**\n\n## What is sure\n\nIn points.\n\n- a is <b>\n" in text
     assert all(f"## {table.title}" in text for table in shown)
+    own = [table for table in shown if not table.published]
+    assert len(own) == len(shown) - 1
+    for of, wanted in ((shown, True), (own, False)):
+        assert all(
+            ("Published figures: " in made) == wanted for made in (render(of, drawn, **words), markdown(of, **words))
+        )
+
+
+def test_every_column_of_figures_is_right_aligned() -> None:
+    cells = [Words("1.0"), Words("10.0", "+1.0")]
+    text = Table("t", "w", ["method", "mIoU, 1", "mIoU, 3"], [("sum", [*cells])]).to_markdown()
+    assert text.splitlines()[4:] == [
+        "| method | mIoU, 1 |     mIoU, 3 |",
+        "| ------ | ------: | ----------: |",
+        "| sum    |     1.0 | 10.0 (+1.0) |",
+    ]
+
+
+def plain_gain(entry: Scored, base: Path, name: str, *, output: str) -> float:
+    """Per cent of mIoU on the base, mean over seeds and the rounds 1 and 3: loops, no table."""
+    gains = [
+        plain_mean(folder, name, "iou", number, output=output) - plain_mean(base, name, "iou", number, output=output)
+        for folder in entry.seeds.values()
+        for number in (1, 3)
+    ]
+    return 100 * sum(gains) / len(gains)
+
+
+def test_what_is_sure_names_measure_and_tasks(boards, both) -> None:
+    found = findings(both["oracle"], both["single"], told=[1, 3])
+    assert found.caution == ""
+    assert found.over == "seeds and images"
+    assert found.measure.startswith("In points of mIoU, mean over 1 and 3 clicks, over all sets, ")
+    assert "over seeds and images;" in found.measure
+    lines = {line.split(": ")[1]: line for line in found.sure if line.startswith("small: ")}
+    base = next(iter(boards["oracle"].scored[0].seeds.values())).parents[3] / "base/data/evaluation/base"
+    for entry in boards["single"].scored:
+        output = "single" if entry.row in ONE else "oracle"
+        line = lines[entry.row.label + (" (single output)" if entry.row in ONE else "")]
+        if entry.row.method == "human_only":
+            assert "not surely better or worse than the base, " in line
+            continue
+        told = [f"{task} {plain_gain(entry, base, task, output=output):+.1f}" for task in ("salient", "part")]
+        assert f"surely better than the base, {plain_gain(entry, base, 'all', output=output):+.1f} [" in line
+        assert f"] ({', '.join(told)})" in line
+        assert ("surely worse than sum, -" in line) == (entry.row.method == "vanilla")
+    assert "one training" not in " ".join(found.sure)
+
+
+def test_a_loss_in_one_task_is_told_beside_a_gain_over_all(both) -> None:
+    pairs = both["oracle"].pairs.copy()
+    own = (pairs["first"] == "small-sum-full") & (pairs["second"] == BASE) & (pairs["metric"] == "iou")
+    pairs.loc[own & (pairs["task"] == "part"), ["difference", "low", "high", "sure"]] = [-0.015, -0.02, -0.01, True]
+    pairs.loc[own & (pairs["task"] == "salient"), ["low", "high", "sure"]] = [-0.1, 0.5, False]
+    found = findings(replace(both["oracle"], pairs=pairs), both["single"], told=[1, 3])
+    assert re.match(r"small: sum: surely better than the base, \+\d+\.\d \[.*\] \(part -1\.5\)$", found.sure[0])
+
+
+def test_one_seed_is_said_to_be_one_training(boards) -> None:
+    """Of all rows, or of the one that lacks a second seed."""
+    several = boards["oracle"].scored[:2]
+    base = next(iter(several[0].seeds.values())).parents[3] / "base/data/evaluation/base"
+    alone = [Scored(entry.row, {0: entry.seeds[0]}) for entry in several]
+    own, mixed = (
+        scores(Board(base, scored, ("point", False)), Draws(resamples=20, seed=0), rounds=[3], same_data=frozenset())
+        for scored in (alone, [several[0], alone[1]])
+    )
+    found = findings(own, own, told=[3])
+    assert found.caution.startswith("One seed: intervals are over test images only and say nothing of another training")
+    assert found.over == "images (one seed)"
+    assert found.measure.startswith("In points of mIoU, after 3 clicks, ")
+    assert found.sure[0].startswith("small: sum: surely, for this one training, better than the base, +")
+    assert "; surely, for this one training, worse than sum, -" in found.sure[1]
+    assert "1 of 1 pairs of rows differ surely, for this one training, by output oracle" in found.sure[-1]
+    assert "; fewer than 1 would by chance" in found.sure[-1]
+    shown = {table.title: table.words for table in tables(own, own, cost_table(alone, {}), told=[3])}
+    assert "intervals over images (one seed);" in shown["small: methods (as Table 2)"]
+    found = findings(mixed, mixed, told=[3])
+    assert found.caution.startswith("One seed of small-vanilla-full: ")
+    assert found.over == "seeds and images (of images only where there is one seed)"
+    assert found.sure[0].startswith("small: sum: surely better than the base")
+    assert "surely, for this one training, worse than sum" in found.sure[1]
