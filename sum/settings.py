@@ -278,8 +278,6 @@ class Config:
         ):
             good = all(1 <= number <= self.evaluate.rounds for number in rounds)
             require(good, f"{where} must lie in 1..{self.evaluate.rounds} (evaluate.rounds), got {rounds}")
-        strange = [name for name in self.ablation.budgets if name not in self.budgets]
-        require(not strange, f"ablation.budgets: no budget '{', '.join(strange)}'; budgets: {', '.join(self.budgets)}")
         for budget, entry in self.budgets.items():
             for role, wanted in (("human", "train"), ("unlabelled", "unlabelled")):
                 for name in getattr(entry, role):

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from sum import ablation
 from sum.ablation import BASE, Row, Run, chosen, differing, overrides, refuse_words, rows_of, run_code, runs_of
 from sum.ablation_settings import ARCH_NAMES, METHOD_NAMES, AblationConfig
+from sum.cli import main
 from sum.commands.ablate_inputs import in_short, settings_of
 from sum.commands.ablate_runner import slots
 from sum.config import check_config, compose, load_config
@@ -88,9 +89,14 @@ def test_a_wrong_grid_is_refused_as_params_are_read(section: dict[str, Any], mes
     assert message in str(refusal.value)
 
 
-def test_a_budget_of_the_grid_must_be_one() -> None:
-    with pytest.raises(ConfigError, match=r"ablation.budgets: no budget 'huge'; budgets: small, medium, large"):
-        load_config(["ablation.budgets=[huge]"], root=PROJECT)
+def test_budgets_of_the_grid_are_looked_at_by_ablate_alone(capsys, monkeypatch) -> None:
+    assert load_config(["ablation.budgets=[huge]"], root=PROJECT).ablation.budgets == ["huge"]  # no stage minds
+    monkeypatch.chdir(PROJECT)
+    assert main(["ablate", "--dry-run", "ablation.budgets=[lage]"]) == 2
+    assert (
+        "ablation.budgets: unknown 'lage'. Did you mean 'large'? Known: large, medium, small."
+        in capsys.readouterr().err
+    )
 
 
 def test_an_empty_grid_is_one_error_where_it_is_asked_for() -> None:

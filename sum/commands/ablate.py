@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> str:
     from sum.ablation import Run, chosen, refuse_words, rows_of, runs_of
     from sum.commands.ablate_inputs import keys_of, make_plans, refuse_others, require_inputs, require_made_so
     from sum.config import check_config, compose
-    from sum.errors import ConfigError
+    from sum.errors import ConfigError, choose
 
     strange = [word for word in options.words if "=" not in word]
     if strange:
@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> str:
     refuse_words(options.words)
     tree = compose(options.words, folder=Path.cwd())
     config = check_config(tree, source=PARAMS.name, overridden=keys_of(options.words))
+    for budget in config.ablation.budgets:  # here: who names budgets anew and never ablates is not to be stopped
+        choose(config.budgets, budget, key="ablation.budgets")
     rows = rows_of(config.ablation.budgets, config.ablation.pairs())
     wanted = chosen(rows, options.only)
     require_inputs()

@@ -222,6 +222,7 @@ def test_rows_with_one_output_stand_only_among_single_outputs(boards, both) -> N
     assert not both["oracle"].long["row"].isin([row.name for row in ONE]).any()
 
 
+@pytest.mark.slow
 def test_single_outputs_are_measured_against_table_11(tmp_path: Path) -> None:
     rounds = tuple(range(1, 7))
     base = evaluation(tmp_path / "base", 0.0, seed=-1, rounds=rounds)
@@ -255,6 +256,7 @@ def test_published_figures_stand_where_budget_method_metric_and_round_are_the_sa
     assert [cell.value for cell in lines["small: sum: all mIoU, 3"][:2]] == ["81.0", "+3.8"]  # Table 1: 81.0 - 77.2
 
 
+@pytest.mark.slow
 def test_published_lines_stand_among_ones_own_on_the_papers_data_only(boards, both) -> None:
     same = replace(both["oracle"], long=long_table(boards["oracle"], DRAWS, same_data=frozenset({"all"})))
     first = next(iter(made(boards, {**both, "oracle": same})))
@@ -301,6 +303,7 @@ def test_costs_are_read_and_what_is_not_there_is_a_dash(tmp_path: Path, boards, 
     assert {cell.value for _, cells in bare.lines for cell in cells} == {"-"}
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_without_scripts(boards, both) -> None:
     shown, drawn = made(boards, both), charts(both["oracle"], both["single"])
     assert [name for name, _, _ in drawn] == ["curves-small", "curves-small-light", "curves-small-single"]
