@@ -375,7 +375,8 @@ def test_the_same_weights_come_out_whatever_params_say_today(
     place = Path("work/reproduce", labelled.run_id)
     again = contents(place / "models/small")
     assert {name: again[name] == before[name] for name in again} == {
-        "history.csv": True, "model.json": True, "model.safetensors": True, "run.json": False, "summary.json": True
+        "delta.safetensors": True, "history.csv": True, "model.json": True, "model.safetensors": True,
+        "run.json": False, "summary.json": True,
     }  # fmt: skip
     assert not (place / "work").exists()
     about = json.loads(again["run.json"])
