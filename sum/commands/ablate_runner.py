@@ -122,6 +122,7 @@ def make(
     ):
 
         def one(plan: Plan) -> None:
+            """In a thread of the pool: wait for a place, make the run there, give the place back."""
             place = free.get()
             try:
                 begin(plan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from importlib.resources import files
 
 import pandas as pd
 
@@ -14,6 +13,7 @@ from sum.data.ablation_findings import Findings
 from sum.data.ablation_scores import REFERENCE, Scores
 from sum.data.ablation_tables import Table
 from sum.data.charts import curves
+from sum.data.page_templates import page_templates
 
 Chart = tuple[str, str, bytes]  # file name without its ending, words, PNG
 
@@ -61,18 +61,11 @@ def render(
     warnings: Sequence[str],
 ) -> str:
     """The page. found: what differs surely; facts: what was held equal; warnings: what was not."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    folder = files("sum.data").joinpath("page")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-    )
     pictures = [(words, base64.b64encode(png).decode()) for _, words, png in drawn]
-    return environment.get_template("ablation.html.j2").render(
-        tables=tables, pictures=pictures, found=found, facts=facts, warnings=warnings, source=_source(tables)
+    return (
+        page_templates()
+        .get_template("ablation.html.j2")
+        .render(tables=tables, pictures=pictures, found=found, facts=facts, warnings=warnings, source=_source(tables))
     )
 
 

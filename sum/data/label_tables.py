@@ -18,7 +18,6 @@ from sum.errors import SumError
 PAPER_SIDE = 1024  # px, the longest side of the frame in which params.yaml gives areas of pseudo-labels
 WHOLE = ("index", "area", "x0", "y0", "x1", "y1")
 REAL = ("point_x", "point_y", "predicted_iou", "stability")
-EDGES = ("x0", "y0", "x1", "y1")
 ROWS = (
     20_000  # of the table of masks at once: about 11 MB; fewer cost time, every part has Great Expectations begin anew
 )

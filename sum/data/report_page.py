@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sum.data import breakdowns, calibration, published
 from sum.data.charts import curves
 from sum.data.gate_pages import HEADS
 from sum.data.grids import Grid, make_grid, transposed, with_published
+from sum.data.page_templates import page_templates
 from sum.data.pictures import ADDED, LONGEST, MENDED, MISSED, RIGHT, SPOILT, to_jpeg
 from sum.data.records import Manifest
 from sum.data.report_pictures import examples
@@ -138,18 +138,10 @@ EXTRAS = {  # what `render` shows beside, and what there is without it
 
 def render(page: Page, **extras: Any) -> str:
     """The page as one HTML file that needs no network and runs no script. extras: of EXTRAS."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
     unknown = extras.keys() - EXTRAS.keys()
     if unknown:
         raise TypeError(f"render: unknown {sorted(unknown)}, known are {sorted(EXTRAS)}")
-    folder = files("sum.data").joinpath("page")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-    )
+    environment = page_templates()
     environment.filters["jpeg"] = lambda picture: base64.b64encode(to_jpeg(picture, quality=QUALITY)).decode()
     return environment.get_template("report.html.j2").render({**EXTRAS, **page.words, **extras})
 

@@ -61,10 +61,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_tables(tmp_path: Path, monk
     one = [("ablation.budgets", ["small"]), ("ablation.seeds", [0]), ("ablation.grid", grid)]
     make_project(project, changes=[*LABELLED, *one])
     make_labels()
-    killed = start("killed")
-    wait_for(project, "killed/runs/small-sum-hq-0/work/finetune/*/*.safetensors")
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    with start("killed") as killed:
+        wait_for(project, "killed/runs/small-sum-hq-0/work/finetune/*/*.safetensors")
+        os.kill(killed.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while at_work(project):
         assert time.monotonic() < deadline, "a training outlived the command that started it"

@@ -18,7 +18,7 @@ from sum.models.checkpoint import load_segmenter
 from sum.models.deltas import load_delta
 from sum.stages import evaluate, finetune
 from tests.stages.label_world import WEIGHTS, contents, kill
-from tests.stages.tuning_world import OPTIM, make_labelled, settings
+from tests.stages.tuning_world import OPTIM, settings
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,21 +28,6 @@ pytestmark = [
 ]
 OUT = Path("data/models/small")
 CASES = [(arch, method) for arch in sorted(ARCHS) for method in ("sum", "vanilla", "human_only")]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template")
-    make_labelled(folder)
-    return folder
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    shutil.copytree(template, folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("arch", "method"), CASES)

@@ -26,27 +26,11 @@ from sum.stages import check_labels, finetune, pseudo_label, refine, uncertainty
 from sum.storage import sha256_file, write_json
 from sum.training_record import begin, skipped_items
 from tests.stages.label_world import WEIGHTS, contents, kill
-from tests.stages.tuning_world import OPTIM, make_labelled, settings
+from tests.stages.tuning_world import OPTIM, settings
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
 )
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos with pseudo-labels and maps, and one photo with a human mask."""
-    folder = tmp_path_factory.mktemp("template")
-    make_labelled(folder)
-    return folder
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    shutil.copytree(template, folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:

@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from sum import tracking
 from sum.stages import finetune
 from tests.stages.label_world import ROOT, WEIGHTS
-from tests.stages.test_finetune import settings, template
+from tests.stages.tuning_world import settings
 
-__all__ = ["template"]  # a fixture
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),

@@ -18,10 +18,8 @@ from sum.commands.plan import describe
 from sum.errors import ConfigError
 from sum.stages import finetune
 from tests.stages.label_world import ROOT, WEIGHTS, contents, kill
-from tests.stages.test_finetune import project, template
 from tests.stages.tuning_world import OPTIM, settings
 
-__all__ = ["project", "template"]  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 EMA = OPTIM | {"ema": 0.9, "steps": 4}
 
