@@ -30,7 +30,8 @@ FORMS = (
 URI = "sqlite:///mlflow.db"  # of MLflow, where nothing else is said: as in params.yaml
 CACHE = Path("work/weights")  # copies of weights that lie in MLflow or in a bucket
 SHIPPED = Path(__file__).parent / "models/weights"
-KNOWN = (Path("checkpoints"), CACHE, Path("data/models"))  # where the base of a delta is looked for, too
+MODELS = Path("data/models")  # where finetune writes those of the budgets
+KNOWN = (Path("checkpoints"), CACHE, MODELS)  # where the base of a delta is looked for, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,8 @@ def load(
     """The model that a word of FORMS names.
 
     base: the base weights of a delta, another such word; where it is not given it is looked for by fingerprint, in
-    `likely` first. Raises
-    CheckpointError for a word that names nothing, and for a file that is missing, cut, of another model or no weights;
-    TrackingError, StorageError.
+    `likely` first. Raises CheckpointError for a word that names nothing, and for a file that is missing, cut, of
+    another model or no weights; TrackingError, StorageError.
     """
     weights = _existing(word, uri=uri, cache=cache)
     if base_of(weights):
@@ -113,7 +113,9 @@ def _existing(word: str | Path, *, uri: str, cache: Path) -> Path:
     found = find(str(word), uri=uri, cache=cache)
     if found is None:
         what = "is a folder without weights" if Path(word).is_dir() else "names no weights"
-        raise CheckpointError(f"'{word}' {what}. Known: {FORMS}")
+        tuned = MODELS / word
+        hint = f" Did you mean '{tuned}'?" if tuned.is_dir() else ""
+        raise CheckpointError(f"'{word}' {what}.{hint} Known: {FORMS}")
     if not found.weights.is_file():
         raise CheckpointError(f"{found.weights}: no such weights file. Known: {FORMS}")
     return found.weights

@@ -16,7 +16,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sum.errors import ConfigError
+from sum.errors import ConfigError, DataError
 from sum.models.hq import HqSegmenter
 from sum.models.segmenter import Segmenter, unlearnt
 from sum.named_weights import CACHE, URI, load
@@ -105,6 +105,14 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
                 self._tell(told)
         return sam
 
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """As SamPredictor.set_image: an image `[H, W, 3]` uint8 in RGB or BGR.
+
+        Raises DataError for anything else: as floats or as one channel it would be answered, but as another image.
+        """
+        require_image(image)
+        super().set_image(image, image_format)
+
     def predict(
         self,
         point_coords: np.ndarray | None = None,
@@ -160,7 +168,7 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
 
         prompts: one an image, the keywords of `predict`, `task` too. images_per_batch: how many are encoded in one
         call, and held at a time; on a CPU one, which is as fast and gives the bits of one-by-one calls, elsewhere 4.
-        Raises ConfigError when there are not as many prompts as images.
+        Raises ConfigError when there are not as many prompts as images, DataError as `set_image`.
         """
         count = images_per_batch or (1 if self.device.type == "cpu" else TOGETHER)
         own = copy.copy(self)  # shares the model, not the image
@@ -183,6 +191,7 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
         """Embeddings `[B, C, h, w]` of images and the size of each in the model frame."""
         inputs, sizes = [], []
         for image in images:
+            require_image(image)
             if image_format not in ("RGB", "BGR"):
                 raise ConfigError(f"image_format: unknown '{image_format}'. Known: RGB, BGR.")
             right = image if image_format == self.model.image_format else image[..., ::-1]
@@ -202,6 +211,17 @@ class Predictor(SamPredictor):  # type: ignore[misc]  # segment_anything has no 
             yield
         finally:
             self.model = before
+
+
+def require_image(image: object) -> None:
+    """Raises DataError for what is no image `[H, W, 3]` uint8."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return
+    found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise DataError(
+        f"an image wants to be uint8 [H, W, 3], 0 to 255; got {found}. Of a file: "
+        "numpy.asarray(PIL.Image.open(path).convert('RGB'))"
+    )
 
 
 def _set_head(model: Segmenter, *, alone: bool) -> None:

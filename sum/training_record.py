@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,11 @@ def log_rows(
         record.offer()
 
     return send
+
+
+def tell_replaced(folder: Path, *, by: str) -> None:
+    """Name the MLflow run whose model lies in a folder that a run is to replace; there it can still be found."""
+    with suppress(OSError, ValueError, KeyError):  # whatever else lies there is nobody's model
+        before = str(json.loads((folder / "run.json").read_text())["run_id"])
+        if before != by:
+            log.info("%s: the model of MLflow run %s lay here, and is still in MLflow", folder, before)

@@ -64,6 +64,12 @@ def test_words_without_a_meaning(word: str) -> None:
         load(word)
 
 
+def test_the_name_of_a_budget_is_told_where_its_model_lies() -> None:
+    Path("data/models/large").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"'large' names no weights\. Did you mean 'data/models/large'\? Known:"):
+        load("large")
+
+
 def test_versions_and_runs_of_mlflow(tracking_uri: str) -> None:
     shutil.copy(TINY, "model.safetensors")
     with start_run(uri=tracking_uri, experiment="sum", name="large", params={}, tags={}) as run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from sum.errors import CheckpointError, ConfigError
+from sum.errors import CheckpointError, ConfigError, DataError
 from sum.models.checkpoint import fingerprint, load_segmenter, save_segmenter
 from sum.models.segmenter import TASKS, Segmenter
 from sum.predict import Predictor
@@ -228,6 +229,26 @@ def test_images_are_held_a_batch_at_a_time_and_a_missing_prompt_is_told(tuned: P
             list(ours.predict_images(photos(images), [CLICK] * prompts))
     with pytest.raises(ConfigError, match="unknown 'HSV'"):
         list(ours.predict_images(photos(1), [CLICK], image_format="HSV"))
+
+
+NO_IMAGE = {
+    "float64 [20, 30, 3]": np.zeros((20, 30, 3)),
+    "uint8 [20, 30]": np.zeros((20, 30), dtype=np.uint8),
+    "uint8 [20, 30, 4]": np.zeros((20, 30, 4), dtype=np.uint8),
+    "uint8 [3, 20, 30]": np.zeros((3, 20, 30), dtype=np.uint8),
+    "list": [[1, 2, 3]],
+}
+
+
+@pytest.mark.parametrize("found", list(NO_IMAGE))
+def test_what_is_no_image_is_told(ours: Predictor, found: str) -> None:
+    calls: list[Callable[[Any], object]] = [
+        ours.set_image,
+        lambda image: list(ours.predict_images([image], [CLICK])),
+    ]
+    for call in calls:
+        with pytest.raises(DataError, match=re.escape(f"uint8 [H, W, 3], 0 to 255; got {found}. Of a file:")):
+            call(NO_IMAGE[found])
 
 
 def test_what_is_loaded_is_told(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:

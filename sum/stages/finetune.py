@@ -51,7 +51,7 @@ from sum.stages.common import (
     unused_options,
 )
 from sum.storage import replace_folder, write_json
-from sum.training_record import begin, log_rows, skipped_items
+from sum.training_record import begin, log_rows, skipped_items, tell_replaced
 from sum.validation import Enough, Watch, hold_out
 
 log = logging.getLogger(__name__)
@@ -264,7 +264,9 @@ def publish(
             record.log_metrics({"held_out_iou": figure}, step=step)
     total = float(history["seconds"].sum())
     cost = {"seconds_this_session": seconds, "seconds": total, "peak_memory_mb": peak_memory()}
-    with replace_folder(home_of(reproduces).models / budget) as folder:
+    out = home_of(reproduces).models / budget
+    tell_replaced(out, by=record.id)
+    with replace_folder(out) as folder:
         weights = folder / WEIGHTS
         digest = save_both(folder, model, base=facts["base"], about=about)
         history.drop(columns=list(MACHINE), errors="ignore").to_csv(folder / "history.csv", index=False)

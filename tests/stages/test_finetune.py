@@ -90,9 +90,12 @@ def test_a_model_tuned_by_adapters_is_a_plain_one(
     project: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = settings(project, tracking_uri, arch="lora", lora={"rank": 2})
+    write_json(Path("data/models/small/run.json"), {"run_id": "of_before"})
     with caplog.at_level("INFO"):
         finetune.run(config, budget="small")
-    (table,) = [record.getMessage() for record in caplog.records if "small trains:" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records]
+    assert "data/models/small: the model of MLflow run of_before lay here, and is still in MLflow" in said
+    (table,) = [words for words in said if "small trains:" in words]
     assert "layer  5: learning rate x 1.0000, weight decay 0.1" in table  # tiny has four blocks; no decay by layer here
     base, model = load_file(WEIGHTS), load_segmenter("data/models/small/model.safetensors", backbone="tiny")
     changed = {name for name, value in model.sam.state_dict().items() if not torch.equal(value, base[name])}
