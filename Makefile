@@ -16,8 +16,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 INSTALLED := .venv/.installed
-# Two workers, a test file each: every test has one thread of its own.
-PARALLEL := --numprocesses 2 --dist loadfile
+# Two workers, a test file each, in the order of tests/conftest.py: every test has one thread of its own.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 BUDGET ?= large
 
 repro: $(INSTALLED)

@@ -86,7 +86,7 @@ def _autograd_threads() -> int:
     return count
 
 
-LONG = ("test_pipeline.py", "test_real_sam.py")  # ten minutes each: begun last, one worker would wait for the other
+LONG = ("test_pipeline.py", "test_real_sam.py", "test_planner.py")  # begun last, one worker would wait for the other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -78,7 +78,9 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=[pytest.mark.slow] if name == "stall" else []) for name in FAULTS]
+)
 def test_each_fault_is_got_over(proxy: FaultServer, fault: str) -> None:
     body = os.urandom(200_000)
     uri = put("a.jpg", body)
@@ -420,6 +422,7 @@ def test_a_member_whose_hash_nobody_knows_is_not_believed_until_it_came_twice(
     assert len(kept) == 2  # the listing is the other
 
 
+@pytest.mark.slow
 def test_a_member_that_never_comes_twice_the_same_is_an_error(proxy: FaultServer) -> None:
     [member] = list_members(put("one.tar", shard({"a.jpg": os.urandom(50_000)}))).members
     proxy.first("flip", 99)
@@ -527,6 +530,7 @@ def test_a_folder_exists_behind_a_thousand_objects_of_a_longer_name(proxy: Fault
     assert [exists(f"s3://photos/{name}") for name in names] == [True, True, True, False, False, True, True]
 
 
+@pytest.mark.slow
 def test_threads_may_share_the_cache(proxy: FaultServer) -> None:
     bodies = [os.urandom(1000) for _ in range(5)]
     for number, body in enumerate(bodies):

@@ -106,6 +106,7 @@ def test_a_lease_whose_answer_was_lost_is_known_as_ones_own(uri: str) -> None:
         assert mine
 
 
+@pytest.mark.slow
 def test_a_holder_whose_renewal_got_no_answer_keeps_the_lease(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write arrived and its answer did not: the next try meets the holder's own lease."""
     one, other = BucketClaims(uri, lease=LEASE), BucketClaims(uri, lease=LEASE)
@@ -200,7 +201,7 @@ def work(share: FolderShare | BucketShare, made: list[str]) -> None:
         (share.folder / name).write_text(name)
 
 
-@pytest.mark.parametrize("kind", ["folder", "bucket"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def test_several_workers_make_every_shard_once_and_all_see_all(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -52,6 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
     evaluation.main()
 
 
+@pytest.mark.slow
 def test_rows_need_their_checkout(monkeypatch, capsys, checkouts):
     run(monkeypatch)
     assert "clicks are skipped" in (told := capsys.readouterr().out)

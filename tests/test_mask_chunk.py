@@ -171,6 +171,7 @@ def loop_of(folder: Path, *, room: int, stop: int | None = None) -> Loop:
     return loop
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_turns_of_the_run_before(tmp_path: Path) -> None:
     straight = loop_of(tmp_path / "straight", room=2)
     with pytest.raises(KeyboardInterrupt):

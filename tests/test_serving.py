@@ -163,6 +163,7 @@ def assert_is_the_predictors(answers: list[dict[str, Any]], weights: Path) -> No
             assert np.array_equal(coco.decode(code).astype(bool), mask)
 
 
+@pytest.mark.slow
 def test_mlflow_loads_a_logged_model_and_predicts(tracking_uri: str, weights: Path, tmp_path: Path) -> None:
     import mlflow
 

@@ -146,6 +146,7 @@ def test_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch, build, images: i
     assert all(value.grad is not None for value in model.sam.parameters())
 
 
+@pytest.mark.slow
 @apart
 def test_a_teacher_and_a_contrastive_loss_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_decoder, "_autocast", lambda x: False)

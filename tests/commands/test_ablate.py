@@ -209,6 +209,7 @@ def test_a_second_one_in_the_folder_is_refused(children: Children, capsys) -> No
     assert not children.calls
 
 
+@pytest.mark.slow
 def test_mlflow_is_one_place_for_all_folders(template: Path, tracking_uri: str, tmp_path: Path, monkeypatch) -> None:
     from sum.tracking import connect
 

@@ -68,6 +68,7 @@ def test_add_and_remove_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dvc_project")
 def test_the_readme_s_sequence_can_be_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All three budgets of own.yaml use `mine`; its placeholder comes back."""

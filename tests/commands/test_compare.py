@@ -80,6 +80,7 @@ def test_two_models_are_evaluated_once_and_laid_side_by_side(
     assert main(["compare", "small", str(bench / "data/models/small/model.safetensors")]) == 2  # the same label twice
 
 
+@pytest.mark.slow
 def test_evaluations_of_the_pipeline_are_found_again(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Quiet:
         def log_evaluation(self, *_: object, **__: object) -> None:
@@ -222,6 +223,7 @@ def test_rounds_without_the_first_and_a_gate_that_wants_more(bench: Path) -> Non
     assert "the gate would say: refused" in (OUT / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_rounds_that_differ_are_refused_at_once_and_cut_by_force(
     bench: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_wrong_name_is_no_server_that_is_away(bench: Path, capsys: pytest.Capt
     assert "has no models:/sum/99" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_delta_is_compared_as_the_model_it_belongs_to(
     bench: Path, weights: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ def test_the_same_folder_differs_in_nothing(world: World, capsys: pytest.Capture
     assert {path.name for path in kept.iterdir()} == {"dvc.lock", "params.yaml", "record.json", "uncommitted.patch"}
 
 
+@pytest.mark.slow
 def test_what_may_matter_is_told_and_refuses_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +310,7 @@ def test_settings_of_another_version_name_the_commit(world: World) -> None:
         own_config(old, world.config)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_gives_way(world: World) -> None:
     page = read_page(world.uri, world.run_id)
     text = page.texts["params.yaml"].replace("device: cpu\n", "device: mps\n")
@@ -441,6 +443,7 @@ def test_a_stopped_reproduction_goes_on_in_its_mlflow_run_and_the_next_one_begin
     assert capsys.readouterr().out.count("identical: ") == 2
 
 
+@pytest.mark.slow
 def test_the_processes_of_the_run_are_started_whatever_the_variable_says(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

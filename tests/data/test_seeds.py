@@ -99,6 +99,7 @@ def test_equal_models_gain_nothing_for_certain() -> None:
     assert (table.loc[table["model"] == "same", ["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_seed", [0.0, 0.05])
 def test_intervals_of_three_seeds_keep_their_promise(of_seed: float) -> None:
     """Of 95 % intervals about 5 % miss, whether chance is in the images alone or mostly in the seeds."""

@@ -76,6 +76,7 @@ def test_what_is_out_of_date_is_told(project):
         out_of_date(["nonsense"], project=project)
 
 
+@pytest.mark.slow
 def test_a_hard_kill_of_the_parent_stops_the_stage(project):
     """kill -9 of the process that runs the stage: guard, DVC and the stage's command are gone within seconds."""
     (project / "out" / "check_labels").touch()

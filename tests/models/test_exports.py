@@ -53,8 +53,9 @@ def assert_answers_agree(stock: SamPredictor, ours: Predictor, *, task: str) -> 
     assert all(np.array_equal(a, b) for a, b in zip(want, found, strict=True))
 
 
-@pytest.mark.parametrize("task", list(TASKS))
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("suffix", "task"), [*((".safetensors", task) for task in TASKS), (".pth", "part"), (".pth", "unspecified")]
+)
 def test_a_stock_sam_of_the_file_is_the_predictor_of_the_task(tmp_path: Path, suffix: str, task: str) -> None:
     weights, file = tuned("tiny", tmp_path / "model.safetensors"), tmp_path / f"plain{suffix}"
     digest = export(load_segmenter(weights, backbone="tiny"), file, task=task)

@@ -284,6 +284,7 @@ assert "peft" in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": "."}, timeout=100)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_of_adapters_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     ends = []
     for name, stop in (("whole", None), ("stopped", 2)):

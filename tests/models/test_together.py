@@ -34,7 +34,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Blobs:
     return build_blobs()
 
 
-@pytest.mark.parametrize("together", [2, 4, 9])
+@pytest.mark.parametrize("together", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (4, 9))])
 @pytest.mark.parametrize("options", [{}, {"crop_n_layers": 1}, {"min_mask_region_area": 30, "min_area": 400}])
 def test_drawn_masks_are_the_same_to_the_last_bit(drawn: Blobs, together: int, options: dict[str, int]) -> None:
     settings = replace(EVERYTHING, points_per_batch=33, **options)
@@ -76,6 +76,7 @@ def test_trained_weights_find_the_same_masks_with_fewer_calls(monkeypatch: pytes
     assert max(abs(a.predicted_iou - b.predicted_iou) for a, b in pairs) < 1e-5
 
 
+@pytest.mark.slow
 def test_trained_weights_on_other_sizes_and_crops() -> None:
     """The decoder itself, photos of other shapes, one of them black, crops and batches that end within a view."""
     model = load_segmenter(PROJECT / "sum/models/weights/tiny.safetensors", backbone="tiny")

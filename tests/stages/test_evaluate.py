@@ -175,6 +175,7 @@ def check_mlflow(mlflow: FakeRun, summary: Mapping[str, Any]) -> None:
     assert digest == read_manifest(Path("data/manifest"), reader="test").select(split="test").fingerprint
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     project: Path, weights: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +282,7 @@ def test_every_first_prompt_through_the_stage(kind: str, project: Path, weights:
     assert 1 <= summary["overall"]["noc@80"]["mean"] <= 2  # of two rounds, a box being the first
 
 
+@pytest.mark.slow
 def test_random_first_clicks_hang_on_no_batch(project: Path, weights: tuple[Path, Path]) -> None:
     found = []
     for batch_masks in (1, 2, 64):
@@ -322,7 +324,7 @@ def test_the_command_line_sets_the_draw() -> None:
         load_config(["evaluate.prompt_seed=-1"], root=PARAMS.parent)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_workers_change_no_byte(workers: int, project: Path, weights: tuple[Path, Path]) -> None:
     with_refiner(weights)
     folder = evaluate.run(configured(weights), model="base")
@@ -344,6 +346,7 @@ def test_an_error_in_a_worker_is_the_stage_s(
     assert not OUT.exists()
 
 
+@pytest.mark.slow
 def test_unspecified_is_the_game_without_task_prompts(project: Path, weights: tuple[Path, Path]) -> None:
     """The same as the own game of weights whose task prompts were set to zero; of these it is the same game."""
     figures = ["iou", "boundary_iou", "predicted_iou", "click_x", "click_y", "click_label"]
@@ -411,6 +414,7 @@ def test_checks_are_asked_with_the_task_prompt_of_the_data_set(
     assert sorted(asked) == sorted([TASKS["part"], TASKS["entity"], TASKS["entity"]])
 
 
+@pytest.mark.slow
 def test_another_refinement_module_makes_other_maps(project: Path, weights: tuple[Path, Path]) -> None:
     """What was played with the module of before is not gone on with."""
     with_refiner(weights)

@@ -37,7 +37,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "data/models/small/model.safetensors")
 
 
-QUICK = {"sum", "human_only", "mask_refinement"}  # the others differ in options that tests/test_methods.py shows
+QUICK = {"sum"}  # the others differ in options that tests/test_methods.py shows
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ def test_maps_of_another_method_are_refused(project: Path, tracking_uri: str) ->
             finetune.run(config, budget="small")
 
 
+@pytest.mark.slow
 def test_a_model_tuned_by_adapters_is_a_plain_one(
     project: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,6 +209,7 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
         assert resumed[name] == straight[name], name
 
 
+@pytest.mark.slow
 def test_a_published_model_is_loaded_from_mlflow_with_what_its_card_says(
     project: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
@@ -240,6 +242,7 @@ def test_a_checkpoint_brings_its_metrics_to_mlflow(project: Path, tracking_uri: 
     assert curve(tracking_uri) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_curve_that_mlflow_missed_is_sent_by_the_next_run(
     project: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

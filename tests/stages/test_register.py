@@ -159,6 +159,7 @@ def test_a_worse_model_is_registered_and_told_why_it_is_refused(config):
     assert registry.at("sum-ft-small", alias="champion") is None
 
 
+@pytest.mark.slow
 def test_the_best_budget_is_champion_of_all(config, caplog):
     caplog.set_level("INFO")
     write_rows("base", figures(0.6, 0.5))
@@ -251,6 +252,7 @@ def test_the_table_is_flat_in_json_and_with_the_run(config, tmp_path):
     assert verdict == {key: value for key, value in found.items() if key != "table"}
 
 
+@pytest.mark.slow
 def test_an_override_crowns_against_the_gate_for_good_and_says_so(config, caplog):
     write_rows("base", figures(0.6, 0.5))
     write_rows("small", figures(0.9, 0.45))

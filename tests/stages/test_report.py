@@ -243,6 +243,7 @@ def test_links_within_the_page_lead_somewhere(built: Built) -> None:
     assert set(wanted) <= set(re.findall(r'id="([^"]*)"', built.page))
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(built: Built, project: Path) -> None:
     report.run(configured())
     first = {path.name: path.read_bytes() for path in (built.folder / "data/report").iterdir()}
@@ -263,6 +264,7 @@ def played(prompts: list[str]) -> None:
         write_json(path, json.loads(path.read_text()) | {"prompts": prompts})
 
 
+@pytest.mark.slow
 def test_box_first_is_said(project: Path) -> None:
     played(["box"])
     report.run(configured())

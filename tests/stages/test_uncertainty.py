@@ -148,6 +148,7 @@ def test_the_encoder_runs_once_an_image_and_only_where_there_is_something_to_ref
     assert len(calls) == 5
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bytes(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def test_an_unknown_method_is_answered_with_the_known_ones(project: Path) -> Non
         uncertainty.run(configure(project, uncertainty={"method": "refinment"}))
 
 
+@pytest.mark.slow
 def test_maps_made_while_labelling_are_the_stage_s_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the refiner at hand the labelling pass makes the maps, and the encoder runs once an image in all."""
     uncertainty.run(configure(project))
@@ -292,7 +294,7 @@ def test_maps_made_while_labelling_are_the_stage_s_own(project: Path, monkeypatc
     assert contents(OUT) == alone
 
 
-@pytest.mark.parametrize("stage", ["in passing", "alone"])
+@pytest.mark.parametrize("stage", [pytest.param("in passing", marks=pytest.mark.slow), "alone"])
 def test_masks_of_several_images_are_refined_together(
     project: Path, stage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
