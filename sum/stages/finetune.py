@@ -249,11 +249,10 @@ def publish(
     assert isinstance(model, Segmenter)
     history = pd.DataFrame(loop.history)
     about = {**facts, "steps": str(loop.step), "seed": str(config.seed)}
-    skipped = int(history["skipped"].sum())
     summary = {
         **facts,
         "steps": loop.step,
-        "steps_skipped": skipped,
+        "steps_skipped": int(history["skipped"].sum()),
         "trained": sum_parameters(model),
         "final": tail_means(history),
     }
