@@ -97,8 +97,21 @@ def _told(plans: Sequence[Plan], todo: Sequence[Plan], out: Path) -> str:
         state = STATES[plan.state] if plan in todo or plan.state == "done" else f"{STATES[plan.state]}, not asked for"
         lines.append(f"{plan.run.name}: {state}{': ' if plan.differences else ''}{in_short(plan.differences)}")
         lines += [f"  {' '.join(plan.call(command))}" for command in plan.commands if plan.state != "done"]
-    count = len([plan for plan in todo if plan.state != "done"])
-    return "\n".join([*lines, f"{count} of {len(plans)} runs to make in {out}", ""])
+    waiting = [plan for plan in todo if plan.state != "done"]
+    lines.append(f"{len(waiting)} of {len(plans)} runs to make in {out}{_time(plans, waiting)}")
+    return "\n".join([*lines, ""])
+
+
+def _time(plans: Sequence[Plan], waiting: Sequence[Plan]) -> str:
+    """How long the waiting runs will take by those that are done, or what says so before any is."""
+    done = [sum(plan.times.values()) for plan in plans if plan.state == "done" and plan.run.row is not None]
+    if not waiting:
+        return ""
+    if not done:
+        return "; `python -m sum plan` with the words of `finetune` says how long a training takes"
+    mean = sum(done) / len(done)
+    whole = f"{mean / 60:.1f} min each of the {len(done)} that are done"
+    return f"; {whole}, so about {mean * len(waiting) / 3600:.1f} h one after another"
 
 
 def _made(config: Config, plans: Sequence[Plan], todo: Sequence[Plan], *, jobs: int | None, out: Path) -> str:

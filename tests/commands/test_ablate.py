@@ -240,7 +240,21 @@ def test_a_dry_run_writes_nothing(children: Children, capsys) -> None:
         "  finetune small tracking.experiment=sum-ablation finetune.method=vanilla finetune.arch=full seed=1\n" in told
     )
     assert "3 of 5 runs to make" in told
+    assert "`python -m sum plan` with the words of `finetune` says how long" in told
     assert not Path("work").exists()
+
+
+def test_a_dry_run_tells_the_time_by_runs_that_are_done(children: Children, capsys) -> None:
+    assert main([*CALL, "--only", "human_only"]) == 0
+    for seed, seconds in enumerate((3600, 7200)):
+        done = Path(f"work/ablation/runs/small-human_only-full-{seed}/done.json")
+        done.write_text(json.dumps({"finetune": seconds, "evaluate": 60}))
+    capsys.readouterr()
+    assert main([*CALL, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "; 91.0 min each of the 2 that are done, so about 3.0 h one after another\n" in told
+    assert main([*CALL, "--only", "human_only", "--dry-run"]) == 0
+    assert " h one after another" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
