@@ -273,23 +273,21 @@ def test_memory_on_a_gpu_is_predicted_within_15_percent() -> None:
     assert predicted == pytest.approx(torch.cuda.max_memory_allocated(device), rel=0.15)
 
 
+PLANS = {
+    "finetune.rounds.rounds=2": "tiny at 128 px, method sum, trains full, 6 images x 4 masks a step, 2 rounds",
+    "finetune.arch=hq": "trains hq, 6 images x 4 masks a step, one-shot prompts, losses",
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("word", list(PLANS))
 @apart
-def test_the_plan_of_this_project_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--no-time", "device=cpu", "finetune.rounds.rounds=2"]) == 0
+def test_the_plan_of_this_project_says_what_fits(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--no-time", "device=cpu", word]) == 0
     said = capsys.readouterr().out
-    assert "finetune: tiny at 128 px, method sum, trains full, 6 images x 4 masks a step, 2 rounds" in said
+    assert PLANS[word] in said
     assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
     assert "time:" not in said
-
-
-@pytest.mark.slow
-@apart
-def test_one_shot_prompts_are_planned_as_one_round(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--no-time", "device=cpu", "finetune.arch=hq"]) == 0
-    said = capsys.readouterr().out
-    assert "trains hq, 6 images x 4 masks a step, one-shot prompts, losses" in said
-    assert re.search(r"memory: \d\.\d\d GB at the peak, fits", said)
 
 
 def test_proposals_of_other_archs_are_those_that_can_help() -> None:

@@ -25,8 +25,8 @@ from sum.registry import Registry, download
 from sum.stages import check_labels, finetune, pseudo_label, refine, uncertainty
 from sum.storage import sha256_file, write_json
 from sum.training_record import begin, skipped_items
-from tests.stages.label_world import WEIGHTS, contents, kill
-from tests.stages.tuning_world import OPTIM, settings
+from tests.stages.label_world import WEIGHTS, kill
+from tests.stages.tuning_world import OPTIM, as_if_uninterrupted, settings
 
 pytestmark = pytest.mark.filterwarnings(  # of great_expectations' own imports
     "ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning"
@@ -200,13 +200,7 @@ def test_a_killed_training_goes_on_in_the_same_mlflow_run_to_the_same_weights(
     finetune.run(settings(project, tracking_uri, **options, **pace), budget="small")
     run = json.loads(Path("data/models/small/run.json").read_text())
     assert run["run_id"] == json.loads(note.read_text())["run_id"]
-    resumed = contents(Path("data/models/small"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(whole)
-        finetune.run(config, budget="small")
-        straight = contents(Path("data/models/small"))
-    for name in ("model.safetensors", "history.csv", "summary.json", "model.json"):
-        assert resumed[name] == straight[name], name
+    as_if_uninterrupted(whole, config)
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from sum.commands.plan import describe
 from sum.errors import ConfigError
 from sum.stages import finetune
-from tests.stages.label_world import ROOT, WEIGHTS, contents, kill
-from tests.stages.tuning_world import OPTIM, settings
+from tests.stages.label_world import ROOT, WEIGHTS, kill
+from tests.stages.tuning_world import OPTIM, as_if_uninterrupted, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_(constants|parse)' is deprecated:DeprecationWarning")
 EMA = OPTIM | {"ema": 0.9, "steps": 4}
@@ -52,13 +52,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     if method == "u2pl":
         assert state["more.bank.count"].sum() > 0
     finetune.run(config, budget="small")
-    resumed = contents(Path("data/models/small"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(whole)
-        finetune.run(config, budget="small")
-        straight = contents(Path("data/models/small"))
-    for name in ("model.safetensors", "history.csv", "summary.json", "model.json"):
-        assert resumed[name] == straight[name], name
+    resumed = as_if_uninterrupted(whole, config)
     history = pd.read_csv(Path("data/models/small/history.csv"))
     column = "loss_consistency" if method == "augseg" else "loss_contrast"
     assert (history[column] > 0).any()

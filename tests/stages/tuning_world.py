@@ -12,10 +12,10 @@ from sum.data.records import ImageRecord, MaskRecord, encode_mask, read_manifest
 from sum.models.checkpoint import load_segmenter
 from sum.models.refiner import Refiner, save_refiner
 from sum.settings import Config
-from sum.stages import check_labels, pseudo_label, uncertainty
+from sum.stages import check_labels, finetune, pseudo_label, uncertainty
 from sum.stages.common import REFINER
 from sum.storage import sha256_file
-from tests.stages.label_world import WEIGHTS, configure, make_project
+from tests.stages.label_world import WEIGHTS, configure, contents, make_project
 
 BUDGETS = {"small": {"human": ["h"], "unlabelled": ["u"]}}
 DATASETS = {
@@ -59,6 +59,19 @@ def make_labelled(folder: Path) -> None:
         pseudo_label.run(config)
         uncertainty.run(config)
         check_labels.run(config)
+
+
+def as_if_uninterrupted(whole: Path, config: Config) -> dict[str, bytes]:
+    """The files of the model here, once they are those of a training in `whole` that nothing interrupted."""
+    out = Path("data/models/small")
+    resumed = contents(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(whole)
+        finetune.run(config, budget="small")
+        straight = contents(out)
+    for name in ("model.safetensors", "delta.safetensors", "history.csv", "summary.json", "model.json"):
+        assert resumed[name] == straight[name], name
+    return resumed
 
 
 def make_refiners() -> None:
