@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # until all is collected: what is imported stays, and to look for garbage in it takes seconds
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests are small, threads only fight over two cores
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["DO_NOT_TRACK"] = "true"
@@ -87,6 +89,12 @@ def _autograd_threads() -> int:
 
 
 LONG = ("test_pipeline.py", "test_real_sam.py", "test_planner.py")  # begun last, one worker would wait for the other
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is never looked at again by the garbage collector, which tests have as everybody has it."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

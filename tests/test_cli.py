@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -209,6 +210,29 @@ def test_an_unexpected_error_keeps_its_traceback(fake):
     fake.error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         main(["ingest"])
+
+
+def test_a_module_is_imported_without_the_garbage_collector_which_is_there_again(monkeypatch) -> None:
+    enabled = list[bool]()
+
+    def import_module(name: str) -> None:
+        enabled.append(gc.isenabled())
+        if name == "no.such":
+            raise ImportError(name)
+
+    monkeypatch.setattr(cli.importlib, "import_module", import_module)
+    cli._module("sum.stages.ingest")
+    assert gc.isenabled()
+    with pytest.raises(ImportError):
+        cli._module("no.such")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        cli._module("sum.stages.ingest")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert enabled == [False] * 3
 
 
 def test_no_tool_phones_home(fake, monkeypatch):
