@@ -114,7 +114,7 @@ def _existing(word: str | Path, *, uri: str, cache: Path) -> Path:
     if found is None:
         what = "is a folder without weights" if Path(word).is_dir() else "names no weights"
         tuned = MODELS / word
-        hint = f" Did you mean '{tuned}'?" if tuned.is_dir() else ""
+        hint = f" Did you mean '{tuned}'?" if tuned in MODELS.glob("*") else ""
         raise CheckpointError(f"'{word}' {what}.{hint} Known: {FORMS}")
     if not found.weights.is_file():
         raise CheckpointError(f"{found.weights}: no such weights file. Known: {FORMS}")

@@ -102,8 +102,8 @@ def log_rows(
 
 
 def tell_replaced(folder: Path, *, by: str) -> None:
-    """Name the MLflow run whose model lies in a folder that a run is to replace; there it can still be found."""
-    with suppress(OSError, ValueError, KeyError):  # whatever else lies there is nobody's model
-        before = str(json.loads((folder / "run.json").read_text())["run_id"])
+    """Name the MLflow run whose model lies in a folder that a run is to replace: there it is to be looked for."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # whatever else lies there is nobody's model
+        before = str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["run_id"])
         if before != by:
-            log.info("%s: the model of MLflow run %s lay here, and is still in MLflow", folder, before)
+            log.info("%s: replaces the model of MLflow run %s", folder, before)

@@ -68,6 +68,9 @@ def test_the_name_of_a_budget_is_told_where_its_model_lies() -> None:
     Path("data/models/large").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"'large' names no weights\. Did you mean 'data/models/large'\? Known:"):
         load("large")
+    for word in ("", ".", str(Path.cwd() / "data")):  # a folder of its own is no hint
+        with pytest.raises(CheckpointError, match=r"is a folder without weights\. Known:"):
+            load(word)
 
 
 def test_versions_and_runs_of_mlflow(tracking_uri: str) -> None:

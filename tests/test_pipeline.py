@@ -124,6 +124,7 @@ def test_kill_9_then_repro_goes_on_and_gives_the_same(small, stage, out, left):
         ("demo", "data/raw/demo", 0.7),
         ("ingest", "data/manifest", 0.9),
         ("validate", "data/validation/report.json", 0.9),
+        ("check_labels", "data/checks/labels.json", 0.9),
         ("check_evaluation@small", "data/checks/evaluation/small.json", 0.95),
         ("register@small", "data/registry/small.json", 0.7),
         ("register@small", "data/registry/small.json", 0.95),

@@ -1,4 +1,4 @@
-"""Templates of the HTML pages: one file each beside this one, rendered to a page that needs no network."""
+"""Templates of the HTML pages, a file each in the folder `page`; what they make needs no network."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from sum.models.segmenter import TASKS
 from sum.registry import Registry, download
 from sum.stages import check_labels, finetune, pseudo_label, refine, uncertainty
 from sum.storage import sha256_file, write_json
-from sum.training_record import begin, skipped_items
+from sum.training_record import begin, skipped_items, tell_replaced
 from tests.stages.label_world import WEIGHTS, kill
 from tests.stages.tuning_world import OPTIM, as_if_uninterrupted, settings
 
@@ -95,7 +95,7 @@ def test_a_model_tuned_by_adapters_is_a_plain_one(
     with caplog.at_level("INFO"):
         finetune.run(config, budget="small")
     said = [record.getMessage() for record in caplog.records]
-    assert "data/models/small: the model of MLflow run of_before lay here, and is still in MLflow" in said
+    assert "data/models/small: replaces the model of MLflow run of_before" in said
     (table,) = [words for words in said if "small trains:" in words]
     assert "layer  5: learning rate x 1.0000, weight decay 0.1" in table  # tiny has four blocks; no decay by layer here
     base, model = load_file(WEIGHTS), load_segmenter("data/models/small/model.safetensors", backbone="tiny")
@@ -290,6 +290,17 @@ def test_the_run_tells_the_terms_of_its_licences_and_what_was_skipped(
     assert found.tags["licences"] == "CC-BY-NC-4.0; MIT"
     assert found.tags["skipped"] == words  # of the sets of this budget
     assert found.metrics["skipped_items"] == count
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"run_id": "own"}', "no JSON", "\udcff", None])
+def test_nothing_is_said_of_a_folder_that_holds_no_other_run(
+    text: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    with caplog.at_level("INFO"):
+        tell_replaced(tmp_path, by="own")
+    assert not caplog.records
 
 
 def test_labels_that_failed_their_check_are_not_learnt_from(project: Path, tracking_uri: str) -> None:
